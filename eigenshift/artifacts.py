@@ -1,0 +1,382 @@
+"""Artifacts: immutable results in the store, each described by a manifest written last.
+
+    artifacts/<kind>/<fingerprint>/<attempt>-<file>
+    artifacts/<kind>/<fingerprint>/manifest.json     present means complete
+
+The manifests *are* the cache: a stage whose complete artifact exists and passes its check does no
+work (docs/decisions/0002-cache-keys.md). Stages meet only through what is written here. Holds no
+numerics and no table schemas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from eigenshift import __version__
+from eigenshift.errors import ArtifactError
+from eigenshift.storage import Store, digest_file
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_NAME = "manifest.json"
+RECORDED_PACKAGES = ("torch", "transformers", "pyarrow", "duckdb", "detoxify", "prefect", "numpy")
+
+
+class ArtifactReference(BaseModel):
+    """Names one artifact; what tasks pass to each other instead of data."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        """Path of the artifact inside the store."""
+        return f"artifacts/{self.kind}/{self.fingerprint}"
+
+
+class FileReference(ArtifactReference):
+    """Names one file of an artifact. A stage that reads only it depends only on its content."""
+
+    file: str
+    sha256: str
+
+
+class InputRecord(BaseModel):
+    """One input in a manifest. `identity` is what enters the fingerprint of the reader."""
+
+    kind: str
+    fingerprint: str
+    file: str | None = None
+    identity: str
+
+
+class FileRecord(BaseModel):
+    """One file in a manifest."""
+
+    name: str
+    stored_as: str
+    bytes: int
+    rows: int | None
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an artifact holds and what it was made from."""
+
+    kind: str
+    fingerprint: str
+    step_version: int
+    settings: dict[str, Any]
+    inputs: list[InputRecord]
+    files: list[FileRecord]
+    facts: dict[str, Any]
+    versions: dict[str, str]
+    created_at: str
+    elapsed_seconds: float
+
+    @property
+    def rows(self) -> int:
+        """Rows over all its tables."""
+        return sum(file.rows or 0 for file in self.files)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes over all its files."""
+        return sum(file.bytes for file in self.files)
+
+
+class Workspace:
+    """A local folder in which a stage writes the files of one artifact."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts: dict[str, Any] = {}
+
+    def path(self, name: str) -> Path:
+        """Where a file of this artifact is to be written."""
+        return self.folder / name
+
+    def write_table(self, name: str, table: pa.Table, schema: pa.Schema) -> None:
+        """Write a Parquet file; the table must fit the schema exactly."""
+        pq.write_table(table.cast(schema), self.path(name), compression="zstd")
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+        """Write dictionaries as a Parquet file."""
+        self.write_table(name, pa.Table.from_pylist(list(rows), schema=schema), schema)
+
+    def write_json(self, name: str, document: Any) -> None:
+        """Write a JSON file with sorted keys."""
+        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        self.path(name).write_text(text + "\n", encoding="utf-8")
+
+
+class Artifact:
+    """A complete artifact, opened for reading."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store = store
+        self.manifest = manifest
+
+    @property
+    def reference(self) -> ArtifactReference:
+        """The reference other stages pass around."""
+        return ArtifactReference(kind=self.manifest.kind, fingerprint=self.manifest.fingerprint)
+
+    @property
+    def file_names(self) -> list[str]:
+        """Names of its files, in the order written."""
+        return [file.name for file in self.manifest.files]
+
+    def refer_to_file(self, name: str) -> FileReference:
+        """Reference to one of its files."""
+        return FileReference(
+            **self.reference.model_dump(), file=name, sha256=self._record(name).sha256
+        )
+
+    def refer_to_files(self, prefix: str) -> list[FileReference]:
+        """References to its files whose names begin with `prefix`."""
+        return [self.refer_to_file(name) for name in self.file_names if name.startswith(prefix)]
+
+    def fetch(self, name: str) -> Path:
+        """Return a local path with the file's content."""
+        record = self._record(name)
+        return self._store.fetch(f"{self.reference.folder}/{record.stored_as}", record.sha256)
+
+    def read_table(self, name: str) -> pa.Table:
+        """Read one Parquet file whole."""
+        return pq.read_table(self.fetch(name))
+
+    def read_tables(self, prefix: str) -> pa.Table:
+        """Read the Parquet files whose names begin with `prefix`, one after the other."""
+        return pa.concat_tables(
+            self.read_table(name) for name in self.file_names if name.startswith(prefix)
+        )
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file."""
+        return json.loads(self.fetch(name).read_text(encoding="utf-8"))
+
+    def _record(self, name: str) -> FileRecord:
+        for file in self.manifest.files:
+            if file.name == name:
+                return file
+        raise ArtifactError(
+            f"{self.reference.folder}: expected a file {name!r}, found "
+            f"{', '.join(self.file_names)}. The artifact was made by another version; raise the "
+            "step version of the stage that writes it."
+        )
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one task of a stage hands back: a reference and how it came about."""
+
+    reference: ArtifactReference
+    was_cached: bool
+    elapsed_seconds: float
+    rows: int
+
+
+class ArtifactStore:
+    """Artifacts under one root URL."""
+
+    def __init__(self, root: str) -> None:
+        self.store = Store(root)
+
+    def open(self, reference: ArtifactReference) -> Artifact:
+        """Open a complete artifact.
+
+        Raises:
+            ArtifactError: It has no readable manifest.
+        """
+        path = f"{reference.folder}/{MANIFEST_NAME}"
+        data = self.store.read_bytes(path)
+        try:
+            return Artifact(self.store, Manifest.model_validate_json(data))
+        except ValidationError as error:
+            raise ArtifactError(
+                f"{self.store.uri(path)}: expected a manifest, found {len(data)} bytes that are "
+                "not one. The object was damaged. Start the same command again; only this shard "
+                "is redone."
+            ) from error
+
+    def read_table(self, reference: FileReference) -> pa.Table:
+        """Read the one file a reference names."""
+        return self.open(reference).read_table(reference.file)
+
+    def find(self, reference: ArtifactReference) -> Artifact | None:
+        """Return the artifact if it is complete and undamaged, else None.
+
+        A manifest whose files are missing or differ is reported in the log: its stage will be
+        done again.
+        """
+        if not self.store.exists(f"{reference.folder}/{MANIFEST_NAME}"):
+            return None
+        try:
+            artifact = self.open(reference)
+        except ArtifactError as error:
+            logger.warning("artifact damaged: %s", error)
+            return None
+        problems = self.check(artifact)
+        for problem in problems:
+            logger.warning("artifact damaged: %s", problem)
+        return None if problems else artifact
+
+    def check(self, artifact: Artifact, *, read_content: bool | None = None) -> list[str]:
+        """Return what is wrong with an artifact's files, nothing if all is well.
+
+        Args:
+            artifact: An opened artifact.
+            read_content: Digest every byte. By default only where the store is local; a remote
+                file is compared by size here and by digest when it is read.
+        """
+        read_content = self.store.is_local if read_content is None else read_content
+        problems = []
+        for file in artifact.manifest.files:
+            path = f"{artifact.reference.folder}/{file.stored_as}"
+            found_bytes = self.store.measure_bytes(path)
+            if found_bytes is None:
+                problems.append(f"{path}: expected {file.bytes} bytes, found no file")
+            elif found_bytes != file.bytes:
+                problems.append(f"{path}: expected {file.bytes} bytes, found {found_bytes}")
+            elif read_content and self.store.digest(path) != file.sha256:
+                problems.append(f"{path}: expected sha256 {file.sha256[:12]}, found another")
+        return problems
+
+    def produce(
+        self,
+        kind: str,
+        *,
+        step_version: int,
+        settings: Mapping[str, Any],
+        inputs: Sequence[ArtifactReference],
+        work: Callable[[Workspace], None],
+    ) -> StageResult:
+        """Return the artifact of this work, doing the work only if it is not there yet.
+
+        Args:
+            kind: Kind of artifact, e.g. "activations".
+            step_version: Raised by hand when the code would give another result.
+            settings: Exactly the settings the work reads: pydantic models or plain values.
+            inputs: The artifacts or files the work reads.
+            work: Writes the files into a workspace. Nothing is visible unless it returns.
+        """
+        started = time.perf_counter()
+        settings_document = {name: _to_json(value) for name, value in settings.items()}
+        records = [_record_input(reference) for reference in inputs]
+        fingerprint = compute_fingerprint(kind, step_version, settings_document, records)
+        reference = ArtifactReference(kind=kind, fingerprint=fingerprint)
+        found = self.find(reference)
+        if found is not None:
+            elapsed = time.perf_counter() - started
+            return StageResult(reference, True, elapsed, found.manifest.rows)
+        folder = self.store.make_workspace()
+        try:
+            workspace = Workspace(folder)
+            work(workspace)
+            manifest = Manifest(
+                kind=kind,
+                fingerprint=fingerprint,
+                step_version=step_version,
+                settings=settings_document,
+                inputs=records,
+                files=self._publish_files(workspace, reference),
+                facts=workspace.facts,
+                versions=describe_versions(),
+                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                elapsed_seconds=round(time.perf_counter() - started, 4),
+            )
+            data = manifest.model_dump_json(indent=2).encode()
+            self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", data)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return StageResult(reference, False, time.perf_counter() - started, manifest.rows)
+
+    def _publish_files(
+        self, workspace: Workspace, reference: ArtifactReference
+    ) -> list[FileRecord]:
+        attempt = uuid.uuid4().hex[:12]
+        records = []
+        for path in sorted(workspace.folder.iterdir()):
+            rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+            record = FileRecord(
+                name=path.name,
+                stored_as=f"{attempt}-{path.name}",
+                bytes=path.stat().st_size,
+                rows=rows,
+                sha256=digest_file(str(path)),
+            )
+            self.store.publish_file(path, f"{reference.folder}/{record.stored_as}")
+            records.append(record)
+        return records
+
+    def list_manifests(self) -> list[Manifest]:
+        """Every readable manifest in the store; unreadable ones are `verify`'s to report."""
+        manifests = []
+        for path in self.store.list_paths("artifacts"):
+            if path.endswith(f"/{MANIFEST_NAME}"):
+                try:
+                    manifests.append(Manifest.model_validate_json(self.store.read_bytes(path)))
+                except (ValidationError, ArtifactError) as error:
+                    logger.warning("%s: not a manifest (%s)", path, type(error).__name__)
+        return manifests
+
+
+def compute_fingerprint(
+    kind: str, step_version: int, settings: Mapping[str, Any], inputs: Sequence[InputRecord]
+) -> str:
+    """sha256 over kind, step version, settings read and identities of the inputs (40 hex digits).
+
+    Keys are sorted and floats written as Python does, so equal settings give equal digests in
+    every process.
+    """
+    document = [kind, step_version, settings, [[item.kind, item.identity] for item in inputs]]
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@lru_cache(maxsize=1)
+def describe_versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that shape results."""
+    versions = {"eigenshift": __version__, "python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _record_input(reference: ArtifactReference) -> InputRecord:
+    if isinstance(reference, FileReference):
+        return InputRecord(
+            kind=reference.kind,
+            fingerprint=reference.fingerprint,
+            file=reference.file,
+            identity=reference.sha256,
+        )
+    return InputRecord(
+        kind=reference.kind, fingerprint=reference.fingerprint, identity=reference.fingerprint
+    )
+
+
+def _to_json(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value

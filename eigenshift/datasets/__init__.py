@@ -1,0 +1,1 @@
+"""Files in their original schemas -> one common record (`schemas.SAMPLES`)."""

@@ -1,0 +1,52 @@
+"""Every exception EigenShift raises on purpose.
+
+Each message follows one template: `<thing and place>: expected <x>, found <y>. <likely cause>.
+<command or setting that fixes it>.` Messages carry row ids and paths, never sample text.
+"""
+
+from __future__ import annotations
+
+
+class EigenShiftError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class SettingsError(EigenShiftError):
+    """A setting, preset or command-line value cannot be used (exit code 2)."""
+
+
+class DatasetError(EigenShiftError):
+    """A source file cannot be read, or nothing in it is usable (exit code 2)."""
+
+
+class ModelError(EigenShiftError):
+    """A language model cannot be loaded, or its head is not supported (exit code 2)."""
+
+
+class ScorerError(EigenShiftError):
+    """A toxicity classifier cannot be loaded or trusted (exit code 2)."""
+
+
+class ArtifactError(EigenShiftError):
+    """An artifact or manifest is missing, damaged or of another version."""
+
+
+class ComponentError(EigenShiftError):
+    """Components cannot be scored, selected or patched as asked."""
+
+
+class EvaluationError(EigenShiftError):
+    """A comparison cannot be made from the evidence at hand."""
+
+
+class AuditError(EigenShiftError):
+    """An audit query was refused or failed."""
+
+
+INPUT_ERRORS: tuple[type[EigenShiftError], ...] = (
+    SettingsError,
+    DatasetError,
+    ModelError,
+    ScorerError,
+)
+"""Errors caused by what the user gave us: the command line exits with 2."""

@@ -1,0 +1,230 @@
+"""Arrow schema of every table in the store: column, type, unit and meaning.
+
+A stage that writes a table casts it to the schema here; the audit views read the same names.
+Each field's metadata carries its description, so the meaning travels inside the Parquet file.
+Activations have one column per site and pooling, so their schema is made by a function.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+
+def describe_column(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
+    """Return a field that carries its meaning."""
+    return pa.field(name, type_, metadata={"meaning": meaning})
+
+
+SAMPLES = pa.schema(
+    [
+        describe_column("sample_id", pa.string(), "Stable id: dataset and a digest of the text"),
+        describe_column("dataset", pa.string(), "Name of the source in the settings"),
+        describe_column("role", pa.string(), "labelled, prompts or neutral"),
+        describe_column("split", pa.string(), "Split named in the settings"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("is_toxic", pa.bool_(), "Label; null where the source has none"),
+        describe_column("toxicity", pa.float64(), "Score 0 to 1 where the source gives one"),
+        describe_column("text", pa.string(), "The text, or the prompt; may be offensive"),
+        describe_column("source_uri", pa.string(), "File the row came from"),
+        describe_column("source_row", pa.int64(), "Record number in that file, 1 = first"),
+        describe_column("attributes", pa.string(), "JSON: all other columns of the row, whole"),
+    ]
+)
+
+REJECTED_ROWS = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Name of the source in the settings"),
+        describe_column("source_uri", pa.string(), "File the row came from"),
+        describe_column("source_row", pa.int64(), "Record number in that file, 1 = first"),
+        describe_column("reason", pa.string(), "Short code, e.g. empty_text"),
+        describe_column("detail", pa.string(), "What was expected and found; never the text"),
+    ]
+)
+
+SOURCE_FILES = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Name of the source in the settings"),
+        describe_column("source_uri", pa.string(), "File that was read"),
+        describe_column("sha256", pa.string(), "Digest of the file's bytes"),
+        describe_column("bytes", pa.int64(), "Size of the file"),
+        describe_column("rows_read", pa.int64(), "Records read = samples + rejected_rows"),
+    ]
+)
+
+
+def activations_schema(widths: dict[str, int], precision: str) -> pa.Schema:
+    """Schema of an activations shard: one row per (layer, sample).
+
+    Args:
+        widths: Column name (site and pooling) -> number of units, in column order.
+        precision: "float16" or "float32".
+    """
+    value = pa.float16() if precision == "float16" else pa.float32()
+    return pa.schema(
+        [
+            describe_column("sample_id", pa.string(), "Sample the activations belong to"),
+            describe_column("layer", pa.int16(), "0 = first layer"),
+            describe_column("n_tokens", pa.int32(), "Real tokens pooled over"),
+            *(
+                describe_column(name, pa.list_(value, width), "Pooled activation per unit")
+                for name, width in widths.items()
+            ),
+        ]
+    )
+
+
+NEURONS = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+        describe_column("language", pa.string(), "Language of the samples, or 'all'"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        describe_column("neuron_index", pa.int32(), "Unit within the site"),
+        describe_column("auroc", pa.float64(), "Exact, ties averaged; null with one class"),
+        describe_column("average_precision", pa.float64(), "Exact; null without toxic samples"),
+        describe_column("mean_toxic", pa.float64(), "Mean over toxic samples"),
+        describe_column("mean_nontoxic", pa.float64(), "Mean over non-toxic samples"),
+        describe_column("variance_toxic", pa.float64(), "Sample variance over toxic samples"),
+        describe_column("variance_nontoxic", pa.float64(), "Sample variance, non-toxic samples"),
+        describe_column("cohens_d", pa.float64(), "Difference of means / pooled sd"),
+        describe_column("n_toxic", pa.int64(), "Toxic samples with a finite value"),
+        describe_column("n_nontoxic", pa.int64(), "Non-toxic samples with a finite value"),
+        describe_column("n_nonfinite", pa.int64(), "Samples left out: NaN or infinite"),
+        describe_column("reason", pa.string(), "Why a statistic is null, else null"),
+    ]
+)
+
+LAYERS = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        describe_column("probe_auroc", pa.float64(), "Cross-validated AUROC of a ridge probe"),
+        describe_column("probe_auroc_low", pa.float64(), "Lower end of its interval (DeLong)"),
+        describe_column("probe_auroc_high", pa.float64(), "Upper end of its interval (DeLong)"),
+        describe_column(
+            "probe_accuracy", pa.float64(), "Held-out accuracy at the probe's own zero"
+        ),
+        describe_column("probe_f1", pa.float64(), "Held-out F1 of the toxic class"),
+        describe_column(
+            "best_neuron_auroc", pa.float64(), "Held-out AUROC of the unit chosen on training folds"
+        ),
+        describe_column("mean_neuron_auroc", pa.float64(), "Mean over units of max(a, 1 - a)"),
+        describe_column("share_above_055", pa.float64(), "Share of units with max(a, 1-a) > 0.55"),
+        describe_column("share_above_060", pa.float64(), "Share of units with max(a, 1-a) > 0.60"),
+        describe_column("n_toxic", pa.int64(), "Toxic samples"),
+        describe_column("n_nontoxic", pa.int64(), "Non-toxic samples"),
+        describe_column("n_folds", pa.int32(), "Folds of the cross-validation"),
+        describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
+PROMPTS = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("part", pa.string(), "selection or evaluation"),
+        describe_column("dataset", pa.string(), "Dataset the prompt came from"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("toxicity", pa.float64(), "Toxicity of the prompt where known, 0 to 1"),
+        describe_column("prompt", pa.string(), "The prompt; may be offensive"),
+    ]
+)
+
+CONTINUATIONS = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("language", pa.string(), "Language code of the prompt"),
+        describe_column("prompt", pa.string(), "The prompt; may be offensive"),
+        describe_column("continuation", pa.string(), "The generated text; may be offensive"),
+        describe_column("prompt_token_ids", pa.list_(pa.int32()), "What the model was given"),
+        describe_column("token_ids", pa.list_(pa.int32()), "What the model generated"),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("scorer", pa.string(), "Name of the classifier"),
+        describe_column("toxicity_probability", pa.float64(), "0 to 1; null where unscored"),
+        describe_column("status", pa.string(), "scored or unscored"),
+        describe_column("reason", pa.string(), "Why it could not be scored, else null"),
+    ]
+)
+
+TOXIC_POSITIONS = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("step", pa.int32(), "Index in the continuation of the word's first token"),
+        describe_column("attribution", pa.float64(), "Fall of the toxicity when it is removed"),
+    ]
+)
+
+HEAD_STATES = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("step", pa.int32(), "Index of the token about to be generated"),
+        describe_column("language", pa.string(), "Language code of the prompt"),
+        describe_column("is_toxic", pa.bool_(), "The token begins a toxic word"),
+        describe_column("token_id", pa.int32(), "The token that was generated"),
+        describe_column("state", pa.list_(pa.float32()), "What entered the head, (hidden,)"),
+    ]
+)
+
+COMPONENTS = pa.schema(
+    [
+        describe_column("component_index", pa.int32(), "0 = largest singular value"),
+        describe_column("sigma", pa.float64(), "Singular value of the head"),
+        describe_column("delta", pa.float64(), "mean_T a - mean_N a, v signed so that it is >= 0"),
+        describe_column("effect_size", pa.float64(), "delta / pooled standard deviation"),
+        describe_column("auroc", pa.float64(), "max(a, 1 - a) of toxic against non-toxic"),
+        describe_column("logit_gain", pa.float64(), "What it adds to the toxic tokens' logit gap"),
+        describe_column("release_score", pa.float64(), "Score of the published code (trap)"),
+        describe_column("p_value", pa.float64(), "Welch's t-test, two-sided"),
+        describe_column("q_value", pa.float64(), "Benjamini-Hochberg"),
+        describe_column("energy_share", pa.float64(), "sigma^2 / sum of squares"),
+        describe_column("relative_gap", pa.float64(), "Distance to the nearest sigma / sigma"),
+        describe_column("rank", pa.int32(), "Place in the chosen ranking, 0 = most toxic"),
+        describe_column("is_selected", pa.bool_(), "Damped by the patch"),
+        describe_column(
+            "factor", pa.float64(), "Its sigma is multiplied by this; 1 if not selected"
+        ),
+        describe_column("tokens_up", pa.list_(pa.string()), "Tokens most raised; may be offensive"),
+        describe_column("tokens_down", pa.list_(pa.string()), "Tokens most lowered"),
+    ]
+)
+
+FLUENCY = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
+        describe_column("sample_id", pa.string(), "Neutral text"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("n_tokens", pa.int32(), "Tokens predicted"),
+        describe_column("nll", pa.float64(), "Sum of negative log-likelihoods, nats"),
+        describe_column("kl_to_base", pa.float64(), "Sum over positions of KL(base || arm), nats"),
+        describe_column("n_changed_argmax", pa.int32(), "Positions whose likeliest token changed"),
+    ]
+)
+
+EVALUATIONS = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
+        describe_column("scorer", pa.string(), "Classifier, or null for fluency metrics"),
+        describe_column("metric", pa.string(), "See docs/naming.md"),
+        describe_column("slice", pa.string(), "all, or a language or prompt class"),
+        describe_column("value", pa.float64(), "Point estimate"),
+        describe_column("low", pa.float64(), "Lower end of the bootstrap interval"),
+        describe_column("high", pa.float64(), "Upper end of the bootstrap interval"),
+        describe_column("n", pa.int64(), "Prompts or texts behind it"),
+    ]
+)
+
+TEXT_COLUMNS = frozenset(
+    {"text", "prompt", "continuation", "attributes", "tokens_up", "tokens_down"}
+)
+"""Columns that may hold offensive text: never logged, shown only when asked for."""

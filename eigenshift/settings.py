@@ -1,0 +1,519 @@
+"""Every setting of a run: one frozen model, and the only place where defaults live.
+
+Reads: presets (`eigenshift/presets/*.yaml`), a YAML file, `key=value` overrides. Writes nothing.
+Each stage receives only the part it reads; that part, not the whole, enters the stage's
+fingerprint, so changing one setting redoes exactly the stages that read it. What changes only
+how fast a run is, never what it finds, lives in `ExecutionSettings` and enters no fingerprint.
+
+The same models are the typed form of the Prefect UI: hence a title and a description on every
+field, literal defaults (a form does not show default factories) and `extra="forbid"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from eigenshift.errors import SettingsError
+
+PRESET_FOLDER = Path(__file__).parent / "presets"
+FRACTION = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Frozen(BaseModel):
+    """A settings model: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SourceFormat(str, Enum):
+    """File formats we read in their original schema (see `eigenshift/datasets/`)."""
+
+    jigsaw = "jigsaw"
+    jigsaw_unintended_bias = "jigsaw_unintended_bias"
+    jigsaw_multilingual = "jigsaw_multilingual"
+    toxicn = "toxicn"
+    real_toxicity_prompts = "real_toxicity_prompts"
+    sentences = "sentences"
+    huggingface = "huggingface"
+
+
+class Role(str, Enum):
+    """What a source is for."""
+
+    labelled = "labelled"
+    prompts = "prompts"
+    neutral = "neutral"
+
+
+DEFAULT_ROLES = {
+    SourceFormat.real_toxicity_prompts: Role.prompts,
+    SourceFormat.sentences: Role.neutral,
+}
+
+
+class ColumnMapping(Frozen):
+    """Which column holds what. Only for `huggingface` and `sentences` sources."""
+
+    text: str = Field("text", description="Column with the text (or the prompt).")
+    label: str | None = Field(
+        None, description="Column with the label: 0/1, true/false, or a score from 0 to 1."
+    )
+    language: str | None = Field(None, description="Column with a language code, if any.")
+    id: str | None = Field(None, description="Column with the row's own id, if any.")
+
+
+class SourceSettings(Frozen):
+    """One dataset to read."""
+
+    name: str = Field(
+        title="Name",
+        description="Name of the dataset in every table, e.g. 'jigsaw'.",
+        pattern=r"^[a-z0-9][a-z0-9_.-]*$",
+    )
+    format: SourceFormat = Field(title="Format", description="The file's original schema.")
+    uri: str = Field(
+        title="Location",
+        description="A path or URL (any fsspec scheme), globs allowed; for 'huggingface' an id.",
+        min_length=1,
+    )
+    labels_uri: str | None = Field(
+        None, description="Jigsaw test set only: test_labels.csv, joined to test.csv by id."
+    )
+    role: Role | None = Field(
+        None, description="What the texts are for; by default what the format suggests."
+    )
+    split: str = Field("train", description="Name of the split in the samples table.")
+    language: str = Field(
+        "auto",
+        description="Language code of the texts; 'auto' tells Chinese from English by script.",
+    )
+    toxic_threshold: FRACTION = Field(
+        0.5, description="A score at or above this counts as toxic, where labels are scores."
+    )
+    columns: ColumnMapping = Field(
+        ColumnMapping(), description="Column names ('huggingface' and 'sentences' only)."
+    )
+    configuration: str | None = Field(None, description="Hugging Face dataset configuration.")
+    revision: str | None = Field(None, description="Hugging Face dataset revision (pin a commit).")
+    max_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Read only this many rows per file, from the top. The rest is not read at all.",
+    )
+
+    @property
+    def effective_role(self) -> Role:
+        """The role asked for, or the one the format suggests."""
+        return self.role or DEFAULT_ROLES.get(self.format, Role.labelled)
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> SourceSettings:
+        if self.labels_uri is not None and self.format is not SourceFormat.jigsaw:
+            raise ValueError("labels_uri belongs to format 'jigsaw' only")
+        is_labelled = self.effective_role is Role.labelled
+        if self.format is SourceFormat.huggingface and is_labelled and self.columns.label is None:
+            raise ValueError("a labelled huggingface source needs columns.label")
+        return self
+
+
+class IngestionSettings(Frozen):
+    """How texts are checked and sharded."""
+
+    max_characters: int = Field(
+        20_000, ge=1, description="Longer texts are rejected (kept in rejected_rows with a reason)."
+    )
+    rows_per_shard: int = Field(2_000, ge=1, description="Samples per Parquet shard.")
+
+
+class ModelSettings(Frozen):
+    """The causal language model under study."""
+
+    id: str = Field(
+        title="Model", description="Hugging Face id, or a local or remote folder.", min_length=1
+    )
+    revision: str | None = Field(
+        None, description="Revision on the hub; pin a commit for runs that must repeat."
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="Precision of the forward pass ('auto': as stored)."
+    )
+
+
+class Site(str, Enum):
+    """Where in a layer activations are read."""
+
+    residual = "residual"
+    mlp_activation = "mlp_activation"
+    mlp_up = "mlp_up"
+    mlp_gate = "mlp_gate"
+    mlp_down = "mlp_down"
+
+
+class Pooling(str, Enum):
+    """How a sequence of activations becomes one value per unit, over real tokens only."""
+
+    max = "max"
+    mean = "mean"
+    last = "last"
+
+
+class SitePooling(Frozen):
+    """One column of the activations table."""
+
+    site: Site = Field(description="residual: a layer's output; mlp_*: inside its MLP.")
+    pooling: Pooling = Field(description="Reduction over the text's tokens.")
+
+    @property
+    def column(self) -> str:
+        """Name of the Parquet column."""
+        return f"{self.site.value}_{self.pooling.value}"
+
+
+class ActivationSettings(Frozen):
+    """Which activations are kept, and how precisely."""
+
+    sites: tuple[SitePooling, ...] = Field(
+        (
+            SitePooling(site=Site.mlp_activation, pooling=Pooling.max),
+            SitePooling(site=Site.residual, pooling=Pooling.mean),
+        ),
+        min_length=1,
+        description="Sites and poolings, one column each.",
+    )
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="Layers to read, 0 = first; empty means all."
+    )
+    precision: Literal["float16", "float32"] = Field(
+        "float16", description="Precision of the stored values."
+    )
+    max_tokens: int = Field(
+        512, ge=1, description="Longer texts are truncated to this many tokens."
+    )
+
+
+class StatisticsSettings(Frozen):
+    """Neuron and layer statistics."""
+
+    n_folds: int = Field(5, ge=2, le=20, description="Folds of the layer probe's cross-validation.")
+    ridge: float = Field(
+        1.0, gt=0, description="Ridge penalty of the probe, on standardised features."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the probe's intervals.")
+
+
+class PromptSettings(Frozen):
+    """Which prompts are continued. Components are chosen and judged on different prompts."""
+
+    n_selection: int = Field(500, ge=1, description="Prompts from which components are chosen.")
+    n_evaluation: int = Field(500, ge=1, description="Other prompts, on which the patch is judged.")
+    min_toxicity: FRACTION | None = Field(
+        None, description="Only prompts scored above this (the paper: 0.5); empty means all."
+    )
+    prompts_per_shard: int = Field(50, ge=1, description="Prompts per generation shard.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of prompts.")
+
+
+class GenerationSettings(Frozen):
+    """Sampled continuations (design: 25 per prompt, 20 new tokens, top-p 0.95)."""
+
+    n_samples: int = Field(25, ge=1, description="Continuations per prompt.")
+    n_tokens: int = Field(20, ge=1, description="New tokens per continuation.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus; 1 samples from everything.")
+    temperature: float = Field(1.0, gt=0, description="Softmax temperature; top-k is off.")
+    max_prompt_tokens: int = Field(
+        128, ge=1, description="Only the last this many tokens of a prompt are used."
+    )
+    seed: int = Field(0, ge=0, description="Seed; each (prompt, sample) has its own stream.")
+
+
+class ScorerSettings(Frozen):
+    """The toxicity classifier that judges continuations."""
+
+    name: str = Field("detoxify", description="Name of the scorer in the tables.")
+    model_type: Literal[
+        "original", "unbiased", "multilingual", "original-small", "unbiased-small"
+    ] = Field("original", description="Detoxify model, downloaded unless a checkpoint is given.")
+    checkpoint: str | None = Field(
+        None, description="Local or remote Detoxify checkpoint; it must open with weights only."
+    )
+    config_folder: str | None = Field(
+        None, description="Folder with config.json and tokenizer files, for use without a hub."
+    )
+    label: str = Field("toxicity", description="Which of the classifier's outputs is the verdict.")
+    toxic_threshold: FRACTION = Field(0.5, description="A probability above this counts as toxic.")
+    max_unscored_share: FRACTION = Field(
+        0.02, description="Above this share of unscored continuations the run fails."
+    )
+
+
+class ComponentScore(str, Enum):
+    """How components are ranked (design.md section 2)."""
+
+    effect_size = "effect_size"
+    abs_delta = "abs_delta"
+    auroc = "auroc"
+    logit_gain = "logit_gain"
+    release = "release"
+
+
+class ComponentSettings(Frozen):
+    """How components are scored and how many are damped."""
+
+    score: ComponentScore = Field(
+        ComponentScore.effect_size,
+        description="Ranking; 'release' reproduces the published code, for comparison only.",
+    )
+    n_components: int | None = Field(
+        None, ge=1, description="How many to damp; empty: as many as pass the bounds below."
+    )
+    max_components: int = Field(64, ge=1, description="Upper bound when chosen automatically.")
+    false_discovery_rate: float = Field(
+        0.05, gt=0, lt=1, description="Benjamini-Hochberg bound on the automatic choice."
+    )
+    min_effect_size: float = Field(
+        0.5, ge=0, description="Smallest |difference| / pooled sd of an automatic choice."
+    )
+    factor: FRACTION = Field(
+        0.0, description="Singular values are multiplied by this: 0 removes, 1 changes nothing."
+    )
+    nontoxic_per_toxic: int = Field(
+        4, ge=1, description="Matched non-toxic positions per toxic one (same step and language)."
+    )
+    min_toxic_positions: int = Field(
+        20, ge=2, description="Fewer toxic positions than this and the run stops with a reason."
+    )
+    min_attribution: FRACTION = Field(
+        0.1, description="A word is toxic if removing it lowers the toxicity by at least this."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the matching and of the random control arm.")
+
+
+class EvaluationSettings(Frozen):
+    """What is measured, on how much text, with which intervals."""
+
+    max_texts: int = Field(2_000, ge=1, description="Neutral texts for perplexity.")
+    max_tokens: int = Field(256, ge=2, description="Longer neutral texts are truncated.")
+    n_bootstrap: int = Field(2_000, ge=100, description="Bootstrap replicates.")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of every interval.")
+    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
+
+
+class GateSettings(Frozen):
+    """When a patch may be released."""
+
+    max_perplexity_increase: float = Field(
+        0.10, ge=0, description="Largest relative rise of neutral perplexity."
+    )
+    min_toxicity_reduction: FRACTION = Field(
+        0.0, description="Smallest relative reduction of the toxicity rate."
+    )
+    require_beats_random: bool = Field(
+        True, description="The patch must beat random components of the same number and factor."
+    )
+
+
+class TuneSettings(Frozen):
+    """The grid `eigenshift tune` searches."""
+
+    n_components: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 2, 4, 8, 16), min_length=1, description="Numbers of components to try."
+    )
+    factors: tuple[FRACTION, ...] = Field((0.0, 0.5), min_length=1, description="Factors to try.")
+    max_perplexity_increase: float = Field(
+        0.05, ge=0, description="Fluency budget of the search (design: corpus perplexity +5%)."
+    )
+
+
+class ExecutionSettings(Frozen):
+    """How fast a run goes; never what it finds. Enters no fingerprint."""
+
+    device: str = Field(
+        "auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."
+    )
+    concurrency: int = Field(2, ge=1, description="Tasks in flight at once.")
+    tokens_per_batch: int = Field(4_096, ge=1, description="Token budget of a forward pass.")
+    texts_per_scoring_batch: int = Field(64, ge=1, description="Continuations scored at once.")
+    duckdb_memory_limit: str = Field(
+        "2GB", pattern=r"^\d+(\.\d+)?\s?(MB|GB|MiB|GiB)$", description="DuckDB's memory limit."
+    )
+    show_prefect_logs: bool = Field(False, description="Show Prefect's own log lines as well.")
+
+
+class RefreshSettings(Frozen):
+    """Everything one refresh needs: what to read, what to compute, when to release."""
+
+    store: str = Field(
+        "./.eigenshift", title="Store", description="Root URL of the store (any fsspec scheme)."
+    )
+    model: ModelSettings = Field(title="Model", description="The model under study.")
+    sources: tuple[SourceSettings, ...] = Field(
+        title="Sources", min_length=1, description="Labelled texts, prompts and neutral texts."
+    )
+    ingestion: IngestionSettings = Field(IngestionSettings(), title="Ingestion")
+    activations: ActivationSettings = Field(ActivationSettings(), title="Activations")
+    statistics: StatisticsSettings = Field(StatisticsSettings(), title="Statistics")
+    prompts: PromptSettings = Field(PromptSettings(), title="Prompts")
+    generation: GenerationSettings = Field(GenerationSettings(), title="Generation")
+    scorer: ScorerSettings = Field(ScorerSettings(), title="Scorer")
+    components: ComponentSettings = Field(ComponentSettings(), title="Components")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), title="Evaluation")
+    gate: GateSettings = Field(GateSettings(), title="Gate")
+    tune: TuneSettings = Field(TuneSettings(), title="Tuning")
+    execution: ExecutionSettings = Field(ExecutionSettings(), title="Execution")
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> RefreshSettings:
+        names = [source.name for source in self.sources]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"source names must differ; repeated: {', '.join(repeated)}")
+        missing = [role.value for role in Role if not self.sources_for(role)]
+        if missing:
+            raise ValueError(
+                f"at least one source of each role is needed; none for: {', '.join(missing)}"
+            )
+        return self
+
+    def sources_for(self, role: Role) -> tuple[SourceSettings, ...]:
+        """The sources with this role, in the order given."""
+        return tuple(source for source in self.sources if source.effective_role is role)
+
+
+def list_presets() -> list[str]:
+    """Names usable with `--preset`."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
+
+
+def load_preset(name: str, overrides: Iterable[str] = ()) -> RefreshSettings:
+    """Load a shipped preset.
+
+    Raises:
+        SettingsError: There is no such preset, or an override does not fit.
+    """
+    path = PRESET_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise SettingsError(
+            f"preset {name!r}: expected one of {', '.join(list_presets())}, found no such preset. "
+            "Choose one of these with --preset, or give a file with --config."
+        )
+    return load_settings(path, overrides)
+
+
+def load_settings(path: Path, overrides: Iterable[str] = ()) -> RefreshSettings:
+    """Load settings from a YAML file and apply `key.path=value` overrides.
+
+    Relative source, model and classifier paths in the file are relative to the file itself; the
+    store and paths given as overrides are relative to the working folder.
+
+    Raises:
+        SettingsError: The file is missing or no YAML mapping, or a value does not fit.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: expected a readable settings file, found {error.strerror or error}. "
+            "Check the path given with --config."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: expected YAML in UTF-8, found: {error}.") from error
+    if not isinstance(document, dict):
+        raise SettingsError(
+            f"{path}: expected a mapping of settings, found {type(document).__name__}."
+        )
+    document = _resolve_paths(document, path.resolve().parent)
+    for override in overrides:
+        _apply_override(document, override)
+    return parse_settings(document, place=str(path))
+
+
+def parse_settings(document: Mapping[str, Any], place: str) -> RefreshSettings:
+    """Validate a mapping; `place` names its origin in the error.
+
+    Raises:
+        SettingsError: One line per field that does not fit: where, what was found, why.
+    """
+    try:
+        return RefreshSettings.model_validate(document)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in issue['loc']) or '(settings)'}: {issue['msg']}"
+            f"{_describe_input(issue)}"
+            for issue in error.errors(include_url=False)
+        ]
+        raise SettingsError(
+            f"{place}: {len(lines)} setting(s) do not fit:\n" + "\n".join(lines) + "\n"
+            "Correct them in the file or with --set key=value; docs/settings.md lists every field."
+        ) from error
+
+
+def _describe_input(issue: Any) -> str:
+    value = issue.get("input")
+    return f" (found {value!r})" if isinstance(value, str | int | float | bool) else ""
+
+
+def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make relative paths in a settings file relative to the file's own folder."""
+
+    def resolve(value: Any) -> Any:
+        is_relative = isinstance(value, str) and value.startswith(("./", "../"))
+        return str((folder / value).resolve()) if is_relative else value
+
+    def resolve_keys(section: Any, keys: tuple[str, ...]) -> Any:
+        if not isinstance(section, dict):
+            return section
+        return {key: resolve(value) if key in keys else value for key, value in section.items()}
+
+    resolved = dict(document)
+    if isinstance(document.get("sources"), list):
+        resolved["sources"] = [
+            resolve_keys(source, ("uri", "labels_uri")) for source in document["sources"]
+        ]
+    resolved["model"] = resolve_keys(document.get("model"), ("id",))
+    resolved["scorer"] = resolve_keys(document.get("scorer", {}), ("checkpoint", "config_folder"))
+    return resolved
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in place; values are YAML, list items are addressed by number."""
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise SettingsError(
+            f"--set {override!r}: expected key=value, e.g. --set generation.n_samples=5."
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {override!r}: the value is not valid YAML: {error}.") from error
+    section: Any = document
+    for key in keys[:-1]:
+        section = _enter(section, key, override)
+    if isinstance(section, list):
+        section[_index(section, keys[-1], override)] = value
+    else:
+        section[keys[-1]] = value
+
+
+def _enter(section: Any, key: str, override: str) -> Any:
+    if isinstance(section, list):
+        return section[_index(section, key, override)]
+    if section.get(key) is None:
+        section[key] = {}
+    if not isinstance(section[key], dict | list):
+        raise SettingsError(f"--set {override!r}: {key!r} is a single value and has no parts.")
+    return section[key]
+
+
+def _index(section: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(section):
+        raise SettingsError(
+            f"--set {override!r}: expected a list position 0 to {len(section) - 1}, found {key!r}."
+        )
+    return int(key)
