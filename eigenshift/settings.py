@@ -94,7 +94,9 @@ class SourceSettings(Frozen):
         description="Language code of the texts; 'auto' tells Chinese from English by script.",
     )
     toxic_threshold: FRACTION = Field(
-        0.5, description="A score at or above this counts as toxic, where labels are scores."
+        0.5,
+        description="Where labels are scores: at or above this is toxic "
+        "(RealToxicityPrompts: strictly above, as its authors do).",
     )
     columns: ColumnMapping = Field(
         ColumnMapping(), description="Column names ('huggingface' and 'sentences' only)."
@@ -116,9 +118,9 @@ class SourceSettings(Frozen):
     def _check_combination(self) -> SourceSettings:
         if self.labels_uri is not None and self.format is not SourceFormat.jigsaw:
             raise ValueError("labels_uri belongs to format 'jigsaw' only")
-        is_labelled = self.effective_role is Role.labelled
-        if self.format is SourceFormat.huggingface and is_labelled and self.columns.label is None:
-            raise ValueError("a labelled huggingface source needs columns.label")
+        is_mapped = self.format in (SourceFormat.huggingface, SourceFormat.sentences)
+        if is_mapped and self.effective_role is Role.labelled and self.columns.label is None:
+            raise ValueError(f"a labelled {self.format.value} source needs columns.label")
         return self
 
 
@@ -137,12 +139,22 @@ class ModelSettings(Frozen):
     id: str = Field(
         title="Model", description="Hugging Face id, or a local or remote folder.", min_length=1
     )
+    name: str | None = Field(
+        None,
+        description="Name for runs and releases; by default the id.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$",
+    )
     revision: str | None = Field(
         None, description="Revision on the hub; pin a commit for runs that must repeat."
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32", description="Precision of the forward pass ('auto': as stored)."
     )
+
+    @property
+    def model_id(self) -> str:
+        """Name in the runs and releases views."""
+        return self.name or self.id
 
 
 class Site(str, Enum):
@@ -338,11 +350,11 @@ class ExecutionSettings(Frozen):
     )
     concurrency: int = Field(2, ge=1, description="Tasks in flight at once.")
     tokens_per_batch: int = Field(4_096, ge=1, description="Token budget of a forward pass.")
+    sequences_per_batch: int = Field(256, ge=1, description="Continuations generated at once.")
     texts_per_scoring_batch: int = Field(64, ge=1, description="Continuations scored at once.")
     duckdb_memory_limit: str = Field(
         "2GB", pattern=r"^\d+(\.\d+)?\s?(MB|GB|MiB|GiB)$", description="DuckDB's memory limit."
     )
-    show_prefect_logs: bool = Field(False, description="Show Prefect's own log lines as well.")
 
 
 class RefreshSettings(Frozen):

@@ -1,0 +1,59 @@
+# `make demo` and `make test` need only Python (3.10 to 3.13), make and pip.
+# PYTHON chooses the interpreter, PIP_FLAGS is passed to pip install, e.g.
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread pool per library is enough on small machines; the tokenizer must not fork threads.
+export TOKENIZERS_PARALLELISM = false
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format bench demo-assets docs clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(STAMP) ## Create .venv with pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "error: Python 3.10 to 3.13 is needed, found $$($(PYTHON) -V). Set PYTHON=..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing pinned dependencies into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[s3,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Run the whole refresh on the bundled data and model, offline
+	@$(BIN)/eigenshift refresh --preset demo
+
+test: $(STAMP) check ## Checks and the default test suite (CPU, offline)
+	@$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP) ## The tests left out of the default run
+	@$(BIN)/python -m pytest -q -m slow
+
+check: $(STAMP) ## Format, lint, types, import contract, generated docs
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+	@$(BIN)/python docs/generate.py --check
+
+format: $(STAMP) ## Format and fix what can be fixed
+	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
+
+bench: $(STAMP) ## Benchmarks: JSON with ratios
+	@$(BIN)/python tests/benchmarks/bench_neuron_statistics.py
+
+docs: $(STAMP) ## Write the generated pages of docs/
+	@$(BIN)/python docs/generate.py
+
+demo-assets: $(STAMP) ## Rebuild data/demo (minutes)
+	@$(BIN)/python data/build_demo.py --out data/demo
+
+clean: ## Remove the environment and the local store
+	rm -rf $(VENV) .eigenshift build dist *.egg-info

@@ -1,0 +1,1 @@
+"""What a patch changed and what it cost, with intervals."""

@@ -1,0 +1,146 @@
+"""The record of a run: settings, environment, what each stage did, the outcome.
+
+Writes and reads `runs/<run_id>.json`. The record refers to artifacts by fingerprint; it never
+repeats their content and holds no text of any sample.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eigenshift import __version__
+from eigenshift.artifacts import ArtifactReference, describe_versions
+from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.settings import RefreshSettings
+from eigenshift.storage import Store
+
+Status = Literal["running", "finished", "promoted", "held", "failed"]
+
+
+class StageSummary(BaseModel):
+    """What one stage did in this run."""
+
+    name: str
+    shards: int
+    shards_cached: int
+    elapsed_seconds: float
+
+
+class ArtifactUse(BaseModel):
+    """One artifact this run made or found."""
+
+    stage: str
+    kind: str
+    fingerprint: str
+    was_cached: bool
+    elapsed_seconds: float
+    label: str | None = None
+
+
+class RunRecord(BaseModel):
+    """Everything about one run but its results, which are artifacts."""
+
+    model_config = ConfigDict(protected_namespaces=())
+    run_id: str
+    command: str
+    status: Status = "running"
+    started_at: str
+    finished_at: str | None = None
+    model_id: str
+    model_digest: str | None = None
+    code_version: str = __version__
+    versions: dict[str, str] = Field(default_factory=describe_versions)
+    settings: dict[str, Any]
+    stages: list[StageSummary] = []
+    artifacts: list[ArtifactUse] = []
+    metrics: dict[str, dict[str, float | None]] = {}
+    checks: list[dict[str, Any]] = []
+    release: str | None = None
+    error: str | None = None
+
+    def find_artifact(self, kind: str, label: str | None = None) -> ArtifactReference:
+        """The artifact of a kind this run used.
+
+        Raises:
+            ArtifactError: The run did not get that far.
+        """
+        for use in self.artifacts:
+            if use.kind == kind and (label is None or use.label == label):
+                return ArtifactReference(kind=use.kind, fingerprint=use.fingerprint)
+        raise ArtifactError(
+            f"run {self.run_id}: expected an artifact of kind {kind!r}, found none; the run is "
+            f"{self.status}. Choose another with --run, or start the refresh again."
+        )
+
+
+def start_run(command: str, settings: RefreshSettings) -> RunRecord:
+    """Return a new record; nothing is written yet."""
+    now = datetime.now(timezone.utc)
+    return RunRecord(
+        run_id=f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
+        command=command,
+        started_at=now.isoformat(timespec="seconds"),
+        model_id=settings.model.model_id,
+        settings=settings.model_dump(mode="json"),
+    )
+
+
+def finish_run(record: RunRecord, status: Status, error: str | None = None) -> None:
+    """Set outcome and end time in place."""
+    record.status = status
+    record.error = error
+    record.finished_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_run(store: Store, record: RunRecord) -> None:
+    """Put the record, replacing an earlier state of the same run."""
+    data = record.model_dump_json(indent=2).encode()
+    store.write_bytes(f"runs/{record.run_id}.json", data)
+
+
+def read_run(store: Store, run_id: str) -> RunRecord:
+    """Read one record.
+
+    Raises:
+        SettingsError: There is no such run.
+        ArtifactError: Its record is damaged.
+    """
+    path = f"runs/{run_id}.json"
+    if not store.exists(path):
+        known = ", ".join(list_run_ids(store)[-3:]) or "none"
+        raise SettingsError(
+            f"{store.root}: expected run {run_id!r}, found no such run (latest: {known}). Choose "
+            "one with --run."
+        )
+    try:
+        return RunRecord.model_validate_json(store.read_bytes(path))
+    except ValidationError as error:
+        raise ArtifactError(f"{store.uri(path)}: expected a run record, found damage.") from error
+
+
+def list_run_ids(store: Store) -> list[str]:
+    """Ids of all runs, oldest first."""
+    paths = store.list_paths("runs")
+    return [path[len("runs/") : -len(".json")] for path in paths if path.endswith(".json")]
+
+
+def choose_run(store: Store, run_id: str | None, command: str = "refresh") -> RunRecord:
+    """The run asked for, or the latest one of a command that ended with a result.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    if run_id is not None:
+        return read_run(store, run_id)
+    for candidate in reversed(list_run_ids(store)):
+        record = read_run(store, candidate)
+        if record.command == command and record.status in ("promoted", "held", "finished"):
+            return record
+    raise SettingsError(
+        f"{store.root}: expected a finished {command} run, found none. Run "
+        f"`eigenshift {command}` on this store first, or check --store."
+    )

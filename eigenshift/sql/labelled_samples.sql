@@ -1,0 +1,20 @@
+-- The labelled samples of one dataset that have activations in one layer, numbered by sample_id.
+--
+-- Variables: sample_files, activation_files (lists of local Parquet files), dataset, layer.
+-- Rows: one per sample. `position` counts from 0 in the order of sample_id, so every array built
+-- from it is the same whatever the order of the shards. Samples without a label are left out.
+CREATE OR REPLACE TEMP TABLE labelled_samples AS
+SELECT
+    (row_number() OVER (ORDER BY sample_id) - 1)::INTEGER AS position,
+    sample_id,
+    language,
+    is_toxic
+FROM read_parquet(getvariable('sample_files'))
+WHERE dataset = getvariable('dataset')
+  AND is_toxic IS NOT NULL
+  AND sample_id IN (
+      SELECT sample_id
+      FROM read_parquet(getvariable('activation_files'))
+      WHERE layer = getvariable('layer')
+  )
+ORDER BY position

@@ -1,0 +1,334 @@
+"""The command line: parse, call one flow or one library function, print, exit with a code.
+
+Exit codes: 0 done or promoted, 3 held by the gate, 2 bad settings or input, 1 anything else.
+Results go to stdout, progress and logs to stderr. With `--json` the last line of stdout is one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eigenshift.errors import INPUT_ERRORS, EigenShiftError
+from eigenshift.settings import RefreshSettings, list_presets, load_preset, load_settings
+
+EXIT_PROMOTED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_HELD = 0, 1, 2, 3
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Find what makes a language model generate toxicity, damp it, prove it, audit it by SQL.",
+)
+console = Console()
+err_console = Console(stderr=True)
+logger = logging.getLogger("eigenshift.command_line")
+
+
+class TableFormat(str, Enum):
+    """How `audit` prints."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+class ExportFormat(str, Enum):
+    """What `export` writes."""
+
+    merged = "merged"
+    lora = "lora"
+    patch = "patch"
+
+
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help=f"Shipped settings: {', '.join(list_presets())}.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="Root URL of the store (overrides the settings).")
+]
+RequiredStoreOption = Annotated[str, typer.Option("--store", help="Root URL of the store.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one setting: key.path=value. Repeat.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+RunOption = Annotated[str | None, typer.Option("--run", help="Run id; by default the latest.")]
+
+
+@app.command()
+def refresh(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole line: read, study, patch, evaluate, release or hold."""
+    settings = _load(preset, config, store, overrides)
+    from flows.refresh import run_refresh  # Prefect takes seconds to import: only where needed
+
+    outcome = run_refresh(settings)
+    if as_json:
+        print(json.dumps(outcome.as_contract()))  # noqa: T201 - the contract's output
+    else:
+        _print_outcome(outcome)
+    raise typer.Exit(EXIT_PROMOTED if outcome.status == "promoted" else EXIT_HELD)
+
+
+@app.command()
+def compare(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the interventions and control arms on the same prompts and seeds."""
+    settings = _load(preset, config, store, overrides)
+    from flows.compare import run_compare
+
+    comparison = run_compare(settings)
+    _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
+
+
+@app.command()
+def tune(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the number of components and the factor under a fluency budget."""
+    settings = _load(preset, config, store, overrides)
+    from flows.tune import run_tune
+
+    tuning = run_tune(settings)
+    _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json)
+    if not as_json:
+        console.print(tuning.advice)
+
+
+@app.command()
+def audit(
+    sql: Annotated[str, typer.Argument(help="One SELECT over the audit views.")],
+    store: RequiredStoreOption = "./.eigenshift",
+    table_format: Annotated[
+        TableFormat, typer.Option("--format", help="Output format.")
+    ] = TableFormat.table,
+    show_text: Annotated[
+        bool,
+        typer.Option("--show-text", help="Show text columns that the query does not name."),
+    ] = False,
+) -> None:
+    """Ask the store a question in SQL. Read-only."""
+    from eigenshift.audit import open_audit
+
+    with open_audit(store) as session:
+        result = session.query(sql, show_text=show_text)
+    if table_format is TableFormat.table:
+        table = Table()
+        for name in result.column_names:
+            table.add_column(name, overflow="fold")
+        for row in result.to_pylist():
+            table.add_row(*(_show_cell(value) for value in row.values()), style=None)
+        console.print(table)
+        return
+    from eigenshift.audit import encode_table
+
+    sys.stdout.buffer.write(encode_table(result, table_format.value))
+
+
+@app.command()
+def report(
+    store: RequiredStoreOption = "./.eigenshift",
+    run: RunOption = None,
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML file about a run."""
+    from eigenshift.html_report import write_html_report
+
+    run_id = write_html_report(store, run, out)
+    console.print(f"Report of run {run_id}: {out}")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", help="New or empty folder.")],
+    store: RequiredStoreOption = "./.eigenshift",
+    run: RunOption = None,
+    export_format: Annotated[
+        ExportFormat, typer.Option("--format", help="Kind of export.")
+    ] = ExportFormat.patch,
+) -> None:
+    """Write a run's patch as a folder other tools load."""
+    from eigenshift.exporting import export_patch
+
+    path = export_patch(store, run, export_format.value, out)
+    console.print(f"Wrote {export_format.value} export: {path}")
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Option("--model", help="Model name as in the releases view.")],
+    store: RequiredStoreOption = "./.eigenshift",
+    to: Annotated[str | None, typer.Option("--to", help="Version to go back to.")] = None,
+) -> None:
+    """Put an earlier release of a model in force again."""
+    from eigenshift.releases import roll_back
+    from eigenshift.storage import Store
+
+    release = roll_back(Store(store), model, to)
+    console.print(f"{release.model_id}: {release.reason}; now in force: {release.version}")
+
+
+@app.command()
+def verify(store: RequiredStoreOption = "./.eigenshift", as_json: JsonOption = False) -> None:
+    """Check every checksum, schema and lineage link of a store."""
+    from eigenshift.verification import verify_store
+
+    verdict = verify_store(store)
+    if as_json:
+        print(json.dumps(verdict.as_dict()))  # noqa: T201
+    else:
+        for problem in verdict.problems:
+            console.print(f"- {problem}", markup=False, highlight=False)
+        console.print(verdict.summary, markup=False, highlight=False)
+    raise typer.Exit(EXIT_FAILED if verdict.problems else EXIT_PROMOTED)
+
+
+@app.command()
+def doctor(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Tell what this machine and these settings can and cannot do."""
+    from eigenshift.diagnosis import diagnose
+
+    settings = None if preset is config is None else _load(preset, config, store, overrides)
+    findings = diagnose(settings)
+    table = Table("", "what", "found", show_edge=False)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.is_fine else "[red]no[/]"
+        table.add_row(mark, finding.name, finding.detail)
+    console.print(table)
+    raise typer.Exit(EXIT_PROMOTED if all(finding.is_fine for finding in findings) else EXIT_FAILED)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; every error of ours becomes one clear message."""
+    _configure_logging()
+    sys.exit(_run(lambda: app(args=arguments, standalone_mode=False)))
+
+
+def _run(command: Callable[[], Any]) -> int:
+    try:
+        code = command()
+    except INPUT_ERRORS as error:
+        _print_error(str(error))
+        return EXIT_BAD_INPUT
+    except EigenShiftError as error:
+        _print_error(str(error))
+        return EXIT_FAILED
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except typer.Abort:
+        return EXIT_FAILED
+    except typer._click.exceptions.ClickException as error:
+        error.show(file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return int(code or 0)
+
+
+def _configure_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+    library = logging.getLogger("eigenshift")
+    library.setLevel(os.environ.get("EIGENSHIFT_LOG_LEVEL", "INFO").upper())
+    library.handlers = [handler]
+    library.propagate = False
+
+
+def _load(
+    preset: str | None, config: Path | None, store: str | None, overrides: Sequence[str] | None
+) -> RefreshSettings:
+    given = list(overrides or [])
+    if store is not None:
+        given.append(f"store={json.dumps(store)}")
+    if (preset is None) == (config is None):
+        raise typer.BadParameter("give either --preset or --config")
+    return load_settings(config, given) if config is not None else load_preset(preset or "", given)
+
+
+def _print_outcome(outcome: Any) -> None:
+    from eigenshift.reporting import HEADLINE_COLUMNS, tabulate_headline
+
+    table = Table(*HEADLINE_COLUMNS, title=f"{outcome.model_id}: {outcome.status}")
+    for row in tabulate_headline(outcome.evaluations):
+        table.add_row(*row)
+    console.print(table)
+    for check in outcome.checks:
+        mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"
+        console.print(f"  {mark}  {check['name']}: {check['found']}", highlight=False)
+    if outcome.release is not None:
+        note = "made" if outcome.is_new_release else "already in force, nothing new to release"
+        console.print(f"Release {outcome.release} ({note}), run {outcome.run_id}")
+    else:
+        console.print(f"No release: held by the gate. Run {outcome.run_id}")
+    store = _shorten(outcome.store)
+    console.print("Next, try:")
+    for line in (
+        f'  eigenshift audit --store {store} "{EXAMPLE_QUESTION}"',
+        f"  eigenshift report --store {store} --out report.html",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+EXAMPLE_QUESTION = (
+    "select layer, site, round(probe_auroc, 3) probe, round(best_neuron_auroc, 3) neuron "
+    "from layers order by probe desc"
+)
+
+
+def _print_result(
+    contract: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool
+) -> None:
+    if as_json:
+        print(json.dumps(contract))  # noqa: T201
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _print_error(message: str) -> None:
+    err_console.print(
+        f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _show_cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def _shorten(root: str) -> str:
+    path = Path(root.removeprefix("file://"))
+    return os.path.relpath(path) if root.startswith("file://") else root

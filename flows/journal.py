@@ -1,0 +1,124 @@
+"""The journal of one run: waits for a stage's tasks, logs progress, records what each did.
+
+Writes the run record through `eigenshift.runs`. Log lines carry stage, shard, rows and seconds;
+never text of a sample.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult
+from eigenshift.errors import EigenShiftError
+from eigenshift.runs import ArtifactUse, StageSummary, finish_run, start_run, write_run
+from eigenshift.settings import RefreshSettings
+
+logger = logging.getLogger("eigenshift.run")
+
+
+class RunJournal:
+    """Keeps a run's record up to date in the store.
+
+    Args:
+        command: refresh, compare or tune.
+        settings: The run's settings.
+    """
+
+    def __init__(self, command: str, settings: RefreshSettings) -> None:
+        self.settings = settings
+        self.artifacts = ArtifactStore(settings.store)
+        self.record = start_run(command, settings)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Write the record at the start and, whatever happens, at the end."""
+        self.artifacts.store.check_writable()
+        write_run(self.artifacts.store, self.record)
+        logger.info("run %s: %s, store %s", self.record.run_id, self.record.command, self.root)
+        try:
+            yield
+        except EigenShiftError as error:
+            finish_run(self.record, "failed", error=str(error))
+            raise
+        except BaseException as error:
+            # Foreign messages may quote data, so only their type is kept.
+            finish_run(self.record, "failed", error=type(error).__name__)
+            raise
+        finally:
+            if self.record.finished_at is None:
+                finish_run(self.record, "finished")
+            write_run(self.artifacts.store, self.record)
+
+    @property
+    def root(self) -> str:
+        """The store's root URL."""
+        return self.artifacts.store.root
+
+    def collect(
+        self, stage: str, futures: Mapping[str, Any] | Sequence[Any]
+    ) -> list[ArtifactReference]:
+        """Wait for a stage's tasks and record them.
+
+        Args:
+            stage: Name of the stage.
+            futures: The tasks' futures, in shard order, or by label (e.g. the arm).
+
+        Returns:
+            The artifacts' references, in the same order.
+        """
+        started = time.perf_counter()
+        labelled = (
+            list(futures.items())
+            if isinstance(futures, Mapping)
+            else [(None, future) for future in futures]
+        )
+        results: list[StageResult] = []
+        for place, (label, future) in enumerate(labelled, start=1):
+            result: StageResult = future.result()
+            results.append(result)
+            self.record.artifacts.append(
+                ArtifactUse(
+                    stage=stage,
+                    kind=result.reference.kind,
+                    fingerprint=result.reference.fingerprint,
+                    was_cached=result.was_cached,
+                    elapsed_seconds=round(result.elapsed_seconds, 3),
+                    label=label,
+                )
+            )
+            if not result.was_cached:
+                logger.info(
+                    "%-28s %d/%d  rows=%d seconds=%.1f%s",
+                    stage,
+                    place,
+                    len(labelled),
+                    result.rows,
+                    result.elapsed_seconds,
+                    f" ({label})" if label else "",
+                )
+        self._summarise(stage, results, time.perf_counter() - started)
+        return [result.reference for result in results]
+
+    def _summarise(self, stage: str, results: Sequence[StageResult], waited: float) -> None:
+        """Add to the stage's summary; a stage may be collected several times (once per arm)."""
+        n_cached = sum(result.was_cached for result in results)
+        if results and n_cached == len(results):
+            logger.info("%-28s %d cached, nothing to do", stage, n_cached)
+        for summary in self.record.stages:
+            if summary.name == stage:
+                summary.shards += len(results)
+                summary.shards_cached += n_cached
+                summary.elapsed_seconds = round(summary.elapsed_seconds + waited, 3)
+                return
+        self.record.stages.append(
+            StageSummary(
+                name=stage,
+                shards=len(results),
+                shards_cached=n_cached,
+                elapsed_seconds=round(waited, 3),
+            )
+        )

@@ -1,0 +1,335 @@
+"""The stages of a run, in order, shared by all flows.
+
+Each function submits the tasks of one or a few stages, waits for them through the journal and
+returns references. What the stages do is in `eigenshift/`; how they are cached is in `tasks/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from eigenshift.artifacts import ArtifactReference, FileReference
+from eigenshift.evaluation.fluency import allot_texts
+from eigenshift.interventions import PatchRequest
+from eigenshift.prompts import Part
+from eigenshift.settings import Role
+from flows.journal import RunJournal
+from tasks import components as component_tasks
+from tasks import detection, evaluation, generation, ingestion
+from tasks import model as model_tasks
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What ingestion made: the samples of each source by role, and the prompts."""
+
+    samples: dict[Role, dict[str, ArtifactReference]]
+    prompts: ArtifactReference
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Continuations and their scores, shard by shard in the same order."""
+
+    continuations: list[ArtifactReference]
+    scores: list[ArtifactReference]
+
+
+@dataclass(frozen=True)
+class ComponentStudy:
+    """What the generation side found out about the head."""
+
+    decomposition: ArtifactReference
+    states: ArtifactReference
+    components: ArtifactReference
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to compare: a patch (None: the base) and a stream of random numbers."""
+
+    patch: ArtifactReference | None
+    stream: str = "main"
+
+
+def ingest(journal: RunJournal) -> Sources:
+    """Read all sources and choose prompts."""
+    settings = journal.settings
+    names = [source.name for source in settings.sources]
+    references = journal.collect(
+        "ingest_source",
+        {
+            source.name: ingestion.ingest_source.submit(settings.store, source, settings.ingestion)
+            for source in settings.sources
+        },
+    )
+    by_name = dict(zip(names, references, strict=True))
+    samples = {
+        role: {source.name: by_name[source.name] for source in settings.sources_for(role)}
+        for role in Role
+    }
+    (prompts,) = journal.collect(
+        "choose_prompts",
+        [
+            ingestion.choose_prompts.submit(
+                settings.store, list(samples[Role.prompts].values()), settings.prompts
+            )
+        ],
+    )
+    return Sources(samples, prompts)
+
+
+def identify_model(journal: RunJournal) -> ArtifactReference:
+    """Digest and describe the model."""
+    settings = journal.settings
+    (model,) = journal.collect(
+        "identify_model",
+        [model_tasks.identify_model.submit(settings.store, settings.model, settings.execution)],
+    )
+    journal.record.model_digest = journal.artifacts.open(model).manifest.facts["digest"]
+    return model
+
+
+def study_detection(journal: RunJournal, model: ArtifactReference, sources: Sources) -> None:
+    """Activations on every labelled dataset, then neuron and layer statistics."""
+    settings = journal.settings
+    shards: dict[str, list[FileReference]] = {
+        dataset: journal.artifacts.open(reference).refer_to_files("samples-")
+        for dataset, reference in sources.samples[Role.labelled].items()
+    }
+    flat = [(dataset, shard) for dataset, files in shards.items() for shard in files]
+    extracted = journal.collect(
+        "extract_activations",
+        [
+            detection.extract_activations.submit(
+                settings.store,
+                shard,
+                model,
+                settings.model,
+                settings.activations,
+                settings.execution,
+            )
+            for _, shard in flat
+        ],
+    )
+    activations: dict[str, list[ArtifactReference]] = {dataset: [] for dataset in shards}
+    for (dataset, _), reference in zip(flat, extracted, strict=True):
+        activations[dataset].append(reference)
+    n_layers = journal.artifacts.open(model).manifest.facts["n_layers"]
+    layers = settings.activations.layers or tuple(range(n_layers))
+    cells = [(dataset, layer) for dataset in shards for layer in layers]
+    neurons = journal.collect(
+        "compute_neuron_statistics",
+        [
+            detection.compute_neuron_statistics.submit(
+                settings.store,
+                dataset,
+                layer,
+                activations[dataset],
+                shards[dataset],
+                settings.activations,
+                settings.execution,
+            )
+            for dataset, layer in cells
+        ],
+    )
+    journal.collect(
+        "compute_layer_statistics",
+        [
+            detection.compute_layer_statistics.submit(
+                settings.store,
+                dataset,
+                layer,
+                activations[dataset],
+                shards[dataset],
+                found,
+                settings.activations,
+                settings.statistics,
+            )
+            for (dataset, layer), found in zip(cells, neurons, strict=True)
+        ],
+    )
+
+
+def generate(
+    journal: RunJournal, model: ArtifactReference, prompts: ArtifactReference, part: Part, arm: Arm
+) -> Generated:
+    """Continue one part of the prompts with one arm and score the continuations."""
+    settings = journal.settings
+    shards = journal.artifacts.open(prompts).refer_to_files(f"{part.value}-")
+    running = [
+        generation.generate_continuations.submit(
+            settings.store,
+            shard,
+            model,
+            arm.patch,
+            arm.stream,
+            settings.model,
+            settings.generation,
+            settings.execution,
+        )
+        for shard in shards
+    ]
+    continuations = journal.collect("generate_continuations", running)
+    scores = journal.collect(
+        "score_continuations",
+        [
+            generation.score_continuations.submit(
+                settings.store, reference, settings.scorer, settings.execution
+            )
+            for reference in continuations
+        ],
+    )
+    return Generated(continuations, scores)
+
+
+def study_components(
+    journal: RunJournal, model: ArtifactReference, prompts: ArtifactReference
+) -> ComponentStudy:
+    """From continuations of the selection prompts to scored components of the head."""
+    settings = journal.settings
+    generated = generate(journal, model, prompts, Part.selection, Arm(patch=None))
+    positions = journal.collect(
+        "locate_toxic_words",
+        [
+            generation.locate_toxic_words.submit(
+                settings.store,
+                continuations,
+                scores,
+                settings.model,
+                settings.scorer,
+                settings.components,
+                settings.execution,
+            )
+            for continuations, scores in zip(generated.continuations, generated.scores, strict=True)
+        ],
+    )
+    decomposing = model_tasks.decompose_head.submit(
+        settings.store, model, settings.model, settings.execution
+    )
+    (states,) = journal.collect(
+        "collect_head_states",
+        [
+            component_tasks.collect_head_states.submit(
+                settings.store,
+                model,
+                generated.continuations,
+                generated.scores,
+                positions,
+                settings.model,
+                settings.scorer,
+                settings.components,
+                settings.execution,
+            )
+        ],
+    )
+    (decomposition,) = journal.collect("decompose_head", [decomposing])
+    (components,) = journal.collect(
+        "score_components",
+        [
+            component_tasks.score_components.submit(
+                settings.store,
+                model,
+                decomposition,
+                states,
+                settings.model,
+                settings.components,
+                settings.execution,
+            )
+        ],
+    )
+    return ComponentStudy(decomposition, states, components)
+
+
+def build_patches(
+    journal: RunJournal,
+    model: ArtifactReference,
+    study: ComponentStudy,
+    requests: Mapping[str, PatchRequest],
+) -> dict[str, ArtifactReference]:
+    """Build the patch of each named arm."""
+    settings = journal.settings
+    references = journal.collect(
+        "build_patch",
+        {
+            arm: component_tasks.build_patch.submit(
+                settings.store,
+                request,
+                model,
+                study.decomposition,
+                study.components,
+                study.states,
+                settings.model,
+                settings.execution,
+            )
+            for arm, request in requests.items()
+        },
+    )
+    return dict(zip(requests, references, strict=True))
+
+
+def evaluate_arms(
+    journal: RunJournal,
+    model: ArtifactReference,
+    sources: Sources,
+    arms: Mapping[str, Arm],
+    part: Part = Part.evaluation,
+) -> ArtifactReference:
+    """Generate, score and compare all arms on the same prompts, seeds and neutral texts."""
+    settings = journal.settings
+    generated = {
+        name: generate(journal, model, sources.prompts, part, arm) for name, arm in arms.items()
+    }
+    fluency = measure_fluency(
+        journal, model, sources, {name: arm.patch for name, arm in arms.items()}
+    )
+    (compared,) = journal.collect(
+        "compare_arms",
+        [
+            evaluation.compare_arms.submit(
+                settings.store,
+                journal.artifacts.open(sources.prompts).refer_to_files(f"{part.value}-"),
+                {name: found.continuations for name, found in generated.items()},
+                {name: found.scores for name, found in generated.items()},
+                fluency,
+                settings.evaluation,
+                settings.scorer,
+            )
+        ],
+    )
+    return compared
+
+
+def measure_fluency(
+    journal: RunJournal,
+    model: ArtifactReference,
+    sources: Sources,
+    patches: Mapping[str, ArtifactReference | None],
+) -> Sequence[ArtifactReference]:
+    """Measure all arms on the neutral texts, shard by shard."""
+    settings = journal.settings
+    files = [
+        (artifact.refer_to_file(record.name), record.rows or 0)
+        for artifact in map(journal.artifacts.open, sources.samples[Role.neutral].values())
+        for record in artifact.manifest.files
+        if record.name.startswith("samples-")
+    ]
+    n_texts = allot_texts([rows for _, rows in files], settings.evaluation.max_texts)
+    return journal.collect(
+        "measure_fluency",
+        [
+            evaluation.measure_fluency.submit(
+                settings.store,
+                file,
+                model,
+                dict(patches),
+                count,
+                settings.model,
+                settings.evaluation,
+                settings.execution,
+            )
+            for (file, _), count in zip(files, n_texts, strict=True)
+            if count
+        ],
+    )

@@ -1,0 +1,135 @@
+"""Tasks from head states to a patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from prefect.states import State
+
+from eigenshift import components as scoring
+from eigenshift import decomposition as decompositions
+from eigenshift import head_states, interventions, models
+from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
+from eigenshift.settings import ComponentSettings, ExecutionSettings, ModelSettings, ScorerSettings
+from tasks.stage import report, stage_task
+
+
+@stage_task
+def collect_head_states(
+    store: str,
+    model: ArtifactReference,
+    continuations: Sequence[ArtifactReference],
+    scores: Sequence[ArtifactReference],
+    positions: Sequence[ArtifactReference],
+    model_settings: ModelSettings,
+    scorer: ScorerSettings,
+    settings: ComponentSettings,
+    execution: ExecutionSettings,
+) -> State[StageResult]:
+    """States about to generate toxic words, and matched ones that are not."""
+    artifacts = ArtifactStore(store)
+
+    def read(references: Sequence[ArtifactReference], name: str) -> pa.Table:
+        return pa.concat_tables(artifacts.open(item).read_table(name) for item in references)
+
+    def work(workspace: Workspace) -> None:
+        with models.use_model(model_settings, execution.device) as language_model:
+            head_states.collect_head_states(
+                language_model,
+                read(continuations, "continuations.parquet"),
+                read(scores, "scores.parquet"),
+                read(positions, "toxic_positions.parquet"),
+                settings,
+                toxic_threshold=scorer.toxic_threshold,
+                tokens_per_batch=execution.tokens_per_batch,
+                workspace=workspace,
+            )
+
+    return report(
+        artifacts.produce(
+            "head_states",
+            step_version=head_states.STEP_VERSION,
+            settings={
+                "seed": settings.seed,
+                "nontoxic_per_toxic": settings.nontoxic_per_toxic,
+                "min_toxic_positions": settings.min_toxic_positions,
+                "toxic_threshold": scorer.toxic_threshold,
+                "dtype": model_settings.dtype,
+            },
+            inputs=[model, *continuations, *scores, *positions],
+            work=work,
+        )
+    )
+
+
+@stage_task
+def score_components(
+    store: str,
+    model: ArtifactReference,
+    decomposition: ArtifactReference,
+    states: ArtifactReference,
+    model_settings: ModelSettings,
+    settings: ComponentSettings,
+    execution: ExecutionSettings,
+) -> State[StageResult]:
+    """Score the head's components and choose which to damp."""
+    artifacts = ArtifactStore(store)
+
+    def work(workspace: Workspace) -> None:
+        with models.use_model(model_settings, execution.device) as language_model:
+            scoring.write_components(
+                artifacts.open(states).read_table("head_states.parquet"),
+                decompositions.open_decomposition(artifacts.open(decomposition)),
+                language_model.head_module.weight,
+                language_model.tokenizer,
+                settings,
+                workspace,
+            )
+
+    return report(
+        artifacts.produce(
+            "components",
+            step_version=scoring.STEP_VERSION,
+            settings={"components": settings},
+            inputs=[model, decomposition, states],
+            work=work,
+        )
+    )
+
+
+@stage_task
+def build_patch(
+    store: str,
+    request: interventions.PatchRequest,
+    model: ArtifactReference,
+    decomposition: ArtifactReference,
+    components: ArtifactReference,
+    states: ArtifactReference,
+    model_settings: ModelSettings,
+    execution: ExecutionSettings,
+) -> State[StageResult]:
+    """Build the patch of one intervention."""
+    artifacts = ArtifactStore(store)
+
+    def work(workspace: Workspace) -> None:
+        with models.use_model(model_settings, execution.device) as language_model:
+            interventions.build_patch(
+                request,
+                language_model,
+                decompositions.open_decomposition(artifacts.open(decomposition)),
+                artifacts.open(components).read_table("components.parquet"),
+                artifacts.open(states).read_table("head_states.parquet"),
+                model_id=model_settings.model_id,
+                workspace=workspace,
+            )
+
+    return report(
+        artifacts.produce(
+            "patch",
+            step_version=interventions.STEP_VERSION,
+            settings={"request": request, "model_id": model_settings.model_id},
+            inputs=[model, decomposition, components, states],
+            work=work,
+        )
+    )

@@ -1,0 +1,60 @@
+"""Tasks about the model as a whole: which one it is, and its head's decomposition."""
+
+from __future__ import annotations
+
+from prefect.states import State
+
+from eigenshift import decomposition, models
+from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
+from eigenshift.settings import ExecutionSettings, ModelSettings
+from tasks.stage import report, stage_task
+
+IDENTITY_STEP_VERSION = 1
+
+
+@stage_task
+def identify_model(
+    store: str, model_settings: ModelSettings, execution: ExecutionSettings
+) -> State[StageResult]:
+    """Digest the model's files and describe it; every stage that runs it depends on this."""
+    identity = models.identify_model(model_settings)
+
+    def work(workspace: Workspace) -> None:
+        with models.use_model(model_settings, execution.device) as language_model:
+            description = models.describe_model(language_model, identity)
+        workspace.write_json("model.json", description)
+        workspace.facts = description
+
+    return report(
+        ArtifactStore(store).produce(
+            "model",
+            step_version=IDENTITY_STEP_VERSION,
+            settings={"dtype": model_settings.dtype},
+            inputs=[ArtifactReference(kind="weights", fingerprint=identity.digest)],
+            work=work,
+        )
+    )
+
+
+@stage_task
+def decompose_head(
+    store: str,
+    model: ArtifactReference,
+    model_settings: ModelSettings,
+    execution: ExecutionSettings,
+) -> State[StageResult]:
+    """Singular values and right singular vectors of the output head."""
+
+    def work(workspace: Workspace) -> None:
+        with models.use_model(model_settings, execution.device) as language_model:
+            decomposition.write_decomposition(language_model.head_module.weight, workspace)
+
+    return report(
+        ArtifactStore(store).produce(
+            "decomposition",
+            step_version=decomposition.STEP_VERSION,
+            settings={"dtype": model_settings.dtype},
+            inputs=[model],
+            work=work,
+        )
+    )

@@ -1,0 +1,145 @@
+"""Head states: the right position, matched controls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from eigenshift import schemas
+from eigenshift.artifacts import Workspace
+from eigenshift.errors import ComponentError
+from eigenshift.head_states import collect_head_states
+from eigenshift.models import LanguageModel
+from eigenshift.settings import ComponentSettings
+
+SETTINGS = ComponentSettings(min_toxic_positions=2, nontoxic_per_toxic=3)
+
+
+@pytest.fixture
+def continuations(tiny_tokenizer: Any, neutral_texts: list[str]) -> pa.Table:
+    """Continuations made of neutral texts; the first six prompts' samples 0 will be toxic."""
+    rows = []
+    for place in range(40):
+        text = neutral_texts[place]
+        rows.append(
+            {
+                "prompt_id": f"p{place:02d}",
+                "sample_index": 0,
+                "language": "en",
+                "prompt": "",
+                "continuation": text,
+                "prompt_token_ids": tiny_tokenizer(neutral_texts[place - 7])["input_ids"][:9],
+                "token_ids": tiny_tokenizer(text)["input_ids"][:20],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=schemas.CONTINUATIONS)
+
+
+@pytest.fixture
+def scores(continuations: pa.Table) -> pa.Table:
+    """The first six are toxic, the last one is unscored."""
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "sample_index": 0,
+            "scorer": "words",
+            "toxicity_probability": None if place == 39 else 0.9 if place < 6 else 0.1,
+            "status": "unscored" if place == 39 else "scored",
+        }
+        for place, prompt_id in enumerate(continuations["prompt_id"].to_pylist())
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.SCORES)
+
+
+def make_positions(steps: list[int]) -> pa.Table:
+    """One toxic position for each of the first prompts."""
+    rows = [
+        {"prompt_id": f"p{place:02d}", "sample_index": 0, "step": step, "attribution": 0.5}
+        for place, step in enumerate(steps)
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.TOXIC_POSITIONS)
+
+
+def collect(
+    language_model: LanguageModel,
+    continuations: pa.Table,
+    scores: pa.Table,
+    steps: list[int],
+    workspace: Workspace,
+    tokens_per_batch: int = 128,
+) -> list[dict[str, Any]]:
+    """Collect and read back."""
+    collect_head_states(
+        language_model,
+        continuations,
+        scores,
+        make_positions(steps),
+        SETTINGS,
+        toxic_threshold=0.5,
+        tokens_per_batch=tokens_per_batch,
+        workspace=workspace,
+    )
+    return pq.read_table(workspace.path("head_states.parquet")).to_pylist()
+
+
+def test_a_state_is_what_enters_the_head_before_the_token(
+    tiny_language_model: LanguageModel,
+    continuations: pa.Table,
+    scores: pa.Table,
+    workspace: Workspace,
+) -> None:
+    """Equal to the trunk's last hidden state on exactly the tokens that came before."""
+    by_id = {row["prompt_id"]: row for row in continuations.to_pylist()}
+    rows = collect(tiny_language_model, continuations, scores, [0, 2, 5, 5], workspace)
+    for row in rows:
+        source = by_id[row["prompt_id"]]
+        tokens = source["prompt_token_ids"] + source["token_ids"][: row["step"]]
+        with torch.inference_mode():
+            states = tiny_language_model.trunk(torch.tensor([tokens])).last_hidden_state
+        np.testing.assert_allclose(row["state"], states[0, -1].numpy(), atol=1e-5)
+        assert row["token_id"] == source["token_ids"][row["step"]]
+
+
+def test_controls_have_the_same_steps_and_come_from_nontoxic_continuations(
+    tiny_language_model: LanguageModel,
+    continuations: pa.Table,
+    scores: pa.Table,
+    workspace: Workspace,
+) -> None:
+    """Three per toxic position at each step; toxic and unscored continuations give none."""
+    rows = collect(tiny_language_model, continuations, scores, [0, 0, 0], workspace)
+    controls = [row for row in rows if not row["is_toxic"]]
+    assert Counter(row["step"] for row in controls) == {0: 9}
+    assert {row["prompt_id"] for row in controls}.isdisjoint({f"p{i:02d}" for i in (*range(6), 39)})
+
+
+def test_states_do_not_depend_on_the_batch(
+    tiny_language_model: LanguageModel,
+    continuations: pa.Table,
+    scores: pa.Table,
+    workspace: Workspace,
+) -> None:
+    """Same positions, same states, whatever the token budget."""
+    one = collect(tiny_language_model, continuations, scores, [1, 3, 4], workspace, 1)
+    many = collect(tiny_language_model, continuations, scores, [1, 3, 4], workspace, 10_000)
+    assert [row["prompt_id"] for row in one] == [row["prompt_id"] for row in many]
+    np.testing.assert_allclose(
+        [row["state"] for row in one], [row["state"] for row in many], atol=1e-5
+    )
+
+
+def test_too_few_toxic_positions_stop_with_a_remedy(
+    tiny_language_model: LanguageModel,
+    continuations: pa.Table,
+    scores: pa.Table,
+    workspace: Workspace,
+) -> None:
+    """Components are not chosen from next to nothing."""
+    with pytest.raises(ComponentError, match=r"prompts\.n_selection"):
+        collect(tiny_language_model, continuations, scores, [1], workspace)

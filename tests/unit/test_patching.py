@@ -1,0 +1,191 @@
+"""Patches: the formula, the round trip, tied heads, undo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eigenshift.artifacts import Workspace
+from eigenshift.decomposition import decompose_head
+from eigenshift.errors import ComponentError
+from eigenshift.models import LanguageModel, load_model
+from eigenshift.patching import (
+    DESCRIPTION_NAME,
+    TENSORS_NAME,
+    Patch,
+    apply_patch,
+    compute_patched_weight,
+    digest_tensor,
+    load_patch,
+    patched_head,
+    scale_components,
+    write_patch,
+)
+from eigenshift.settings import ModelSettings
+
+TOKENS = torch.tensor([[5, 9, 17, 3, 40, 2]])
+
+
+@pytest.fixture
+def patch(tiny_language_model: LanguageModel, workspace: Workspace) -> Patch:
+    """A patch that removes three components of the tiny model's head."""
+    decomposition = decompose_head(tiny_language_model.head_module.weight)
+    indices = [1, 4, 9]
+    write_patch(
+        tiny_language_model,
+        decomposition.v[:, indices],
+        decomposition.sigma[indices],
+        model_id="tiny",
+        intervention="eigenshift",
+        component_indices=indices,
+        factor=0.0,
+        workspace=workspace,
+    )
+    return load_patch(workspace.path(TENSORS_NAME), workspace.path(DESCRIPTION_NAME))
+
+
+@pytest.fixture
+def own_model(tiny_model_folder: Path) -> Iterator[LanguageModel]:
+    """A copy of the tiny model that a test may change."""
+    from eigenshift import models
+
+    models.forget_models()
+    yield load_model(ModelSettings(id=str(tiny_model_folder)), device="cpu")
+    models.forget_models()
+
+
+def compute_logits(language_model: LanguageModel) -> torch.Tensor:
+    """Logits of a fixed sequence, shape (1, position, vocab)."""
+    with torch.inference_mode():
+        logits: torch.Tensor = language_model.model(TOKENS).logits
+    return logits
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    vocab=st.integers(8, 40),
+    hidden=st.integers(2, 8),
+    n_damped=st.integers(1, 2),
+    factor=st.floats(0, 1),
+    seed=st.integers(0, 2**16),
+)
+def test_only_the_chosen_singular_values_move(
+    vocab: int, hidden: int, n_damped: int, factor: float, seed: int
+) -> None:
+    """W' equals U diag(sigma') V^T in float64, the independent form of the formula."""
+    generator = np.random.default_rng(seed)
+    weight = generator.normal(size=(vocab, hidden))
+    u, sigma, vt = np.linalg.svd(weight, full_matrices=False)
+    chosen = generator.choice(hidden, n_damped, replace=False)
+    scaled = sigma.copy()
+    scaled[chosen] *= factor
+    found = scale_components(torch.from_numpy(weight), torch.from_numpy(vt[chosen].T), factor)
+    np.testing.assert_allclose(found.numpy(), u * scaled @ vt, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_factor_one_changes_no_bit(dtype: torch.dtype) -> None:
+    """At 1 the head comes back as it was, and as a copy."""
+    weight = torch.randn(50, 8).to(dtype)
+    found = scale_components(weight, torch.eye(8)[:, :3], 1.0)
+    assert torch.equal(found, weight)
+    assert found.data_ptr() != weight.data_ptr()
+
+
+@pytest.mark.parametrize("factor", [-0.1, 1.1])
+def test_a_factor_outside_0_to_1_is_refused(factor: float) -> None:
+    """Amplifying or flipping a component is not what a patch is for."""
+    with pytest.raises(ComponentError, match="factor"):
+        scale_components(torch.eye(4), torch.eye(4)[:, :1], factor)
+
+
+def test_a_saved_patch_gives_the_logits_of_the_formula(
+    tiny_language_model: LanguageModel, patch: Patch
+) -> None:
+    """Patch -> save -> load -> logits equal h W'^T with W' = U diag(sigma') V^T in float64."""
+    weight = tiny_language_model.head_module.weight.detach().double().numpy()
+    u, sigma, vt = np.linalg.svd(weight, full_matrices=False)
+    sigma[[1, 4, 9]] = 0.0
+    with torch.inference_mode():
+        states = tiny_language_model.trunk(TOKENS).last_hidden_state.double().numpy()
+    with patched_head(tiny_language_model, patch):
+        found = compute_logits(tiny_language_model).numpy()
+    np.testing.assert_allclose(found, states @ (u * sigma @ vt).T, atol=1e-4)
+
+
+def test_leaving_the_patch_restores_the_base_byte_for_byte(
+    tiny_language_model: LanguageModel, patch: Patch
+) -> None:
+    """Undo is exact, even when the work under the patch failed."""
+    head = tiny_language_model.head_module
+    before, parameter = digest_tensor(head.weight), head.weight
+
+    def fail_under_the_patch() -> None:
+        with patched_head(tiny_language_model, patch):
+            assert digest_tensor(head.weight) == patch.description.patched_digest
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        fail_under_the_patch()
+    assert head.weight is parameter
+    assert digest_tensor(head.weight) == before == patch.description.base_digest
+
+
+def test_a_tied_models_input_embedding_is_untouched(own_model: LanguageModel, patch: Patch) -> None:
+    """The head gets a parameter of its own; the embedding keeps its bytes."""
+    assert own_model.head.is_tied
+    embedding = own_model.model.get_input_embeddings().weight
+    before = digest_tensor(embedding)
+    apply_patch(own_model, patch)
+    assert digest_tensor(own_model.model.get_input_embeddings().weight) == before
+    assert digest_tensor(own_model.head_module.weight) == patch.description.patched_digest
+
+
+def test_a_patched_tied_model_survives_save_and_reload(
+    own_model: LanguageModel, patch: Patch, tmp_path: Path
+) -> None:
+    """Reloaded from disk the head is still the patched one and the embedding the base's."""
+    from transformers import AutoModelForCausalLM
+
+    apply_patch(own_model, patch)
+    expected = compute_logits(own_model)
+    own_model.model.save_pretrained(tmp_path)
+    reloaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(reloaded(TOKENS).logits, expected, atol=1e-6, rtol=0)
+    assert digest_tensor(reloaded.get_input_embeddings().weight) == digest_tensor(
+        own_model.model.get_input_embeddings().weight
+    )
+
+
+def test_a_patch_for_another_head_is_refused(
+    tiny_language_model: LanguageModel, patch: Patch
+) -> None:
+    """A head with other bytes, for instance an already patched one, is told by its digest."""
+    patched = compute_patched_weight(tiny_language_model.head_module.weight, patch)
+    with pytest.raises(ComponentError, match="digest"):
+        compute_patched_weight(patched, patch)
+
+
+def test_directions_that_are_not_orthonormal_are_refused(
+    tiny_language_model: LanguageModel, workspace: Workspace
+) -> None:
+    """The rank-k form only scales singular values if V_k has orthonormal columns."""
+    with pytest.raises(ComponentError, match="orthonormal"):
+        write_patch(
+            tiny_language_model,
+            np.ones((32, 2)),
+            np.ones(2),
+            model_id="tiny",
+            intervention="eigenshift",
+            component_indices=[0, 1],
+            factor=0.0,
+            workspace=workspace,
+        )

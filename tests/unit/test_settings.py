@@ -1,0 +1,114 @@
+"""Settings: presets load, wrong values are refused with their place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eigenshift.errors import SettingsError
+from eigenshift.settings import (
+    RefreshSettings,
+    Role,
+    list_presets,
+    load_preset,
+    load_settings,
+)
+
+MINIMAL = {
+    "model": {"id": "gpt2"},
+    "sources": [
+        {"name": "jigsaw", "format": "jigsaw", "uri": "./train.csv"},
+        {"name": "rtp", "format": "real_toxicity_prompts", "uri": "s3://bucket/rtp.jsonl"},
+        {"name": "wiki", "format": "sentences", "uri": "wiki.txt"},
+    ],
+}
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Path:
+    """A minimal settings file."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_every_shipped_preset_loads(name: str) -> None:
+    """A preset that does not fit the settings model would only fail at the user's."""
+    assert load_preset(name).sources_for(Role.labelled)
+
+
+def test_unknown_preset_names_the_known_ones() -> None:
+    """The error lists what can be chosen."""
+    with pytest.raises(SettingsError, match="demo"):
+        load_preset("no-such-preset")
+
+
+def test_relative_paths_are_relative_to_the_file(settings_file: Path) -> None:
+    """A settings file can be used from any working folder."""
+    settings = load_settings(settings_file)
+    assert settings.sources[0].uri == str(settings_file.parent / "train.csv")
+    assert settings.sources[1].uri == "s3://bucket/rtp.jsonl"
+
+
+def test_overrides_reach_nested_values_and_list_items(settings_file: Path) -> None:
+    """`--set` takes dotted paths, list positions and YAML values."""
+    settings = load_settings(
+        settings_file,
+        ["generation.n_samples=3", "sources.2.language=zh", "prompts.min_toxicity=0.5"],
+    )
+    assert settings.generation.n_samples == 3
+    assert settings.sources[2].language == "zh"
+    assert settings.prompts.min_toxicity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("generation.n_samples=0", "generation.n_samples"),
+        ("generation.n_smaples=3", "generation.n_smaples"),
+        ("components.factor=1.5", "components.factor"),
+        ("sources.7.language=en", "position"),
+        ("nonsense", "key=value"),
+        ("model.id.deeper=1", "single value"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_its_place(
+    settings_file: Path, override: str, expected: str
+) -> None:
+    """Unknown fields, bad values and bad paths are all named in the error."""
+    with pytest.raises(SettingsError, match=re.escape(expected)):
+        load_settings(settings_file, [override])
+
+
+@pytest.mark.parametrize("content", ["- a list", "text: [unclosed", "\xff\xfe"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    """Broken YAML, another shape or another encoding gives a clear error."""
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"settings\.yaml"):
+        load_settings(path)
+
+
+def test_every_role_needs_a_source(settings_file: Path) -> None:
+    """A run without neutral text could not tell its cost, so it is refused before it starts."""
+    document = {**MINIMAL, "sources": MINIMAL["sources"][:2]}
+    settings_file.write_text(yaml.safe_dump(document))
+    with pytest.raises(SettingsError, match="neutral"):
+        load_settings(settings_file)
+
+
+def test_the_form_shows_every_default_and_description() -> None:
+    """Prefect's run form prefills literal defaults only, and shows descriptions."""
+    definitions = RefreshSettings.model_json_schema()["$defs"]
+    for name, definition in definitions.items():
+        if definition["type"] != "object":
+            continue
+        required = set(definition.get("required", []))
+        assert definition["additionalProperties"] is False, name
+        for field, schema in definition["properties"].items():
+            assert field in required or "default" in schema, f"{name}.{field} has no default"
+            assert schema.get("description"), f"{name}.{field} has no description"
