@@ -98,7 +98,8 @@ def encode_prompts(
     A prompt that gives no token begins with the model's BOS (or EOS) token.
     """
     limit = settings.max_prompt_tokens
-    n_positions = getattr(language_model.model.config, "max_position_embeddings", None)
+    config = language_model.model.config.get_text_config()
+    n_positions = getattr(config, "max_position_embeddings", None)
     if n_positions is not None:
         limit = min(limit, max(1, n_positions - settings.n_tokens))
     tokenizer = language_model.tokenizer

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.errors import ComponentError
-from eigenshift.models import LanguageModel, capture_head_states
+from eigenshift.forward import iterate_head_states
+from eigenshift.models import LanguageModel
 from eigenshift.scoring import WORD, find_step
 from eigenshift.settings import ComponentSettings
 from eigenshift.token_spans import find_token_spans
@@ -152,7 +152,6 @@ def _draw_key(seed: int, place: tuple[Key, int]) -> str:
     return hashlib.sha256(f"{seed}:{prompt_id}:{sample_index}:{step}".encode()).hexdigest()
 
 
-@torch.inference_mode()
 def _compute_states(
     language_model: LanguageModel,
     continuations: dict[Key, dict[str, Any]],
@@ -166,39 +165,16 @@ def _compute_states(
     steps_of: dict[Key, list[int]] = defaultdict(list)
     for key, step in wanted:
         steps_of[key].append(step)
-    sequences = {
-        key: continuations[key]["prompt_token_ids"] + continuations[key]["token_ids"][: max(steps)]
-        for key, steps in steps_of.items()
-    }
+    keys = sorted(steps_of)
+    sequences = [
+        continuations[key]["prompt_token_ids"]
+        + continuations[key]["token_ids"][: max(steps_of[key])]
+        for key in keys
+    ]
     found: dict[tuple[Key, int], np.ndarray[Any, np.dtype[np.float32]]] = {}
-    for batch in _batch_by_length(sequences, tokens_per_batch):
-        width = max(len(sequences[key]) for key in batch)
-        token_ids = torch.full((len(batch), width), language_model.tokenizer.pad_token_id)
-        mask = torch.zeros_like(token_ids)
-        for row, key in enumerate(batch):
-            token_ids[row, : len(sequences[key])] = torch.tensor(sequences[key])
-            mask[row, : len(sequences[key])] = 1
-        with language_model.lock, capture_head_states(language_model) as captured:
-            language_model.model(
-                input_ids=token_ids.to(language_model.device),
-                attention_mask=mask.to(language_model.device),
-                use_cache=False,
-            )
-        for row, key in enumerate(batch):
-            n_prompt = len(continuations[key]["prompt_token_ids"])
-            for step in steps_of[key]:
-                state = captured[0][row, n_prompt + step - 1]
-                found[key, step] = state.float().cpu().numpy()
+    for place, states in iterate_head_states(language_model, sequences, tokens_per_batch):
+        key = keys[place]
+        n_prompt = len(continuations[key]["prompt_token_ids"])
+        for step in steps_of[key]:
+            found[key, step] = states[n_prompt + step - 1].float().cpu().numpy()
     return [found[place] for place in wanted]
-
-
-def _batch_by_length(sequences: dict[Key, list[int]], tokens_per_batch: int) -> list[list[Key]]:
-    """Group keys so that padded batches stay within the token budget."""
-    batches: list[list[Key]] = []
-    for key in sorted(sequences, key=lambda key: (len(sequences[key]), key)):
-        width = len(sequences[key])
-        if batches and (len(batches[-1]) + 1) * width <= tokens_per_batch:
-            batches[-1].append(key)
-        else:
-            batches.append([key])
-    return batches

@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,33 @@ def load_model(settings: ModelSettings, device: str = "auto") -> LanguageModel:
         return _loaded[key]
 
 
+@contextmanager
+def use_model(settings: ModelSettings, device: str = "auto") -> Iterator[LanguageModel]:
+    """Load a model and have it to oneself: its lock is held until the end of the block.
+
+    Tasks in one process share one model; without this one task could run with another's hooks or
+    patched head.
+
+    Raises:
+        ModelError, SettingsError: As `load_model`.
+    """
+    language_model = load_model(settings, device)
+    with language_model.lock:
+        yield language_model
+
+
+def describe_model(language_model: LanguageModel, identity: ModelIdentity) -> dict[str, Any]:
+    """Facts about a model that fit into JSON and hold under any name: digest, size and head."""
+    head = language_model.head
+    return {
+        "digest": identity.digest,
+        "model_class": type(language_model.model).__name__,
+        "n_parameters": sum(item.numel() for item in language_model.model.parameters()),
+        "n_layers": len(list_layers(language_model.model)),
+        "head": {**asdict(head), "dtype": str(head.dtype).removeprefix("torch.")},
+    }
+
+
 def forget_models() -> None:
     """Drop the models this process keeps, so that their memory can be freed."""
     with _loading:
@@ -228,16 +255,21 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def capture_head_states(language_model: LanguageModel) -> Iterator[list[Tensor]]:
+def capture_head_states(
+    language_model: LanguageModel, *, skip_logits: bool = False
+) -> Iterator[list[Tensor]]:
     """Record what enters the output head in every forward pass run inside.
 
     Holds the model's lock. Each entry is one forward pass, shape (batch, position, hidden), dtype
     and device of the model; when `generate` keeps a cache, position is 1 after the first pass.
+    With `skip_logits` the head is applied to the last position only, which saves most of its work
+    and a tensor of (batch, position, vocab).
     """
     states: list[Tensor] = []
 
-    def record(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def record(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
         states.append(args[0].detach())
+        return (args[0][:, -1:],) if skip_logits else None
 
     with language_model.lock:
         handle = language_model.head_module.register_forward_pre_hook(record)

@@ -47,7 +47,9 @@ SOURCE_FILES = pa.schema(
         describe_column("source_uri", pa.string(), "File that was read"),
         describe_column("sha256", pa.string(), "Digest of the file's bytes"),
         describe_column("bytes", pa.int64(), "Size of the file"),
-        describe_column("rows_read", pa.int64(), "Records read = samples + rejected_rows; 0 for a labels file"),
+        describe_column(
+            "rows_read", pa.int64(), "Records read = samples + rejected_rows; 0 for a labels file"
+        ),
     ]
 )
 

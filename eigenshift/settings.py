@@ -349,7 +349,7 @@ class ExecutionSettings(Frozen):
         "auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."
     )
     concurrency: int = Field(2, ge=1, description="Tasks in flight at once.")
-    tokens_per_batch: int = Field(4_096, ge=1, description="Token budget of a forward pass.")
+    tokens_per_batch: int = Field(2_048, ge=1, description="Token budget of a forward pass.")
     sequences_per_batch: int = Field(256, ge=1, description="Continuations generated at once.")
     texts_per_scoring_batch: int = Field(64, ge=1, description="Continuations scored at once.")
     duckdb_memory_limit: str = Field(
@@ -367,17 +367,45 @@ class RefreshSettings(Frozen):
     sources: tuple[SourceSettings, ...] = Field(
         title="Sources", min_length=1, description="Labelled texts, prompts and neutral texts."
     )
-    ingestion: IngestionSettings = Field(IngestionSettings(), title="Ingestion")
-    activations: ActivationSettings = Field(ActivationSettings(), title="Activations")
-    statistics: StatisticsSettings = Field(StatisticsSettings(), title="Statistics")
-    prompts: PromptSettings = Field(PromptSettings(), title="Prompts")
-    generation: GenerationSettings = Field(GenerationSettings(), title="Generation")
-    scorer: ScorerSettings = Field(ScorerSettings(), title="Scorer")
-    components: ComponentSettings = Field(ComponentSettings(), title="Components")
-    evaluation: EvaluationSettings = Field(EvaluationSettings(), title="Evaluation")
-    gate: GateSettings = Field(GateSettings(), title="Gate")
-    tune: TuneSettings = Field(TuneSettings(), title="Tuning")
-    execution: ExecutionSettings = Field(ExecutionSettings(), title="Execution")
+    ingestion: IngestionSettings = Field(
+        IngestionSettings(), title="Ingestion", description="How texts are checked and sharded."
+    )
+    activations: ActivationSettings = Field(
+        ActivationSettings(), title="Activations", description="Which activations are kept."
+    )
+    statistics: StatisticsSettings = Field(
+        StatisticsSettings(), title="Statistics", description="Neuron and layer statistics."
+    )
+    prompts: PromptSettings = Field(
+        PromptSettings(), title="Prompts", description="Which prompts are continued."
+    )
+    generation: GenerationSettings = Field(
+        GenerationSettings(), title="Generation", description="How continuations are sampled."
+    )
+    scorer: ScorerSettings = Field(
+        ScorerSettings(), title="Scorer", description="The toxicity classifier."
+    )
+    components: ComponentSettings = Field(
+        ComponentSettings(),
+        title="Components",
+        description="How components are scored and how many are damped.",
+    )
+    evaluation: EvaluationSettings = Field(
+        EvaluationSettings(),
+        title="Evaluation",
+        description="What is measured, with which intervals.",
+    )
+    gate: GateSettings = Field(
+        GateSettings(), title="Gate", description="When a patch may be released."
+    )
+    tune: TuneSettings = Field(
+        TuneSettings(), title="Tuning", description="The grid that tune searches."
+    )
+    execution: ExecutionSettings = Field(
+        ExecutionSettings(),
+        title="Execution",
+        description="How fast a run goes, never what it finds.",
+    )
 
     @model_validator(mode="after")
     def _check_sources(self) -> RefreshSettings:

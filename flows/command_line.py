@@ -31,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find what makes a language model generate toxicity, damp it, prove it, audit it by SQL.",
 )
+USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if "Click" in base.__name__)
+"""Wrong words on the command line; newer typers carry a click of their own, so it is looked up."""
 console = Console()
 err_console = Console(stderr=True)
 logger = logging.getLogger("eigenshift.command_line")
@@ -249,7 +251,7 @@ def _run(command: Callable[[], Any]) -> int:
         return leaving.exit_code
     except typer.Abort:
         return EXIT_FAILED
-    except typer._click.exceptions.ClickException as error:
+    except USAGE_ERROR as error:
         error.show(file=sys.stderr)
         return EXIT_BAD_INPUT
     return int(code or 0)

@@ -11,7 +11,7 @@ run over real tokens only, in float64, so they do not depend on batch size or pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +21,8 @@ from torch import Tensor
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.evaluation.arms import BASE_ARM
-from eigenshift.models import LanguageModel, capture_head_states
+from eigenshift.forward import iterate_head_states
+from eigenshift.models import LanguageModel
 from eigenshift.patching import Patch, compute_patched_weight
 from eigenshift.settings import EvaluationSettings
 
@@ -69,12 +70,12 @@ def measure_fluency(
     }
     encoded, n_skipped = _encode_texts(language_model.tokenizer, texts, settings.max_tokens)
     rows: list[dict[str, Any]] = []
-    for batch in _batch_by_length(encoded, tokens_per_batch):
-        for place, states in enumerate(_compute_states(language_model, batch)):
-            sample_id, language, token_ids = batch[place]
-            targets = torch.tensor(token_ids[1:], device=states.device)
-            for arm, sums in _measure_text(language_model, weights, states, targets).items():
-                rows.append({"arm": arm, "sample_id": sample_id, "language": language, **sums})
+    sequences = [token_ids for _, _, token_ids in encoded]
+    for place, states in iterate_head_states(language_model, sequences, tokens_per_batch):
+        sample_id, language, token_ids = encoded[place]
+        targets = torch.tensor(token_ids[1:], device=states.device)
+        for arm, sums in _measure_text(language_model, weights, states[:-1], targets).items():
+            rows.append({"arm": arm, "sample_id": sample_id, "language": language, **sums})
     rows.sort(key=lambda row: (row["arm"], row["sample_id"]))
     workspace.write_rows("fluency.parquet", rows, schemas.FLUENCY)
     workspace.facts = {
@@ -95,38 +96,7 @@ def _encode_texts(tokenizer: Any, texts: pa.Table, max_tokens: int) -> tuple[lis
         token_ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
         encoded.append((row["sample_id"], row["language"], (start + token_ids)[:max_tokens]))
     usable = [item for item in encoded if len(item[2]) >= 2]
-    return sorted(usable, key=lambda item: (len(item[2]), item[0])), len(encoded) - len(usable)
-
-
-def _batch_by_length(
-    encoded: Sequence[_Encoded], tokens_per_batch: int
-) -> Iterator[list[_Encoded]]:
-    batch: list[_Encoded] = []
-    for item in encoded:
-        if batch and (len(batch) + 1) * len(item[2]) > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-@torch.inference_mode()
-def _compute_states(language_model: LanguageModel, batch: Sequence[_Encoded]) -> list[Tensor]:
-    """What enters the head at each predicting position, per text: shape (position, hidden)."""
-    width = max(len(token_ids) for _, _, token_ids in batch)
-    token_ids = torch.full((len(batch), width), language_model.tokenizer.pad_token_id)
-    mask = torch.zeros_like(token_ids)
-    for row, (_, _, text) in enumerate(batch):
-        token_ids[row, : len(text)] = torch.tensor(text)
-        mask[row, : len(text)] = 1
-    with language_model.lock, capture_head_states(language_model) as captured:
-        language_model.model(
-            input_ids=token_ids.to(language_model.device),
-            attention_mask=mask.to(language_model.device),
-            use_cache=False,
-        )
-    return [captured[0][row, : len(text) - 1] for row, (_, _, text) in enumerate(batch)]
+    return usable, len(encoded) - len(usable)
 
 
 @torch.inference_mode()

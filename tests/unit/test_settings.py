@@ -103,12 +103,15 @@ def test_every_role_needs_a_source(settings_file: Path) -> None:
 
 def test_the_form_shows_every_default_and_description() -> None:
     """Prefect's run form prefills literal defaults only, and shows descriptions."""
-    definitions = RefreshSettings.model_json_schema()["$defs"]
+    schema = RefreshSettings.model_json_schema()
+    definitions = {**schema["$defs"], "RefreshSettings": schema}
     for name, definition in definitions.items():
         if definition["type"] != "object":
             continue
         required = set(definition.get("required", []))
         assert definition["additionalProperties"] is False, name
-        for field, schema in definition["properties"].items():
-            assert field in required or "default" in schema, f"{name}.{field} has no default"
-            assert schema.get("description"), f"{name}.{field} has no description"
+        for field, details in definition["properties"].items():
+            assert field in required or "default" in details, f"{name}.{field} has no default"
+            section = definitions.get(details.get("$ref", "").rpartition("/")[2], {})
+            described = details.get("description") or section.get("description")
+            assert described, f"{name}.{field} has no description"

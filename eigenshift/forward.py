@@ -1,0 +1,72 @@
+"""Teacher-forced forward passes: sequences of tokens -> what enters the head at each position.
+
+Right-padded batches by length within a token budget. The states do not depend on the batch beyond
+rounding. The head itself is applied to one position only, since callers apply heads of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import torch
+from torch import Tensor
+
+from eigenshift.models import LanguageModel, capture_head_states
+
+
+@torch.inference_mode()
+def iterate_head_states(
+    language_model: LanguageModel, sequences: Sequence[Sequence[int]], tokens_per_batch: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (place in `sequences`, states of shape (position, hidden)), shortest first.
+
+    Args:
+        language_model: The model; only its trunk matters.
+        sequences: Token ids, at least one each.
+        tokens_per_batch: Budget of tokens, padding included, in a forward pass.
+    """
+    for batch in plan_batches([len(sequence) for sequence in sequences], tokens_per_batch):
+        token_ids, mask = pad_right(
+            [sequences[place] for place in batch], language_model.tokenizer.pad_token_id
+        )
+        states = _run_trunk(language_model, token_ids, mask)
+        for row, place in enumerate(batch):
+            yield place, states[row, : len(sequences[place])]
+
+
+def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Group places by length so that each padded batch stays within the budget.
+
+    A sequence longer than the budget is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if batches and (len(batches[-1]) + 1) * lengths[place] <= tokens_per_batch:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask, both (batch, position)."""
+    width = max(len(sequence) for sequence in sequences)
+    token_ids = torch.full((len(sequences), width), pad_token_id)
+    mask = torch.zeros_like(token_ids)
+    for row, sequence in enumerate(sequences):
+        token_ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return token_ids, mask
+
+
+def _run_trunk(language_model: LanguageModel, token_ids: Tensor, mask: Tensor) -> Tensor:
+    """States entering the head, shape (batch, position, hidden).
+
+    Taken at the head, not from the trunk's output, so that whatever a model does in between is
+    included.
+    """
+    device = language_model.device
+    with capture_head_states(language_model, skip_logits=True) as captured:
+        language_model.model(
+            input_ids=token_ids.to(device), attention_mask=mask.to(device), use_cache=False
+        )
+    return captured[0]

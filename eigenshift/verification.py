@@ -1,0 +1,350 @@
+"""Verify a store: every checksum, schema and lineage link, and that no row was lost.
+
+Reads everything, changes nothing. A problem is one sentence that names the object; files that no
+manifest lists are left by abandoned attempts, do no harm, and are only counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from eigenshift import schemas
+from eigenshift.artifacts import MANIFEST_NAME, FileRecord, Manifest, compute_fingerprint
+from eigenshift.errors import ArtifactError
+from eigenshift.releases import CURRENT_NAME, Release
+from eigenshift.runs import RunRecord
+from eigenshift.storage import Store
+
+OUTSIDE_KINDS = frozenset({"source", "weights", "classifier"})
+"""Inputs that are digests of files outside the store."""
+
+TABLES = (
+    ("samples", "samples-", schemas.SAMPLES),
+    ("samples", "rejected_rows", schemas.REJECTED_ROWS),
+    ("samples", "source_files", schemas.SOURCE_FILES),
+    ("prompts", "", schemas.PROMPTS),
+    ("neurons", "", schemas.NEURONS),
+    ("layers", "", schemas.LAYERS),
+    ("continuations", "", schemas.CONTINUATIONS),
+    ("scores", "", schemas.SCORES),
+    ("toxic_positions", "", schemas.TOXIC_POSITIONS),
+    ("head_states", "", schemas.HEAD_STATES),
+    ("components", "", schemas.COMPONENTS),
+    ("fluency", "", schemas.FLUENCY),
+    ("evaluation", "", schemas.EVALUATIONS),
+)
+"""Kind, beginning of the file's name, schema. Activations have their own check."""
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass
+class Verdict:
+    """What a verification found."""
+
+    store: str
+    problems: list[str] = field(default_factory=list)
+    n_artifacts: int = 0
+    n_files: int = 0
+    n_bytes: int = 0
+    n_runs: int = 0
+    n_releases: int = 0
+    n_orphans: int = 0
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        counted = (
+            f"{self.store}: {self.n_artifacts} artifacts ({self.n_files} files, {self.n_bytes:,} "
+            f"bytes), {self.n_runs} runs, {self.n_releases} releases"
+        )
+        orphans = f"; {self.n_orphans} files without a manifest, ignored" if self.n_orphans else ""
+        if self.is_fine:
+            return f"{counted}: everything fits{orphans}."
+        return f"{counted}: {len(self.problems)} problems{orphans}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "is_fine": self.is_fine, "summary": self.summary}
+
+
+def verify_store(store_url: str) -> Verdict:
+    """Check everything a store holds against its own records."""
+    store = Store(store_url)
+    verdict = Verdict(store.root)
+    manifests = _read_manifests(store, verdict)
+    for path, manifest in manifests.items():
+        _check_manifest(store, path, manifest, verdict)
+    by_key = {(found.kind, found.fingerprint): found for found in manifests.values()}
+    for path, manifest in manifests.items():
+        _check_inputs(store.uri(path), manifest, by_key, verdict)
+    runs = _check_runs(store, by_key, verdict)
+    _check_releases(store, by_key, runs, verdict)
+    return verdict
+
+
+def _read_manifests(store: Store, verdict: Verdict) -> dict[str, Manifest]:
+    """Manifests by path; counts files that belong to none."""
+    paths = store.list_paths("artifacts")
+    manifests = {}
+    for path in paths:
+        if path.endswith(f"/{MANIFEST_NAME}"):
+            manifest = _read_record(store, path, Manifest, "a manifest", verdict)
+            if manifest is not None:
+                manifests[path] = manifest
+    known = {
+        f"{path.removesuffix(MANIFEST_NAME)}{file.stored_as}"
+        for path, manifest in manifests.items()
+        for file in manifest.files
+    }
+    verdict.n_artifacts = len(manifests)
+    verdict.n_orphans = sum(
+        path not in known and not path.endswith(f"/{MANIFEST_NAME}") for path in paths
+    )
+    return manifests
+
+
+def _read_record(
+    store: Store, path: str, model: type[_Model], what: str, verdict: Verdict
+) -> _Model | None:
+    try:
+        return model.model_validate_json(store.read_bytes(path))
+    except (ValidationError, ArtifactError):
+        verdict.problems.append(f"{store.uri(path)}: expected {what}, found damage.")
+        return None
+
+
+def _check_manifest(store: Store, path: str, manifest: Manifest, verdict: Verdict) -> None:
+    """Place, fingerprint and files of one artifact, then the accounting of its rows."""
+    place = store.uri(path)
+    expected = f"artifacts/{manifest.kind}/{manifest.fingerprint}/{MANIFEST_NAME}"
+    if path != expected:
+        verdict.problems.append(f"{place}: expected to lie at {expected}, found it here.")
+    computed = compute_fingerprint(
+        manifest.kind, manifest.step_version, manifest.settings, manifest.inputs
+    )
+    if computed != manifest.fingerprint:
+        verdict.problems.append(
+            f"{place}: expected fingerprint {computed[:12]} (of its settings and inputs), found "
+            f"{manifest.fingerprint[:12]}. The manifest was edited."
+        )
+    folder = path.removesuffix(MANIFEST_NAME)
+    sound = {}
+    for file in manifest.files:
+        verdict.n_files += 1
+        verdict.n_bytes += file.bytes
+        problem = _find_damage(store, f"{folder}{file.stored_as}", file)
+        if problem is None:
+            local = store.fetch(f"{folder}{file.stored_as}", file.sha256)
+            problem = find_format_problem(manifest.kind, file, local)
+            sound[file.name] = local
+        if problem is not None:
+            verdict.problems.append(f"{store.uri(folder + file.stored_as)}: {problem}")
+    if manifest.kind == "samples" and len(sound) == len(manifest.files):
+        verdict.problems.extend(f"{place}: {problem}" for problem in _find_lost_rows(sound))
+
+
+def _find_damage(store: Store, path: str, file: FileRecord) -> str | None:
+    """Compare an object's size and digest with the manifest."""
+    size = store.measure_bytes(path)
+    if size is None:
+        return "expected a file (manifest), found none. Start the same command again to make it."
+    if size != file.bytes:
+        return f"expected {file.bytes} bytes (manifest), found {size}."
+    digest = store.digest(path)
+    if digest != file.sha256:
+        return f"expected sha256 {file.sha256[:12]} (manifest), found {digest[:12]}."
+    return None
+
+
+def find_format_problem(kind: str, file: FileRecord, local: Path) -> str | None:
+    """Whether a file opens as what its name says and has the schema of its kind."""
+    try:
+        if file.name.endswith(".parquet"):
+            return _find_table_problem(kind, file, local)
+        if file.name.endswith(".safetensors"):
+            with safe_open(str(local), framework="np"):
+                return None
+        if file.name.endswith(".json"):
+            json.loads(local.read_text(encoding="utf-8"))
+    except (pa.ArrowException, SafetensorError, ValueError, OSError) as error:
+        return f"expected a file that opens as its name says, found {type(error).__name__}."
+    return None
+
+
+def _find_table_problem(kind: str, file: FileRecord, local: Path) -> str | None:
+    opened = pq.ParquetFile(local)
+    rows, schema = opened.metadata.num_rows, opened.schema_arrow
+    if rows != file.rows:
+        return f"expected {file.rows} rows (manifest), found {rows}."
+    if kind == "activations":
+        return _find_activations_problem(schema)
+    for known_kind, prefix, expected in TABLES:
+        if kind == known_kind and file.name.startswith(prefix):
+            return _compare_schemas(schema, expected)
+    return None
+
+
+def _find_activations_problem(schema: pa.Schema) -> str | None:
+    """Keys first, then one list column of floats per site and pooling."""
+    keys = schemas.activations_schema({}, "float16")
+    problem = _compare_schemas(pa.schema(list(schema)[: len(keys)]), keys)
+    if problem is not None:
+        return problem
+    for column in list(schema)[len(keys) :]:
+        is_list = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+        if not is_list or not pa.types.is_floating(column.type.value_type):
+            return f"expected column {column.name} to be lists of floats, found {column.type}."
+    return None
+
+
+def _compare_schemas(found: pa.Schema, expected: pa.Schema) -> str | None:
+    given = [(column.name, _describe_type(column.type)) for column in found]
+    wanted = [(column.name, _describe_type(column.type)) for column in expected]
+    if given == wanted:
+        return None
+    missing = sorted(set(wanted) - set(given))
+    extra = sorted(set(given) - set(wanted))
+    if not missing and not extra:
+        return "expected its columns in the schema's order, found another order."
+    return (
+        f"expected columns {_show_columns(missing)}, found {_show_columns(extra)} instead. The "
+        "file was made by another version."
+    )
+
+
+def _describe_type(type_: pa.DataType) -> str:
+    """A type's name without the name of list items, which Parquet does not keep."""
+    return f"list<{type_.value_type}>" if pa.types.is_list(type_) else str(type_)
+
+
+def _show_columns(columns: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} {type_}" for name, type_ in columns) or "none"
+
+
+def _find_lost_rows(files: dict[str, Path]) -> Iterator[str]:
+    """Rows read = samples + rejected rows, per source file."""
+    found: Counter[str] = Counter()
+    read: dict[str, int] = {}
+    for name, local in files.items():
+        if name.startswith("source_files"):
+            for row in pq.read_table(local, columns=["source_uri", "rows_read"]).to_pylist():
+                read[row["source_uri"]] = read.get(row["source_uri"], 0) + row["rows_read"]
+        elif name.endswith(".parquet"):
+            found.update(pq.read_table(local, columns=["source_uri"])["source_uri"].to_pylist())
+    for uri in sorted({*read, *found}, key=str):
+        if read.get(uri, 0) != found[uri]:
+            yield (
+                f"expected {read.get(uri, 0)} rows of {uri} (rows read) as samples or rejected "
+                f"rows, found {found[uri]}."
+            )
+
+
+def _check_inputs(
+    place: str,
+    manifest: Manifest,
+    by_key: dict[tuple[str, str], Manifest],
+    verdict: Verdict,
+) -> None:
+    """Every input that is an artifact exists and still has the content it was read with."""
+    for item in manifest.inputs:
+        if item.kind in OUTSIDE_KINDS:
+            continue
+        name = f"{item.kind}/{item.fingerprint[:12]}"
+        source = by_key.get((item.kind, item.fingerprint))
+        if source is None:
+            verdict.problems.append(f"{place}: expected its input {name}, found no such artifact.")
+        elif item.file is not None:
+            digests = [file.sha256 for file in source.files if file.name == item.file]
+            if digests != [item.identity]:
+                verdict.problems.append(
+                    f"{place}: expected its input {name}/{item.file} with sha256 "
+                    f"{item.identity[:12]}, found {digests[0][:12] if digests else 'none'}."
+                )
+        elif item.identity != item.fingerprint:
+            verdict.problems.append(f"{place}: expected the identity of {name} to be itself.")
+
+
+def _check_runs(
+    store: Store, by_key: dict[tuple[str, str], Manifest], verdict: Verdict
+) -> dict[str, RunRecord]:
+    """Run records open, and what they used exists."""
+    runs = {}
+    for path in store.list_paths("runs"):
+        if not path.endswith(".json"):
+            continue
+        record = _read_record(store, path, RunRecord, "a run record", verdict)
+        if record is None:
+            continue
+        runs[record.run_id] = record
+        missing = {
+            f"{use.kind}/{use.fingerprint[:12]}"
+            for use in record.artifacts
+            if (use.kind, use.fingerprint) not in by_key
+        }
+        verdict.problems.extend(
+            f"{store.uri(path)}: expected artifact {name}, found none." for name in sorted(missing)
+        )
+    verdict.n_runs = len(runs)
+    return runs
+
+
+def _check_releases(
+    store: Store,
+    by_key: dict[tuple[str, str], Manifest],
+    runs: dict[str, RunRecord],
+    verdict: Verdict,
+) -> None:
+    """Releases lead to a run and a patch; each pointer agrees with the newest release."""
+    newest: dict[str, Release] = {}
+    pointers: dict[str, Release | None] = {}
+    for path in store.list_paths("releases"):
+        if not path.endswith(".json"):
+            continue
+        release = _read_record(store, path, Release, "a release record", verdict)
+        folder = path.rpartition("/")[0]
+        if path.endswith(f"/{CURRENT_NAME}"):
+            pointers[folder] = release
+            continue
+        if release is None:
+            continue
+        verdict.n_releases += 1
+        if folder not in newest or newest[folder].version < release.version:
+            newest[folder] = release
+        if release.run_id not in runs:
+            verdict.problems.append(
+                f"{store.uri(path)}: expected run {release.run_id}, found none."
+            )
+        patch = release.patch
+        if patch is not None and (patch.kind, patch.fingerprint) not in by_key:
+            verdict.problems.append(
+                f"{store.uri(path)}: expected patch {patch.fingerprint[:12]}, found none."
+            )
+    for folder, release in newest.items():
+        place = store.uri(f"{folder}/{CURRENT_NAME}")
+        if folder not in pointers:
+            verdict.problems.append(f"{place}: expected {release.version}, found no such object.")
+        elif (pointer := pointers[folder]) is not None and pointer != release:
+            verdict.problems.append(
+                f"{place}: expected {release.version} (the newest release), found "
+                f"{pointer.version}. The next release or roll-back repairs it."
+            )
+    for folder in sorted(set(pointers) - set(newest)):
+        verdict.problems.append(
+            f"{store.uri(folder)}/{CURRENT_NAME}: expected a release it points to, found none."
+        )

@@ -1,0 +1,418 @@
+"""Neuron statistics against scikit-learn, a hand-checked table and plain SQL."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from eigenshift.aggregation import (
+    LEFT_OUT,
+    RankedUnits,
+    compute_neuron_statistics,
+    compute_unit_statistics,
+    connect,
+    load_sql,
+    open_labelled_layer,
+    parse_memory_limit,
+    query_neuron_statistics,
+    split_units,
+)
+from eigenshift.artifacts import Workspace
+from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.schemas import NEURONS
+from tests.support.activation_shards import MLP_MAX, RESIDUAL_MEAN, write_samples, write_shard
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "neuron_statistics"
+NUMBERS = [field.name for field in NEURONS if pa.types.is_floating(field.type)]
+COUNTS = ["n_toxic", "n_nontoxic", "n_nonfinite"]
+
+
+def make_ids(n_samples: int) -> list[str]:
+    """Ids whose order differs from the order of the rows."""
+    return [f"s{(7 * index) % 1009:04d}" for index in range(n_samples)]
+
+
+@pytest.fixture
+def random_values() -> np.ndarray:
+    """(sample, unit) with ties, a constant unit, and values that are not finite."""
+    generator = np.random.default_rng(3)
+    values = generator.normal(size=(90, 12)).astype(np.float32)
+    values[:, 3] = np.round(values[:, 3])
+    values[:, 5] = -2.5
+    values[4, 6], values[5, 6], values[6, 7] = np.nan, np.inf, -np.inf
+    return values
+
+
+def compute_table(
+    folder: Path,
+    values: np.ndarray,
+    is_toxic: list[bool | None],
+    *,
+    languages: list[str] | None = None,
+    rows_per_shard: int = 40,
+    reverse: bool = False,
+    memory_limit: str = "500MB",
+) -> pa.Table:
+    """Write shards and samples, compute, and read the table back."""
+    folder.mkdir()
+    ids = make_ids(len(values))
+    samples = write_samples(folder / "samples.parquet", ids, is_toxic, languages)
+    shards = [
+        write_shard(
+            folder / f"shard-{first}.parquet",
+            ids[first : first + rows_per_shard],
+            [{MLP_MAX.column: values[first : first + rows_per_shard]}],
+        )
+        for first in range(0, len(values), rows_per_shard)
+    ]
+    (folder / "out").mkdir()
+    workspace = Workspace(folder / "out")
+    order = shards[::-1] if reverse else shards
+    compute_neuron_statistics(order, [samples], "demo", 0, [MLP_MAX], memory_limit, workspace)
+    assert [path.name for path in workspace.folder.iterdir()] == ["neurons.parquet"]
+    return pq.read_table(workspace.path("neurons.parquet"))
+
+
+def alternate(n_samples: int) -> list[bool | None]:
+    """Labels with every third sample toxic."""
+    return [index % 3 == 0 for index in range(n_samples)]
+
+
+# --- the numbers ----------------------------------------------------------------------------
+
+
+FINITE = st.one_of(
+    st.integers(-3, 3).map(float),
+    st.floats(-60_000, 60_000, width=16),
+    st.sampled_from([0.0, -0.0, 6e-8, float("nan"), float("inf"), float("-inf")]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=st.lists(st.tuples(FINITE, st.booleans()), min_size=1, max_size=40),
+    dtype=st.sampled_from([np.float16, np.float32]),
+)
+def test_statistics_equal_scikit_learn_and_numpy(rows, dtype):
+    """Every statistic of a unit equals an independent one over its finite values, or is NaN."""
+    values = np.array([row[0] for row in rows]).astype(dtype)
+    is_toxic = np.array([row[1] for row in rows])
+    found = compute_unit_statistics(values[None, :], is_toxic)
+    finite = np.isfinite(values)
+    x, y = values[finite].astype(np.float64), is_toxic[finite]
+    toxic, nontoxic = x[y], x[~y]
+    assert (found.n_toxic[0], found.n_nontoxic[0]) == (len(toxic), len(nontoxic))
+    assert found.n_nonfinite[0] == np.count_nonzero(~finite)
+    expected = dict.fromkeys(NUMBERS, np.nan)
+    if len(toxic):
+        expected["average_precision"] = average_precision_score(y, x)
+        expected["mean_toxic"] = toxic.mean()
+    if len(nontoxic):
+        expected["mean_nontoxic"] = nontoxic.mean()
+    if len(toxic) > 1:
+        expected["variance_toxic"] = toxic.var(ddof=1)
+    if len(nontoxic) > 1:
+        expected["variance_nontoxic"] = nontoxic.var(ddof=1)
+    if len(toxic) and len(nontoxic):
+        expected["auroc"] = roc_auc_score(y, x)
+        spread = len(toxic) * toxic.var() + len(nontoxic) * nontoxic.var()
+        if len(x) > 2 and not (np.ptp(toxic) == 0 and np.ptp(nontoxic) == 0):
+            pooled = np.sqrt(spread / (len(x) - 2))
+            expected["cohens_d"] = (toxic.mean() - nontoxic.mean()) / pooled
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            getattr(found, name)[0], value, rtol=1e-9, atol=1e-9, err_msg=name
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=60))
+def test_sorted_values_survive_packing(numbers):
+    """Sorting integer images of float32 values gives numpy's sort of the finite ones."""
+    values = np.array([numbers], np.float32)
+    ranked = RankedUnits(values, np.zeros(len(numbers), np.uint8))
+    found = ranked.decode_values()[ranked.codes != LEFT_OUT]
+    np.testing.assert_array_equal(found, np.sort(values[np.isfinite(values)]))
+
+
+def test_constant_unit_has_auroc_of_exactly_one_half():
+    """A unit that never changes says nothing: AUROC 0.5, and no Cohen's d, with the reason."""
+    found = compute_unit_statistics(np.full((1, 9), 0.1, np.float32), np.arange(9) < 4)
+    assert found.auroc[0] == 0.5
+    assert found.variance_toxic[0] == found.variance_nontoxic[0] == 0.0
+    assert np.isnan(found.cohens_d[0])
+    assert found.reasons == ["zero_variance"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([True, True], "no_nontoxic_values"),
+        ([False, False], "no_toxic_values"),
+        ([], "no_toxic_values, no_nontoxic_values"),
+        ([True, False], "one_toxic_value, one_nontoxic_value"),
+        ([True, False, False], "one_toxic_value"),
+    ],
+)
+def test_missing_statistics_have_a_reason(labels, reason):
+    """A statistic that does not exist is NaN and its reason says why."""
+    values = np.arange(len(labels), dtype=np.float16)[None, :]
+    found = compute_unit_statistics(values, np.array(labels, dtype=bool))
+    assert found.reasons == [reason]
+    assert np.isnan(found.variance_toxic[0]) or np.isnan(found.variance_nontoxic[0])
+    assert np.isnan(found.auroc[0]) == (len(set(labels)) < 2)
+
+
+def test_statistics_do_not_depend_on_the_order_of_samples(random_values):
+    """Shuffling the samples changes not a single bit."""
+    is_toxic = np.arange(90) % 3 == 0
+    order = np.random.default_rng(0).permutation(90)
+    one = compute_unit_statistics(random_values.T, is_toxic)
+    other = compute_unit_statistics(random_values[order].T, is_toxic[order])
+    for name in NUMBERS + COUNTS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+# --- golden table and SQL ---------------------------------------------------------------------
+
+
+def read_golden_input() -> tuple[list[str], list[bool], np.ndarray]:
+    """Ids, labels and values (sample, unit) of the golden input."""
+    rows = list(csv.DictReader(io.StringIO((GOLDEN / "input.csv").read_text())))
+    values = np.array([[float(row[f"unit_{unit}"]) for unit in range(4)] for row in rows])
+    return [row["sample_id"] for row in rows], [row["is_toxic"] == "true" for row in rows], values
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("way", ["stage", "sql"])
+def test_golden_table(tmp_path, dtype, way):
+    """The stage and `neuron_statistics.sql` both give the hand-checked table."""
+    ids, is_toxic, values = read_golden_input()
+    samples = write_samples(tmp_path / "samples.parquet", ids, is_toxic)
+    shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: values.astype(dtype)}])
+    if way == "stage":
+        (tmp_path / "out").mkdir()
+        workspace = Workspace(tmp_path / "out")
+        compute_neuron_statistics([shard], [samples], "demo", 0, [MLP_MAX], "500MB", workspace)
+        found = pq.read_table(workspace.path("neurons.parquet"))
+    else:
+        found = query_neuron_statistics(
+            [shard], [samples], "demo", 0, MLP_MAX, range(4), "500MB", tmp_path
+        )
+    expected = list(csv.DictReader(io.StringIO((GOLDEN / "expected.csv").read_text())))
+    assert found.num_rows == len(expected)
+    for found_row, expected_row in zip(found.to_pylist(), expected, strict=True):
+        for name in NUMBERS + COUNTS:
+            value = float(expected_row[name]) if expected_row[name] else None
+            assert found_row[name] == (value if value is None else pytest.approx(value, rel=1e-12))
+        if way == "stage":
+            assert found_row["reason"] == (expected_row["reason"] or None)
+
+
+def test_plain_sql_agrees_with_the_stage(tmp_path, random_values):
+    """The readable query gives the stage's numbers, ties, constants and non-finite included."""
+    table = compute_table(tmp_path / "run", random_values, alternate(90))
+    shards = sorted((tmp_path / "run").glob("shard-*.parquet"))
+    samples = [tmp_path / "run" / "samples.parquet"]
+    found = query_neuron_statistics(
+        shards, samples, "demo", 0, MLP_MAX, range(2, 9), "500MB", tmp_path
+    )
+    assert found["neuron_index"].to_pylist() == list(range(2, 9))
+    for name in NUMBERS + COUNTS:
+        for one, other in zip(
+            found[name].to_pylist(), table[name].slice(2, 7).to_pylist(), strict=True
+        ):
+            assert one == (other if other is None else pytest.approx(other, rel=1e-12, abs=1e-13))
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def test_table_has_the_schema_and_one_row_per_unit(tmp_path, random_values):
+    """With one language there is one row per unit, under 'all', in order."""
+    table = compute_table(tmp_path / "run", random_values, alternate(90))
+    assert table.schema.equals(NEURONS)
+    assert table["neuron_index"].to_pylist() == list(range(12))
+    assert set(table["language"].to_pylist()) == {"all"}
+
+
+def test_several_languages_get_rows_of_their_own(tmp_path, random_values):
+    """With two languages each has the statistics of its own samples, after 'all'."""
+    languages = ["zh" if index % 2 else "en" for index in range(90)]
+    table = compute_table(tmp_path / "run", random_values, alternate(90), languages=languages)
+    assert table["language"].to_pylist() == ["all"] * 12 + ["en"] * 12 + ["zh"] * 12
+    chinese = np.arange(90) % 2 == 1
+    expected = compute_unit_statistics(random_values[chinese].T, (np.arange(90) % 3 == 0)[chinese])
+    np.testing.assert_array_equal(table["auroc"].slice(24, 12).to_numpy(), expected.auroc)
+
+
+def test_unlabelled_samples_and_other_datasets_take_no_part(tmp_path, random_values):
+    """Only labelled samples of the dataset asked for are counted."""
+    labels = alternate(90)
+    labels[10] = labels[11] = None
+    table = compute_table(tmp_path / "run", random_values, labels)
+    assert table["n_toxic"][0].as_py() + table["n_nontoxic"][0].as_py() == 88
+    workspace = Workspace(tmp_path / "run" / "out")
+    shards = sorted((tmp_path / "run").glob("shard-*.parquet"))
+    samples = [tmp_path / "run" / "samples.parquet"]
+    compute_neuron_statistics(shards, samples, "other", 0, [MLP_MAX], "500MB", workspace)
+    other = pq.read_table(workspace.path("neurons.parquet"))
+    assert set(other["reason"].to_pylist()) == {"no_toxic_values, no_nontoxic_values"}
+    assert other["auroc"].null_count == other.num_rows == 12
+
+
+def test_bytes_do_not_depend_on_shards_or_memory(tmp_path, random_values, monkeypatch):
+    """Other shard sizes, another order of shards, and blocks of one unit give the same bytes."""
+    labels = alternate(90)
+    compute_table(tmp_path / "one", random_values, labels)
+    compute_table(tmp_path / "two", random_values, labels, rows_per_shard=13, reverse=True)
+    monkeypatch.setattr("eigenshift.aggregation.BLOCK_SHARE", 1e-9)
+    monkeypatch.setattr("eigenshift.aggregation.VALUES_PER_SORT", 1)
+    compute_table(tmp_path / "three", random_values, labels)
+    contents = {
+        (tmp_path / name / "out" / "neurons.parquet").read_bytes()
+        for name in ("one", "two", "three")
+    }
+    assert len(contents) == 1
+
+
+def test_layers_and_sites_are_kept_apart(tmp_path):
+    """Each layer and site has its own statistics, at its own width."""
+    ids, labels = make_ids(8), [True] * 4 + [False] * 4
+    rising = np.arange(8, dtype=np.float16)[:, None]
+    shard = write_shard(
+        tmp_path / "shard.parquet",
+        ids,
+        [
+            {MLP_MAX.column: rising, RESIDUAL_MEAN.column: np.hstack([-rising, rising])},
+            {MLP_MAX.column: -rising, RESIDUAL_MEAN.column: np.zeros((8, 2), np.float16)},
+        ],
+    )
+    samples = write_samples(tmp_path / "samples.parquet", ids, labels)
+    (tmp_path / "out").mkdir()
+    workspace = Workspace(tmp_path / "out")
+    aurocs = []
+    for layer in (0, 1):
+        compute_neuron_statistics(
+            [shard], [samples], "demo", layer, [RESIDUAL_MEAN, MLP_MAX], "500MB", workspace
+        )
+        table = pq.read_table(workspace.path("neurons.parquet"))
+        assert table["site"].to_pylist() == ["residual", "residual", "mlp_activation"]
+        assert table["layer"].to_pylist() == [layer] * 3
+        aurocs.append(table["auroc"].to_pylist())
+    assert aurocs == [[1.0, 0.0, 0.0], [0.5, 0.5, 1.0]]
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def test_a_shard_given_twice_is_refused(tmp_path, random_values):
+    """A sample with two rows is an error that names it, not a double count."""
+    ids = make_ids(90)
+    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(90))
+    shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: random_values}])
+    with pytest.raises(ArtifactError, match="found 2 for sample s0000"):
+        compute_neuron_statistics(
+            [shard, shard], [samples], "demo", 0, [MLP_MAX], "500MB", Workspace(tmp_path)
+        )
+
+
+def test_a_missing_site_is_refused(tmp_path, random_values):
+    """A site the shards lack is an error that names the ones they have."""
+    ids = make_ids(90)
+    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(90))
+    shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: random_values}])
+    with pytest.raises(ArtifactError, match="'residual_mean', found mlp_activation_max"):
+        compute_neuron_statistics(
+            [shard], [samples], "demo", 0, [RESIDUAL_MEAN], "500MB", Workspace(tmp_path)
+        )
+
+
+def test_shards_of_different_width_are_refused(tmp_path, random_values):
+    """Shards of two models are not mixed."""
+    ids = make_ids(90)
+    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(90))
+    shards = [
+        write_shard(tmp_path / "a.parquet", ids, [{MLP_MAX.column: random_values}]),
+        write_shard(tmp_path / "b.parquet", ids, [{MLP_MAX.column: random_values[:, :3]}]),
+    ]
+    with pytest.raises(ArtifactError, match="two models"):
+        compute_neuron_statistics(
+            shards, [samples], "demo", 0, [MLP_MAX], "500MB", Workspace(tmp_path)
+        )
+
+
+def test_too_small_a_memory_limit_names_the_setting(tmp_path):
+    """Where one batch cannot fit, the error says which setting to raise."""
+    ids = make_ids(1000)
+    values = np.random.default_rng(0).normal(size=(1000, 4000)).astype(np.float16)
+    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(1000))
+    shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: values}])
+    with pytest.raises(SettingsError, match="duckdb_memory_limit"):
+        compute_neuron_statistics(
+            [shard], [samples], "demo", 0, [MLP_MAX], "40MB", Workspace(tmp_path)
+        )
+
+
+# --- DuckDB -----------------------------------------------------------------------------------
+
+
+def test_connection_loads_no_extensions(tmp_path):
+    """Neither downloads nor loads happen behind our back, and the spill folder is ours."""
+    connection = connect("100MB", tmp_path)
+    names = [
+        "autoinstall_known_extensions",
+        "autoload_known_extensions",
+        "preserve_insertion_order",
+        "temp_directory",
+    ]
+    values = [
+        connection.sql(f"SELECT current_setting('{name}')").fetchall()[0][0] for name in names
+    ]
+    assert values == [False, False, True, str(tmp_path)]
+
+
+def test_labels_are_the_side_of_the_join_that_is_held_in_memory(tmp_path):
+    """DuckDB builds its hash table from the labels, never from the wide activations."""
+    ids = [f"s{index}" for index in range(3000)]
+    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(3000))
+    values = np.zeros((3000, 8), np.float16)
+    shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: values}] * 2)
+    with open_labelled_layer([shard], [samples], "demo", 0, "500MB", tmp_path) as labelled:
+        labelled.read_units(MLP_MAX.column, 0, 1)
+        query = load_sql("activation_block", column=MLP_MAX.column)
+        plan = labelled._connection.execute(f"EXPLAIN (FORMAT json) {query}").fetchall()[0][1]
+    assert plan.index("READ_PARQUET") < plan.index("labelled_samples")
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("2GB", 2 * 10**9), ("512 MiB", 512 << 20), ("1.5GiB", 3 << 29)]
+)
+def test_memory_limits_are_read_as_duckdb_reads_them(tmp_path, text, n_bytes):
+    """Our reading of a limit is DuckDB's: decimal units without the i, binary with it."""
+    assert parse_memory_limit(text) == n_bytes
+    (found,) = connect(text, tmp_path).sql("SELECT current_setting('memory_limit')").fetchall()[0]
+    number, unit = found.split()
+    assert float(number) * (1 << {"MiB": 20, "GiB": 30}[unit]) == pytest.approx(n_bytes, rel=0.06)
+
+
+def test_a_limit_without_a_unit_is_refused():
+    """The error names the setting."""
+    with pytest.raises(SettingsError, match="duckdb_memory_limit"):
+        parse_memory_limit("2000")
+
+
+def test_blocks_cover_every_unit_once():
+    """Blocks are contiguous, cover all units and fit the share of memory."""
+    blocks = list(split_units(1000, 20_000, 100 * 10**6))
+    assert [unit for first, stop in blocks for unit in range(first, stop)] == list(range(1000))
+    assert max(stop - first for first, stop in blocks) * 20_000 * 4 <= 25 * 10**6

@@ -1,0 +1,444 @@
+"""The audit views, what a query may not do, and how text is hidden."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eigenshift import schemas
+from eigenshift.artifacts import MANIFEST_NAME
+from eigenshift.audit import (
+    HIDDEN_TEXT,
+    VIEW_NAMES,
+    AuditLimits,
+    AuditSession,
+    connect,
+    encode_table,
+    find_named_columns,
+    open_audit,
+)
+from eigenshift.errors import AuditError, EigenShiftError
+from eigenshift.runs import finish_run, start_run, write_run
+from tests.support.small_store import SmallStore, build_small_store, make_settings
+
+CONTRACT = {
+    "runs": "run_id, started_at, finished_at, status, model_id, model_digest, settings,"
+    " code_version",
+    "artifacts": "run_id, kind, fingerprint, uri, rows, bytes, sha256, was_cached,"
+    " elapsed_seconds, inputs",
+    "samples": "sample_id, dataset, split, language, is_toxic, text, source_uri, source_row",
+    "rejected_rows": "dataset, source_uri, source_row, reason",
+    "neurons": "run_id, dataset, layer, site, neuron_index, auroc, average_precision, mean_toxic,"
+    " mean_nontoxic, cohens_d, n_toxic, n_nontoxic",
+    "layers": "run_id, dataset, layer, site, probe_auroc, probe_auroc_low, probe_auroc_high,"
+    " best_neuron_auroc, mean_neuron_auroc",
+    "components": "run_id, component_index, sigma, delta, effect_size, auroc, logit_gain,"
+    " is_selected, factor, tokens_up, tokens_down",
+    "patches": "run_id, intervention, n_components, factor, base_digest, patched_digest, uri",
+    "evaluations": "run_id, arm, scorer, metric, value, low, high, n",
+    "generations": "run_id, arm, prompt_id, sample_index, prompt, continuation, scorer,"
+    " toxicity_probability, status",
+    "releases": "model_id, version, run_id, action, released_at, reason",
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
+    """A store these tests only read."""
+    return build_small_store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture
+def session(small: SmallStore) -> AuditSession:
+    """A session on it."""
+    return open_audit(small.url)
+
+
+def ask(session: AuditSession, sql: str) -> list[tuple[object, ...]]:
+    """Rows of an answer as tuples."""
+    return [tuple(row.values()) for row in session.query(sql).to_pylist()]
+
+
+@pytest.mark.parametrize("view", CONTRACT)
+def test_view_has_the_columns_of_the_contract(session: AuditSession, view: str) -> None:
+    """Each view of design.md section 6 is there, with its key columns and rows."""
+    assert session.query(f"SELECT {CONTRACT[view]} FROM {view}").num_rows > 0
+
+
+@pytest.mark.parametrize("view", VIEW_NAMES)
+def test_view_of_an_empty_store_has_the_same_columns_and_types(
+    small: SmallStore, tmp_path: Path, view: str
+) -> None:
+    """A store without runs answers with no rows, not with an error."""
+    with open_audit(str(tmp_path / "none")) as empty, open_audit(small.url) as full:
+        found = empty.query(f"SELECT * FROM {view}", show_text=True)
+        expected = full.query(f"SELECT * FROM {view}", show_text=True)
+    assert found.num_rows == 0
+    assert found.schema.names == expected.schema.names
+    assert [str(t) for t in found.schema.types] == [str(t) for t in expected.schema.types]
+
+
+def test_run_that_failed_early_is_seen(tmp_path: Path) -> None:
+    """A run without artifacts is in `runs` with its error, and every view answers."""
+    url = str(tmp_path)
+    store = build_empty_run(url)
+    with open_audit(url) as session:
+        assert ask(session, "SELECT status, error FROM runs") == [("failed", "gone")]
+        for view in VIEW_NAMES:
+            assert session.query(f"SELECT count(*) FROM {view}").num_rows == 1
+    assert store == url
+
+
+def build_empty_run(url: str) -> str:
+    """A store whose only run failed before its first stage."""
+    from eigenshift.storage import Store
+
+    record = start_run("refresh", make_settings(url))
+    finish_run(record, "failed", "gone")
+    write_run(Store(url), record)
+    return url
+
+
+def test_samples_are_not_repeated_by_runs_that_share_them(tmp_path: Path) -> None:
+    """A second run over the same artifacts adds rows to `artifacts`, none to `samples`."""
+    small = build_small_store(str(tmp_path))
+    sql = "SELECT count(*) FROM samples"
+    per_run = "SELECT count(*), count(DISTINCT run_id) FROM generations"
+    with open_audit(small.url) as session:
+        before, generations = ask(session, sql), ask(session, per_run)
+    small.add_run()
+    with open_audit(small.url) as session:
+        assert ask(session, sql) == before == [(30,)]
+        assert ask(session, per_run) == [(2 * generations[0][0], 2)]
+        rows = ask(session, "SELECT DISTINCT was_cached FROM artifacts ORDER BY 1")
+    assert rows == [(False,), (True,)]
+
+
+def test_row_accounting_holds(session: AuditSession) -> None:
+    """Rows read = samples + rejected rows, for every source file."""
+    sql = """
+    SELECT source_uri, rows_read,
+      (SELECT count(*) FROM samples s WHERE s.source_uri = f.source_uri
+         AND s.fingerprint = f.fingerprint)
+      + (SELECT count(*) FROM rejected_rows r WHERE r.source_uri = f.source_uri
+         AND r.fingerprint = f.fingerprint) AS accounted
+    FROM source_files f ORDER BY source_uri
+    """
+    rows = ask(session, sql)
+    assert [row[1:] for row in rows] == [(12, 12), (11, 11), (10, 10)]
+
+
+def test_generations_name_arm_part_and_unscored_rows(session: AuditSession) -> None:
+    """Arms come from the run's record; an unscored continuation is kept with its reason."""
+    sql = "SELECT arm, part, count(*) FROM generations GROUP BY ALL ORDER BY ALL"
+    assert ask(session, sql) == [
+        ("base", "evaluation", 24),
+        ("base", "selection", 24),
+        ("base_again", "evaluation", 24),
+        ("eigenshift", "evaluation", 24),
+        ("random_components", "evaluation", 24),
+    ]
+    sql = "SELECT DISTINCT toxicity_probability, reason FROM generations WHERE status = 'unscored'"
+    assert ask(session, sql) == [(None, "blank text")]
+
+
+def test_continuations_never_scored_are_unscored(tmp_path: Path) -> None:
+    """Where a run ended between generation and scoring, its continuations say so."""
+    small = build_small_store(str(tmp_path))
+    for path in (tmp_path / "artifacts" / "scores").glob(f"*/{MANIFEST_NAME}"):
+        path.unlink()
+    with open_audit(small.url) as session:
+        rows = ask(session, "SELECT DISTINCT status, scorer, reason FROM generations")
+    assert rows == [("unscored", None, "the run ended before scoring")]
+
+
+def test_patches_and_release_point_at_each_other(session: AuditSession, small: SmallStore) -> None:
+    """The release in force leads to its patch, with number of components and factor."""
+    sql = (
+        "SELECT p.arm, p.n_components, p.factor, r.action, r.is_current FROM releases r "
+        "JOIN patches p ON p.fingerprint = r.patch_fingerprint AND p.run_id = r.run_id"
+    )
+    assert ask(session, sql) == [("eigenshift", 2, 0.0, "promote", True)]
+
+
+def test_artifact_without_manifest_is_invisible(tmp_path: Path) -> None:
+    """A half-written artifact gives no rows anywhere."""
+    small = build_small_store(str(tmp_path))
+    folder = tmp_path / small.references["components"].folder
+    (folder / MANIFEST_NAME).unlink()
+    with open_audit(small.url) as session:
+        assert ask(session, "SELECT count(*) FROM components") == [(0,)]
+        assert ask(session, "SELECT count(*) FROM artifacts WHERE kind = 'components'") == [(0,)]
+
+
+def test_only_views_named_are_read(tmp_path: Path) -> None:
+    """A damaged file matters to the views over it only, and is named."""
+    small = build_small_store(str(tmp_path))
+    small.find_file("components", "components.parquet").unlink()
+    with open_audit(small.url) as session:
+        assert ask(session, "SELECT count(*) FROM runs") == [(1,)]
+        with pytest.raises(EigenShiftError, match=r"components\.parquet"):
+            session.query("SELECT * FROM components")
+
+
+def test_truncated_file_is_an_error_that_points_to_verify(tmp_path: Path) -> None:
+    """A file that is no Parquet any more gives no numbers."""
+    small = build_small_store(str(tmp_path))
+    small.find_file("layers-0", "layers.parquet").write_bytes(b"PAR1 not any more")
+    with open_audit(small.url) as session, pytest.raises(AuditError, match="eigenshift verify"):
+        session.query("SELECT * FROM layers")
+
+
+def test_remote_store_gives_the_same_answers(small: SmallStore) -> None:
+    """A store that is not local is copied file by file, through its digests."""
+    remote = build_small_store("memory://audit-remote")
+    sql = "SELECT arm, metric, slice, value FROM evaluations ORDER BY ALL"
+    with open_audit(small.url) as here, open_audit(remote.url) as there:
+        assert ask(there, sql) == ask(here, sql)
+
+
+def test_store_path_with_glob_characters(tmp_path: Path) -> None:
+    """A folder name with *, ? or [ is a name, not a pattern."""
+    small = build_small_store(str(tmp_path / "plain"))
+    odd = tmp_path / "it's *a* [store]?"
+    shutil.copytree(small.url, odd)
+    with open_audit(str(odd)) as session:
+        assert ask(session, "SELECT count(*) FROM samples") == [(30,)]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY runs TO 'out.csv'",
+        "COPY (SELECT 1) TO '/tmp/eigenshift-test-out.csv'",
+        "ATTACH 'other.duckdb'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "PRAGMA enable_profiling",
+        "SET enable_external_access = true",
+        "RESET threads",
+        "CREATE TABLE t AS SELECT 1",
+        "CREATE VIEW runs AS SELECT 1",
+        "INSERT INTO runs VALUES (1)",
+        "UPDATE runs SET status = 'promoted'",
+        "DELETE FROM runs",
+        "DROP VIEW samples",
+        "CALL pragma_version()",
+        "EXPORT DATABASE 'x'",
+        "PREPARE q AS SELECT 1",
+        "BEGIN TRANSACTION",
+        "EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
+        "EXPLAIN DELETE FROM runs",
+        "/* harmless */ EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; DROP VIEW samples",
+        "SELECT 1 /* ; */ ; -- x\n COPY runs TO 'x'",
+        "WITH gone AS (DELETE FROM runs RETURNING *) SELECT * FROM gone",
+        "WITH new AS (INSERT INTO runs VALUES (1) RETURNING *) SELECT * FROM new",
+        "",
+        "-- nothing",
+    ],
+)
+def test_anything_but_one_select_is_refused(session: AuditSession, sql: str) -> None:
+    """Only one read-only statement is answered; the message says what was expected."""
+    with pytest.raises(AuditError, match="expected"):
+        session.query(sql)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "read_csv('/etc/passwd')",
+        "read_text('/etc/passwd')",
+        "read_blob('/etc/hostname')",
+        "read_parquet('{folder}/outside.parquet')",
+        "read_json('{folder}/*.json')",
+        "'{folder}/outside.parquet'",
+        "glob('/etc/*')",
+        "parquet_metadata('{folder}/outside.parquet')",
+        "read_parquet('s3://bucket/x.parquet')",
+        "read_csv('https://example.org/x.csv')",
+        "query('SELECT * FROM read_text(''/etc/passwd'')')",
+    ],
+)
+def test_files_outside_the_store_cannot_be_reached(
+    session: AuditSession, tmp_path: Path, source: str
+) -> None:
+    """Neither other files nor the network, however they are spelled."""
+    pq.write_table(pa.table({"secret": [1]}), tmp_path / "outside.parquet")
+    with pytest.raises(AuditError, match=r"Only the store's own|refused"):
+        session.query(f"SELECT * FROM {source.format(folder=tmp_path)}")
+
+
+def test_variables_of_the_program_cannot_be_reached(session: AuditSession) -> None:
+    """DuckDB's habit of reading Python variables as tables is off."""
+    secret = pa.table({"value": [1]})
+    with pytest.raises(AuditError, match="does not exist"):
+        session.query("SELECT * FROM secret")
+    assert secret.num_rows == 1
+
+
+def test_endless_query_is_stopped(small: SmallStore) -> None:
+    """A huge cross join ends at the time limit with a clear message."""
+    session = open_audit(small.url, AuditLimits(seconds=0.5))
+    sql = "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range + b.range = 3"
+    with pytest.raises(AuditError, match=r"within 0\.5 s"):
+        session.query(sql)
+
+
+def test_huge_result_is_stopped(small: SmallStore) -> None:
+    """A result is bounded in memory, not only in time."""
+    session = open_audit(small.url, AuditLimits(result_bytes=10_000_000))
+    with pytest.raises(AuditError, match="at most 10,000,000 bytes"):
+        session.query("SELECT * FROM range(100000000)")
+
+
+def test_memory_is_limited(small: SmallStore) -> None:
+    """A query beyond the memory limit fails with a message, and writes nothing to disk."""
+    session = open_audit(small.url, AuditLimits(memory_limit="50MB"))
+    with pytest.raises(AuditError, match="Filter or aggregate"):
+        session.query("SELECT list(range::VARCHAR ORDER BY hash(range)) FROM range(20000000)")
+
+
+def test_sql_error_keeps_the_message_of_the_database(session: AuditSession) -> None:
+    """A wrong column is answered with the candidates, a wrong table with the views."""
+    with pytest.raises(AuditError, match="run_id"):
+        session.query("SELECT run_idd FROM runs")
+    with pytest.raises(AuditError, match="Views: runs"):
+        session.query("SELECT * FROM run")
+
+
+@pytest.mark.parametrize(
+    "sql", ["DESCRIBE samples", "SUMMARIZE layers", "SHOW TABLES", "EXPLAIN SELECT * FROM runs"]
+)
+def test_questions_about_the_views_are_answered(session: AuditSession, sql: str) -> None:
+    """DESCRIBE, SUMMARIZE, SHOW and EXPLAIN read only."""
+    assert session.query(sql).num_rows > 0
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM generations",
+        "SELECT g FROM generations g",
+        "SELECT to_json(g) FROM generations g",
+        "SELECT COLUMNS('pro.*|cont.*') FROM generations",
+        "SELECT * FROM generations AS g(a, b, c, d, e, f, h, i)",
+        "SELECT #8 FROM (FROM generations)",
+        "SUMMARIZE generations",
+        "SELECT * FROM generations WHERE arm <> 'prompt continuation' -- prompt, continuation",
+        "SELECT *, is_toxic::text, CAST(source_row AS text), dataset AS text FROM samples",
+        "SELECT * FROM internal.samples",
+        "SELECT list(c) FROM components c",
+        "SELECT * FROM query('SELECT * FROM generations')",
+    ],
+)
+def test_text_is_hidden_unless_named(session: AuditSession, sql: str) -> None:
+    """No spelling brings out a text column that the SQL does not name."""
+    encoded = encode_table(session.query(sql), "json").decode()
+    assert "text hidden" in encoded
+    assert not any(word in encoded for word in ("platform", "kettle", "On day"))
+
+
+def test_named_text_is_shown_and_null_stays_null(session: AuditSession) -> None:
+    """A column named in the SQL, in any case or quoting, is shown; others stay hidden."""
+    (row,) = session.query('SELECT "PROMPT", * FROM generations LIMIT 1').to_pylist()
+    assert row["prompt"].startswith("On day")
+    assert row["continuation"] == HIDDEN_TEXT
+    sql = "SELECT * FROM (SELECT * REPLACE (NULL AS attributes) FROM samples) LIMIT 1"
+    (row,) = session.query(sql).to_pylist()
+    assert (row["attributes"], row["text"]) == (None, HIDDEN_TEXT)
+
+
+def test_show_text_shows_all(session: AuditSession) -> None:
+    """The option shows what the query does not name, lists included."""
+    (row,) = session.query("SELECT * FROM components LIMIT 1", show_text=True).to_pylist()
+    assert row["tokens_up"] == [" kettle", " <b>"]
+    (row,) = session.query("SELECT * FROM components LIMIT 1").to_pylist()
+    assert row["tokens_up"] == [HIDDEN_TEXT]
+
+
+def test_named_columns_are_found_in_other_scripts() -> None:
+    """Token places are bytes: text before a name does not shift it."""
+    sql = "SELECT '茶茶茶茶', s.Text FROM samples s"
+    assert find_named_columns(sql) == {"text"}
+
+
+def test_error_while_reading_text_does_not_quote_it(session: AuditSession) -> None:
+    """A failed cast of a text column must not carry the text into the message."""
+    for sql in ("SELECT text::INTEGER FROM samples", "SELECT error(text) FROM samples"):
+        with pytest.raises(AuditError, match="withheld") as caught:
+            session.query(sql)
+        assert "kettle" not in str(caught.value)
+
+
+def test_repeated_column_names_are_told_apart(session: AuditSession) -> None:
+    """Two columns of one name do not overwrite each other."""
+    row = session.query("SELECT 1 AS a, 2 AS a").to_pylist()[0]
+    assert row == {"a": 1, "a_1": 2}
+
+
+def test_json_is_one_array_in_utf8(session: AuditSession) -> None:
+    """NaN and infinities become null; times, lists and big sums have a form."""
+    table = session.query(
+        "SELECT 'nan'::DOUBLE AS n, 1/0 AS i, '茶' AS t, [1.5, NULL] AS l, sum(3) AS s, "
+        "TIMESTAMP '2026-01-02' AS m, {'a': 1} AS d, 'x'::BLOB AS b"
+    )
+    data = encode_table(table, "json")
+    assert data.endswith(b"]\n")
+    assert json.loads(data) == [
+        {
+            "n": None,
+            "i": None,
+            "t": "茶",
+            "l": [1.5, None],
+            "s": 3,
+            "m": "2026-01-02T00:00:00",
+            "d": {"a": 1},
+            "b": "78",
+        }
+    ]
+
+
+def test_csv_has_a_header_and_nested_values_as_json(session: AuditSession) -> None:
+    """CSV reads back row by row."""
+    table = session.query("SELECT component_index, tokens_up FROM components ORDER BY 1 LIMIT 2")
+    rows = list(csv.reader(io.StringIO(encode_table(table, "csv").decode())))
+    assert rows[0] == ["component_index", "tokens_up"]
+    assert json.loads(rows[1][1]) == [" kettle", " <b>"]
+
+
+def test_parquet_reads_back(session: AuditSession) -> None:
+    """Parquet keeps types, also of an empty result."""
+    table = session.query("SELECT * FROM layers LIMIT 0")
+    assert pq.read_table(io.BytesIO(encode_table(table, "parquet"))).schema.names == [
+        "run_id",
+        *schemas.LAYERS.names,
+        "fingerprint",
+    ]
+
+
+def test_unknown_format_is_refused(session: AuditSession) -> None:
+    """The message lists the formats."""
+    with pytest.raises(AuditError, match="csv, json or parquet"):
+        encode_table(session.query("SELECT 1"), "xml")
+
+
+def test_notebook_connection_hides_text_unless_asked(small: SmallStore) -> None:
+    """`connect` gives all views, without reach to other files."""
+    import duckdb
+
+    connection = connect(small.url)
+    (hidden,) = connection.sql("SELECT DISTINCT text FROM samples").fetchall()
+    assert hidden[0].startswith("[text hidden")
+    with pytest.raises(duckdb.Error):
+        connection.sql("FROM read_text('/etc/passwd')").fetchall()
+    shown = connect(small.url, show_text=True).sql("SELECT text FROM samples LIMIT 1").fetchall()
+    assert shown[0][0].startswith("The kettle")

@@ -1,0 +1,200 @@
+"""Verification finds each kind of damage, names it, and changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eigenshift.artifacts import MANIFEST_NAME
+from eigenshift.verification import verify_store
+from tests.support.small_store import SmallStore, build_small_store
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SmallStore:
+    """A store a test may damage."""
+    return build_small_store(str(tmp_path / "store"))
+
+
+def edit_manifest(small: SmallStore, name: str, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest in place."""
+    path = Path(small.url) / small.references[name].folder / MANIFEST_NAME
+    document = json.loads(path.read_text())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+def replace_table(small: SmallStore, name: str, file: str, table: pa.Table) -> None:
+    """Replace a table and make the manifest agree in bytes, rows and digest."""
+    path = small.find_file(name, file)
+    pq.write_table(table, path)
+
+    def edit(document: dict[str, Any]) -> None:
+        for record in document["files"]:
+            if record["name"] == file:
+                record["bytes"] = path.stat().st_size
+                record["rows"] = table.num_rows
+                record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    edit_manifest(small, name, edit)
+
+
+def list_content(url: str) -> dict[str, bytes]:
+    """All files of a store."""
+    return {str(path): path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
+
+
+def test_sound_store_has_no_problems(small: SmallStore) -> None:
+    """Everything the store's own code writes fits, and verification leaves it as it is."""
+    before = list_content(small.url)
+    verdict = verify_store(small.url)
+    assert verdict.problems == []
+    assert "everything fits" in verdict.summary
+    assert (verdict.n_runs, verdict.n_releases, verdict.n_orphans) == (1, 1, 0)
+    assert list_content(small.url) == before
+
+
+def test_empty_store_has_no_problems(tmp_path: Path) -> None:
+    """Nothing to check is no problem, and no folder appears."""
+    verdict = verify_store(str(tmp_path / "none"))
+    assert verdict.is_fine
+    assert not (tmp_path / "none").exists()
+
+
+def test_remote_store_is_verified() -> None:
+    """A store that is not local is read through its digests."""
+    small = build_small_store("memory://verify-remote")
+    assert verify_store(small.url).problems == []
+
+
+def test_verdict_is_json(small: SmallStore) -> None:
+    """The verdict goes out as one JSON object."""
+    assert json.loads(json.dumps(verify_store(small.url).as_dict()))["is_fine"] is True
+
+
+def test_flipped_byte_is_found(small: SmallStore) -> None:
+    """One changed byte is a wrong digest."""
+    path = small.find_file("layers-0", "layers.parquet")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    (problem,) = verify_store(small.url).problems
+    assert "layers.parquet" in problem
+    assert "sha256" in problem
+
+
+def test_shortened_file_is_found(small: SmallStore) -> None:
+    """A file cut short has the wrong size."""
+    path = small.find_file("patch-eigenshift", "patch.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    (problem,) = verify_store(small.url).problems
+    assert "bytes (manifest)" in problem
+
+
+def test_missing_file_is_found(small: SmallStore) -> None:
+    """A manifest without its file is a problem."""
+    small.find_file("model", "model.json").unlink()
+    (problem,) = verify_store(small.url).problems
+    assert "found none" in problem
+
+
+def test_edited_settings_are_found(small: SmallStore) -> None:
+    """Settings and fingerprint must agree."""
+    edit_manifest(small, "layers-1", lambda document: document["settings"].update(layer=0))
+    assert "expected fingerprint" in verify_store(small.url).problems[0]
+
+
+def test_unreadable_manifest_is_found(small: SmallStore) -> None:
+    """Damage of a manifest is reported, and what depends on it."""
+    (Path(small.url) / small.references["decomposition"].folder / MANIFEST_NAME).write_text("{")
+    problems = verify_store(small.url).problems
+    assert any("expected a manifest" in problem for problem in problems)
+    assert any("expected its input decomposition" in problem for problem in problems)
+
+
+def test_missing_artifact_is_found_from_all_sides(small: SmallStore) -> None:
+    """Readers, runs and releases that refer to a vanished patch each say so."""
+    folder = Path(small.url) / small.references["patch-eigenshift"].folder
+    (folder / MANIFEST_NAME).unlink()
+    verdict = verify_store(small.url)
+    text = "\n".join(verdict.problems)
+    assert "expected its input patch" in text
+    assert "/runs/" in text
+    assert "expected patch" in text
+    assert verdict.n_orphans == 2
+
+
+def test_wrong_schema_is_found(small: SmallStore) -> None:
+    """A table of another version is named with the columns that differ."""
+    table = small.artifacts.open(small.references["layers-0"]).read_table("layers.parquet")
+    replace_table(small, "layers-0", "layers.parquet", table.drop_columns(["probe_f1"]))
+    (problem,) = verify_store(small.url).problems
+    assert "probe_f1 double" in problem
+
+
+def test_wrong_activations_schema_is_found(small: SmallStore) -> None:
+    """Activations have no fixed columns, but lists of floats after their keys."""
+    artifact = small.artifacts.open(small.references["activations"])
+    table = artifact.read_table("activations.parquet")
+    wrong = table.set_column(3, "mlp_activation_max", pa.array(["x"] * table.num_rows))
+    replace_table(small, "activations", "activations.parquet", wrong)
+    assert "lists of floats" in verify_store(small.url).problems[0]
+
+
+def test_lost_row_is_found(small: SmallStore) -> None:
+    """Rows read must be samples or rejected rows."""
+    artifact = small.artifacts.open(small.references["comments"])
+    table = artifact.read_table("rejected_rows.parquet")
+    replace_table(small, "comments", "rejected_rows.parquet", table.slice(1))
+    (problem,) = verify_store(small.url).problems
+    assert "expected 12 rows" in problem
+    assert "found 11" in problem
+
+
+def test_changed_input_file_is_found(small: SmallStore) -> None:
+    """A reader that recorded a file's digest notices that the file is another one now."""
+    artifact = small.artifacts.open(small.references["prompt_choice"])
+    table = artifact.read_table("selection-00000.parquet")
+    replace_table(small, "prompt_choice", "selection-00000.parquet", table.slice(1))
+    problems = verify_store(small.url).problems
+    assert all("selection-00000.parquet with sha256" in problem for problem in problems)
+    assert len(problems) == 1
+
+
+def test_damaged_run_record_is_found(small: SmallStore) -> None:
+    """A run record that does not open is a problem, and so is the release that names it."""
+    (Path(small.url) / "runs" / f"{small.run_id}.json").write_text("[]")
+    problems = verify_store(small.url).problems
+    assert any("a run record" in problem for problem in problems)
+    assert any("expected run" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("change", ["delete", "damage", "older"])
+def test_wrong_pointer_is_found(small: SmallStore, change: str) -> None:
+    """`current.json` must agree with the newest release."""
+    pointer = next(Path(small.url).glob("releases/*/current.json"))
+    if change == "delete":
+        pointer.unlink()
+    elif change == "damage":
+        pointer.write_text("")
+    else:
+        document = json.loads(pointer.read_text())
+        pointer.write_text(json.dumps(document | {"version": "2020"}))
+    (problem,) = verify_store(small.url).problems
+    assert "current.json" in problem
+
+
+def test_abandoned_files_are_counted_only(small: SmallStore) -> None:
+    """What an interrupted attempt left behind is no problem."""
+    folder = Path(small.url) / small.references["model"].folder
+    (folder / "abc-model.json").write_text("half")
+    verdict = verify_store(small.url)
+    assert verdict.is_fine
+    assert "1 files without a manifest" in verdict.summary
