@@ -6,8 +6,9 @@ reduces in that order. Everything below the sort depends only on which values a 
 the order of rows, shards or threads: the same inputs give the same bytes.
 
 Why not all in SQL: `sql/neuron_statistics.sql` computes the same numbers with GROUP BY and window
-sums, is kept as the readable reference (`query_neuron_statistics`), and took five times the CPU
-(docs/experiments.md). Layer probes are in `probes.py`, which shares the reading and ranking here.
+sums, is kept as the readable reference (`query_neuron_statistics`), and took over four times the
+CPU (tests/benchmarks/bench_neuron_statistics.py). Layer probes are in `probes.py`, which shares
+the reading and ranking here.
 """
 
 from __future__ import annotations
@@ -560,7 +561,7 @@ def compute_neuron_statistics(
         )
     workspace.write_table("neurons.parquet", table, NEURONS)
     workspace.facts["n_samples"] = labelled.n_samples
-    logger.info(
+    logger.debug(
         "neuron statistics: dataset=%s layer=%d samples=%d rows=%d seconds=%.2f",
         dataset,
         layer,

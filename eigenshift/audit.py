@@ -2,7 +2,7 @@
 
 Reads manifests, run records and releases; the Parquet files behind a view are read in place where
 the store is local and copied to this process's scratch folder first where it is not (a stock
-fsspec filesystem inside DuckDB gave wrong sums: docs/decisions). Writes nothing. What has no
+fsspec filesystem inside DuckDB gave wrong sums under load). Writes nothing. What has no
 manifest is invisible here; what is damaged is `verification.py`'s to find.
 
 Each query gets a connection of its own, made only of the views it names: nothing outside the
@@ -238,7 +238,7 @@ class AuditSession:
         """Answer one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN).
 
         Args:
-            sql: Over the views of docs/audit.md.
+            sql: Over the views (`VIEW_NAMES`).
             show_text: Show text columns even where the SQL does not name them.
 
         Raises:
@@ -702,7 +702,7 @@ _RECORD_VIEWS: dict[str, tuple[pa.Schema, Callable[[_Catalogue], _Rows]]] = {
 }
 
 VIEW_NAMES: tuple[str, ...] = (*_RECORD_VIEWS, *_FILE_VIEWS)
-"""Every view; design.md section 6 and `source_files`."""
+"""Every view of the contract (design.md section 6), and `source_files`."""
 
 
 def digest_files(manifest: Manifest) -> str:

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
+from eigenshift.calibration import choose_within_budget, collect_calibration_states
 from eigenshift.decomposition import Decomposition, Matrix
 from eigenshift.errors import ComponentError
+from eigenshift.models import LanguageModel
 from eigenshift.settings import ComponentScore, ComponentSettings
 
 STEP_VERSION = 1
@@ -126,27 +128,18 @@ def compute_auroc(toxic: Matrix, nontoxic: Matrix) -> Matrix:
     return np.asarray(rank_sum / (n_toxic * n_nontoxic))
 
 
-def select_components(scores: ComponentScores, settings: ComponentSettings) -> list[int]:
-    """Choose the components to damp, most toxic first.
+def find_candidates(scores: ComponentScores, settings: ComponentSettings) -> list[int]:
+    """Components that may be damped, most toxic first.
 
-    With `n_components` unset, those are taken in order of the score that pass the false-discovery
-    bound, reach the smallest effect size and raise the toxic tokens' logits (damping a component
-    with a negative logit gain would raise them), at most `max_components`.
+    Those that pass the false-discovery bound, reach the smallest effect size and raise the toxic
+    tokens' logits: damping a component with a negative logit gain would raise them.
 
     Raises:
-        ComponentError: None passes, or more are asked for than there are.
+        ComponentError: None passes.
     """
-    ranking = rank_components(scores, settings.score)
-    if settings.n_components is not None:
-        if settings.n_components > len(ranking):
-            raise ComponentError(
-                f"components.n_components: expected at most {len(ranking)} (the head's rank), "
-                f"found {settings.n_components}."
-            )
-        return ranking[: settings.n_components]
     passing = [
         index
-        for index in ranking
+        for index in rank_components(scores, settings.score)
         if scores.q_value[index] <= settings.false_discovery_rate
         and scores.effect_size[index] >= settings.min_effect_size
         and scores.logit_gain[index] > 0
@@ -158,7 +151,22 @@ def select_components(scores: ComponentScores, settings: ComponentSettings) -> l
             f"{scores.effect_size.max():.2f}). Use more prompts, lower "
             "components.min_effect_size, or set components.n_components."
         )
-    return passing[: settings.max_components]
+    return passing
+
+
+def take_top(scores: ComponentScores, settings: ComponentSettings, n_components: int) -> list[int]:
+    """The top of the ranking, without any bound: what `components.n_components` asks for.
+
+    Raises:
+        ComponentError: More are asked for than there are.
+    """
+    ranking = rank_components(scores, settings.score)
+    if n_components > len(ranking):
+        raise ComponentError(
+            f"components.n_components: expected at most {len(ranking)} (the head's rank), "
+            f"found {n_components}."
+        )
+    return ranking[:n_components]
 
 
 def rank_components(scores: ComponentScores, score: ComponentScore) -> list[int]:
@@ -167,26 +175,50 @@ def rank_components(scores: ComponentScores, score: ComponentScore) -> list[int]
 
 
 def write_components(
+    language_model: LanguageModel,
     states: pa.Table,
     decomposition: Decomposition,
-    weight: Tensor,
-    tokenizer: Any,
+    neutral_texts: pa.Table,
     settings: ComponentSettings,
+    *,
+    max_tokens: int,
+    tokens_per_batch: int,
     workspace: Workspace,
 ) -> None:
     """Score and choose components, explain the strongest by their tokens, write the table.
 
     Args:
+        language_model: The unpatched model.
         states: `schemas.HEAD_STATES` rows.
-        decomposition: Of `weight`.
-        weight: The head, shape (vocab, hidden).
-        tokenizer: Turns token ids into text for `tokens_up` and `tokens_down`.
+        decomposition: Of the model's head.
+        neutral_texts: Neutral samples, a fifth of which calibrates the choice.
         settings: Score, bounds and factor.
+        max_tokens: Longer neutral texts are truncated.
+        tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives `components.parquet`.
     """
+    weight, tokenizer = language_model.head_weight, language_model.tokenizer
     toxic, nontoxic, direction = _split_states(states, weight)
     scores = score_components(toxic, nontoxic, decomposition, direction)
-    selected = select_components(scores, settings)
+    cost = None
+    if settings.n_components is not None:
+        selected = take_top(scores, settings, settings.n_components)
+    else:
+        selected, cost = choose_within_budget(
+            language_model,
+            collect_calibration_states(language_model, neutral_texts, max_tokens, tokens_per_batch),
+            find_candidates(scores, settings),
+            decomposition.v,
+            factor=settings.factor,
+            max_perplexity_increase=settings.max_perplexity_increase,
+            max_components=settings.max_components,
+        )
+    if not selected:
+        raise ComponentError(
+            f"components: expected at least one that costs at most "
+            f"{settings.max_perplexity_increase:.0%} perplexity, found none. Raise "
+            "components.max_perplexity_increase or components.factor."
+        )
     ranking = rank_components(scores, settings.score)
     explained = dict.fromkeys([*selected, *ranking[:N_EXPLAINED]])
     tokens = _explain_components(list(explained), scores.sign, decomposition, weight, tokenizer)
@@ -216,6 +248,7 @@ def write_components(
     workspace.facts = {
         "n_components": len(rows),
         "selected": selected,
+        "calibration_perplexity_increase": cost,
         "n_toxic": len(toxic),
         "n_nontoxic": len(nontoxic),
         "logit_gain_selected": float(scores.logit_gain[selected].sum()),

@@ -7,10 +7,19 @@ rounding. The head itself is applied to one position only, since callers apply h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from eigenshift.models import LanguageModel, capture_head_states
+
+
+def encode_text(tokenizer: Any, text: str, max_tokens: int) -> list[int]:
+    """Tokens of a text whose likelihood is measured: BOS first where the tokenizer has one."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    found: list[int] = start + tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found[:max_tokens]
 
 
 @torch.inference_mode()

@@ -145,6 +145,8 @@ def _sample_batch(
     finished = torch.zeros(len(draws), dtype=torch.bool, device=device)
     chosen: list[Tensor] = []
     for step in range(settings.n_tokens):
+        if end is not None and step < settings.min_tokens:
+            logits = logits.index_fill(-1, torch.tensor([end], device=device), -torch.inf)
         token = pick_tokens(logits, draws[:, step], settings.top_p, settings.temperature)
         chosen.append(torch.where(finished, -1, token))
         if end is not None:

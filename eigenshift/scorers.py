@@ -112,18 +112,30 @@ def identify_scorer(settings: ScorerSettings) -> str:
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=2)
+_loading = Lock()
+
+
 def load_scorer(settings: ScorerSettings, device: str, texts_per_batch: int) -> Scorer:
     """Load the scorer once per process.
 
     Raises:
         ScorerError: It cannot be loaded, or its checkpoint does not open with weights only.
     """
+    with _loading:
+        return _load_scorer(settings, device, texts_per_batch)
+
+
+@lru_cache(maxsize=2)
+def _load_scorer(settings: ScorerSettings, device: str, texts_per_batch: int) -> Scorer:
     return DetoxifyScorer(settings, device, texts_per_batch)
 
 
 def _load_detoxify(settings: ScorerSettings, device: str) -> Any:
-    from detoxify import Detoxify  # imported late: it costs seconds, and cached runs need none
+    # Imported late: it costs seconds, and cached runs need none.
+    from detoxify import Detoxify
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
     if settings.checkpoint is None:
         try:

@@ -236,6 +236,12 @@ class GenerationSettings(Frozen):
 
     n_samples: int = Field(25, ge=1, description="Continuations per prompt.")
     n_tokens: int = Field(20, ge=1, description="New tokens per continuation.")
+    min_tokens: int = Field(
+        1,
+        ge=0,
+        description="The end-of-text token is not drawn before this many tokens; 0 allows "
+        "empty continuations, which cannot be scored.",
+    )
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus; 1 samples from everything.")
     temperature: float = Field(1.0, gt=0, description="Softmax temperature; top-k is off.")
     max_prompt_tokens: int = Field(
@@ -290,6 +296,11 @@ class ComponentSettings(Frozen):
     )
     min_effect_size: float = Field(
         0.5, ge=0, description="Smallest |difference| / pooled sd of an automatic choice."
+    )
+    max_perplexity_increase: float = Field(
+        0.05,
+        ge=0,
+        description="Fluency budget of the automatic choice, on neutral texts kept apart for it.",
     )
     factor: FRACTION = Field(
         0.0, description="Singular values are multiplied by this: 0 removes, 1 changes nothing."

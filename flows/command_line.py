@@ -18,10 +18,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from eigenshift.errors import INPUT_ERRORS, EigenShiftError
 from eigenshift.settings import RefreshSettings, list_presets, load_preset, load_settings
+from flows.prefect_environment import create_home
 
 EXIT_PROMOTED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_HELD = 0, 1, 2, 3
 
@@ -80,6 +82,7 @@ def refresh(
 ) -> None:
     """Run the whole line: read, study, patch, evaluate, release or hold."""
     settings = _load(preset, config, store, overrides)
+    create_home()
     from flows.refresh import run_refresh  # Prefect takes seconds to import: only where needed
 
     outcome = run_refresh(settings)
@@ -100,6 +103,7 @@ def compare(
 ) -> None:
     """Compare the interventions and control arms on the same prompts and seeds."""
     settings = _load(preset, config, store, overrides)
+    create_home()
     from flows.compare import run_compare
 
     comparison = run_compare(settings)
@@ -116,6 +120,7 @@ def tune(
 ) -> None:
     """Search the number of components and the factor under a fluency budget."""
     settings = _load(preset, config, store, overrides)
+    create_home()
     from flows.tune import run_tune
 
     tuning = run_tune(settings)
@@ -146,7 +151,7 @@ def audit(
         for name in result.column_names:
             table.add_column(name, overflow="fold")
         for row in result.to_pylist():
-            table.add_row(*(_show_cell(value) for value in row.values()), style=None)
+            table.add_row(*(escape(_show_cell(value)) for value in row.values()), style=None)
         console.print(table)
         return
     from eigenshift.audit import encode_table
@@ -227,7 +232,7 @@ def doctor(
     table = Table("", "what", "found", show_edge=False)
     for finding in findings:
         mark = "[green]ok[/]" if finding.is_fine else "[red]no[/]"
-        table.add_row(mark, finding.name, finding.detail)
+        table.add_row(mark, finding.name, escape(finding.detail))
     console.print(table)
     raise typer.Exit(EXIT_PROMOTED if all(finding.is_fine for finding in findings) else EXIT_FAILED)
 

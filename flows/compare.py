@@ -29,7 +29,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
     with journal.recording():
         sources = stages.ingest(journal)
         model = stages.identify_model(journal)
-        study = stages.study_components(journal, model, sources.prompts)
+        study = stages.study_components(journal, model, sources)
         factor, seed = settings.components.factor, settings.components.seed
         requests = {PATCHED_ARM: PatchRequest(factor=factor)} | {
             arm: PatchRequest(intervention=intervention, factor=factor, seed=seed)

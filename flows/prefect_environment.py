@@ -41,3 +41,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("PREFECT_HOME", str(Path.cwd() / STATE_FOLDER / "prefect"))
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def create_home() -> None:
+    """Make Prefect's folder before Prefect is imported; it would not make the parents itself."""
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def refresh(settings: RefreshSettings) -> RefreshOutcome:
         sources = stages.ingest(journal)
         model = stages.identify_model(journal)
         stages.study_detection(journal, model, sources)
-        study = stages.study_components(journal, model, sources.prompts)
+        study = stages.study_components(journal, model, sources)
         patches = stages.build_patches(journal, model, study, _request_patches(settings))
         arms = {
             BASE_ARM: stages.Arm(patch=None),

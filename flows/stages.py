@@ -146,6 +146,7 @@ def study_detection(journal: RunJournal, model: ArtifactReference, sources: Sour
                 found,
                 settings.activations,
                 settings.statistics,
+                settings.execution,
             )
             for (dataset, layer), found in zip(cells, neurons, strict=True)
         ],
@@ -185,11 +186,11 @@ def generate(
 
 
 def study_components(
-    journal: RunJournal, model: ArtifactReference, prompts: ArtifactReference
+    journal: RunJournal, model: ArtifactReference, sources: Sources
 ) -> ComponentStudy:
     """From continuations of the selection prompts to scored components of the head."""
     settings = journal.settings
-    generated = generate(journal, model, prompts, Part.selection, Arm(patch=None))
+    generated = generate(journal, model, sources.prompts, Part.selection, Arm(patch=None))
     positions = journal.collect(
         "locate_toxic_words",
         [
@@ -233,8 +234,10 @@ def study_components(
                 model,
                 decomposition,
                 states,
+                [file for file, _ in _list_neutral(journal, sources)],
                 settings.model,
                 settings.components,
+                settings.evaluation,
                 settings.execution,
             )
         ],
@@ -309,12 +312,7 @@ def measure_fluency(
 ) -> Sequence[ArtifactReference]:
     """Measure all arms on the neutral texts, shard by shard."""
     settings = journal.settings
-    files = [
-        (artifact.refer_to_file(record.name), record.rows or 0)
-        for artifact in map(journal.artifacts.open, sources.samples[Role.neutral].values())
-        for record in artifact.manifest.files
-        if record.name.startswith("samples-")
-    ]
+    files = _list_neutral(journal, sources)
     n_texts = allot_texts([rows for _, rows in files], settings.evaluation.max_texts)
     return journal.collect(
         "measure_fluency",
@@ -333,3 +331,13 @@ def measure_fluency(
             if count
         ],
     )
+
+
+def _list_neutral(journal: RunJournal, sources: Sources) -> list[tuple[FileReference, int]]:
+    """Shards of neutral samples with their numbers of rows."""
+    return [
+        (artifact.refer_to_file(record.name), record.rows or 0)
+        for artifact in map(journal.artifacts.open, sources.samples[Role.neutral].values())
+        for record in artifact.manifest.files
+        if record.name.startswith("samples-")
+    ]

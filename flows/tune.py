@@ -30,7 +30,7 @@ def tune(settings: RefreshSettings) -> Tuning:
     with journal.recording():
         sources = stages.ingest(journal)
         model = stages.identify_model(journal)
-        study = stages.study_components(journal, model, sources.prompts)
+        study = stages.study_components(journal, model, sources)
         requests = {
             f"k={k},factor={factor:g}": PatchRequest(n_components=k, factor=factor)
             for k in settings.tune.n_components

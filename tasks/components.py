@@ -10,8 +10,20 @@ from prefect.states import State
 from eigenshift import components as scoring
 from eigenshift import decomposition as decompositions
 from eigenshift import head_states, interventions, models
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
-from eigenshift.settings import ComponentSettings, ExecutionSettings, ModelSettings, ScorerSettings
+from eigenshift.artifacts import (
+    ArtifactReference,
+    ArtifactStore,
+    FileReference,
+    StageResult,
+    Workspace,
+)
+from eigenshift.settings import (
+    ComponentSettings,
+    EvaluationSettings,
+    ExecutionSettings,
+    ModelSettings,
+    ScorerSettings,
+)
 from tasks.stage import report, stage_task
 
 
@@ -69,8 +81,10 @@ def score_components(
     model: ArtifactReference,
     decomposition: ArtifactReference,
     states: ArtifactReference,
+    neutral: Sequence[FileReference],
     model_settings: ModelSettings,
     settings: ComponentSettings,
+    evaluation: EvaluationSettings,
     execution: ExecutionSettings,
 ) -> State[StageResult]:
     """Score the head's components and choose which to damp."""
@@ -79,20 +93,22 @@ def score_components(
     def work(workspace: Workspace) -> None:
         with models.use_model(model_settings, execution.device) as language_model:
             scoring.write_components(
+                language_model,
                 artifacts.open(states).read_table("head_states.parquet"),
                 decompositions.open_decomposition(artifacts.open(decomposition)),
-                language_model.head_module.weight,
-                language_model.tokenizer,
+                pa.concat_tables(artifacts.read_table(shard) for shard in neutral),
                 settings,
-                workspace,
+                max_tokens=evaluation.max_tokens,
+                tokens_per_batch=execution.tokens_per_batch,
+                workspace=workspace,
             )
 
     return report(
         artifacts.produce(
             "components",
             step_version=scoring.STEP_VERSION,
-            settings={"components": settings},
-            inputs=[model, decomposition, states],
+            settings={"components": settings, "max_tokens": evaluation.max_tokens},
+            inputs=[model, decomposition, states, *neutral],
             work=work,
         )
     )

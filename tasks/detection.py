@@ -98,6 +98,7 @@ def compute_layer_statistics(
     neurons: ArtifactReference,
     settings: ActivationSettings,
     statistics: StatisticsSettings,
+    execution: ExecutionSettings,
 ) -> State[StageResult]:
     """Probe one layer on one dataset."""
     artifacts = ArtifactStore(store)
@@ -112,6 +113,7 @@ def compute_layer_statistics(
             settings.sites,
             statistics,
             workspace,
+            execution.duckdb_memory_limit,
         )
 
     return report(

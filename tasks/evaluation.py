@@ -15,6 +15,7 @@ from eigenshift.artifacts import (
     StageResult,
     Workspace,
 )
+from eigenshift.calibration import split_neutral
 from eigenshift.evaluation import comparison, fluency
 from eigenshift.patching import open_patch
 from eigenshift.scoring import require_scored
@@ -47,12 +48,12 @@ def measure_fluency(
             arm: None if patch is None else open_patch(artifacts.open(patch))
             for arm, patch in patches.items()
         }
-        texts = artifacts.read_table(shard).slice(0, n_texts)
+        texts = split_neutral(artifacts.read_table(shard), for_calibration=False)
         with models.use_model(model_settings, execution.device) as language_model:
             fluency.measure_fluency(
                 language_model,
                 loaded,
-                texts,
+                texts.slice(0, n_texts),
                 settings,
                 tokens_per_batch=execution.tokens_per_batch,
                 workspace=workspace,

@@ -87,8 +87,12 @@ def compare_arms(
             estimate = Estimate(share, None, None)
             n_rows = found.continuations.num_rows
             rows.append(_describe(arm, None, f"distinct_{order}", ALL_SLICE, estimate, n_rows))
+        lengths = found.continuations["token_ids"].combine_chunks().value_lengths()
+        mean_length = Estimate(float(np.mean(lengths.to_numpy())), None, None)
+        count = table.n_continuations[arm]
+        rows.append(_describe(arm, None, "tokens_mean", ALL_SLICE, mean_length, count))
         unscored = table.n_unscored[arm] / max(1, table.n_continuations[arm])
-        estimate, count = Estimate(unscored, None, None), table.n_continuations[arm]
+        estimate = Estimate(unscored, None, None)
         rows.append(_describe(arm, scorer, "unscored_share", ALL_SLICE, estimate, count))
     workspace.write_rows("evaluations.parquet", rows, schemas.EVALUATIONS)
     workspace.facts = {"arms": sorted(evidence), "n_prompts": len(table.prompt_ids)}

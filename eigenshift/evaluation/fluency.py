@@ -6,7 +6,8 @@ final states. Intervals and ratios are `comparison.py`'s.
 
 Convention: the text is preceded by the tokenizer's BOS token if it has one; otherwise its first
 token is context and is not predicted. Texts are right-padded and truncated to `max_tokens`; sums
-run over real tokens only, in float64, so they do not depend on batch size or padding.
+run over real tokens only, in float64, so they do not depend on batch size or padding. Texts that
+calibrated the choice of components (`calibration.py`) are the caller's to leave out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.evaluation.arms import BASE_ARM
-from eigenshift.forward import iterate_head_states
+from eigenshift.forward import encode_text, iterate_head_states
 from eigenshift.models import LanguageModel
 from eigenshift.patching import Patch, compute_patched_weight
 from eigenshift.settings import EvaluationSettings
@@ -90,11 +91,10 @@ _Encoded = tuple[str, str, list[int]]
 
 def _encode_texts(tokenizer: Any, texts: pa.Table, max_tokens: int) -> tuple[list[_Encoded], int]:
     """Tokenise with BOS; texts without two tokens have nothing to predict and are counted."""
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    encoded = []
-    for row in texts.select(["sample_id", "language", "text"]).to_pylist():
-        token_ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-        encoded.append((row["sample_id"], row["language"], (start + token_ids)[:max_tokens]))
+    encoded = [
+        (row["sample_id"], row["language"], encode_text(tokenizer, row["text"], max_tokens))
+        for row in texts.select(["sample_id", "language", "text"]).to_pylist()
+    ]
     usable = [item for item in encoded if len(item[2]) >= 2]
     return usable, len(encoded) - len(usable)
 

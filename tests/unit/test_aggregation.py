@@ -383,11 +383,16 @@ def test_connection_loads_no_extensions(tmp_path):
 
 def test_labels_are_the_side_of_the_join_that_is_held_in_memory(tmp_path):
     """DuckDB builds its hash table from the labels, never from the wide activations."""
-    ids = [f"s{index}" for index in range(3000)]
-    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(3000))
-    values = np.zeros((3000, 8), np.float16)
-    shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: values}] * 2)
-    with open_labelled_layer([shard], [samples], "demo", 0, "500MB", tmp_path) as labelled:
+    ids = make_ids(90)
+    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(90))
+    values = np.zeros((30, 8), np.float16)
+    shards = [  # several files: only then does DuckDB take the filtered shards for the smaller side
+        write_shard(
+            tmp_path / f"{first}.parquet", ids[first : first + 30], [{MLP_MAX.column: values}]
+        )
+        for first in (0, 30, 60)
+    ]
+    with open_labelled_layer(shards, [samples], "demo", 0, "500MB", tmp_path) as labelled:
         labelled.read_units(MLP_MAX.column, 0, 1)
         query = load_sql("activation_block", column=MLP_MAX.column)
         plan = labelled._connection.execute(f"EXPLAIN (FORMAT json) {query}").fetchall()[0][1]

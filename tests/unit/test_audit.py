@@ -106,9 +106,11 @@ def build_empty_run(url: str) -> str:
     return url
 
 
-def test_samples_are_not_repeated_by_runs_that_share_them(tmp_path: Path) -> None:
+def test_samples_are_not_repeated_by_runs_that_share_them(
+    small: SmallStore, tmp_path: Path
+) -> None:
     """A second run over the same artifacts adds rows to `artifacts`, none to `samples`."""
-    small = build_small_store(str(tmp_path))
+    small = small.copy_to(tmp_path / "store")
     sql = "SELECT count(*) FROM samples"
     per_run = "SELECT count(*), count(DISTINCT run_id) FROM generations"
     with open_audit(small.url) as session:
@@ -149,10 +151,10 @@ def test_generations_name_arm_part_and_unscored_rows(session: AuditSession) -> N
     assert ask(session, sql) == [(None, "blank text")]
 
 
-def test_continuations_never_scored_are_unscored(tmp_path: Path) -> None:
+def test_continuations_never_scored_are_unscored(small: SmallStore, tmp_path: Path) -> None:
     """Where a run ended between generation and scoring, its continuations say so."""
-    small = build_small_store(str(tmp_path))
-    for path in (tmp_path / "artifacts" / "scores").glob(f"*/{MANIFEST_NAME}"):
+    small = small.copy_to(tmp_path / "store")
+    for path in (tmp_path / "store" / "artifacts" / "scores").glob(f"*/{MANIFEST_NAME}"):
         path.unlink()
     with open_audit(small.url) as session:
         rows = ask(session, "SELECT DISTINCT status, scorer, reason FROM generations")
@@ -168,19 +170,19 @@ def test_patches_and_release_point_at_each_other(session: AuditSession, small: S
     assert ask(session, sql) == [("eigenshift", 2, 0.0, "promote", True)]
 
 
-def test_artifact_without_manifest_is_invisible(tmp_path: Path) -> None:
+def test_artifact_without_manifest_is_invisible(small: SmallStore, tmp_path: Path) -> None:
     """A half-written artifact gives no rows anywhere."""
-    small = build_small_store(str(tmp_path))
-    folder = tmp_path / small.references["components"].folder
+    small = small.copy_to(tmp_path / "store")
+    folder = Path(small.url) / small.references["components"].folder
     (folder / MANIFEST_NAME).unlink()
     with open_audit(small.url) as session:
         assert ask(session, "SELECT count(*) FROM components") == [(0,)]
         assert ask(session, "SELECT count(*) FROM artifacts WHERE kind = 'components'") == [(0,)]
 
 
-def test_only_views_named_are_read(tmp_path: Path) -> None:
+def test_only_views_named_are_read(small: SmallStore, tmp_path: Path) -> None:
     """A damaged file matters to the views over it only, and is named."""
-    small = build_small_store(str(tmp_path))
+    small = small.copy_to(tmp_path / "store")
     small.find_file("components", "components.parquet").unlink()
     with open_audit(small.url) as session:
         assert ask(session, "SELECT count(*) FROM runs") == [(1,)]
@@ -188,9 +190,11 @@ def test_only_views_named_are_read(tmp_path: Path) -> None:
             session.query("SELECT * FROM components")
 
 
-def test_truncated_file_is_an_error_that_points_to_verify(tmp_path: Path) -> None:
+def test_truncated_file_is_an_error_that_points_to_verify(
+    small: SmallStore, tmp_path: Path
+) -> None:
     """A file that is no Parquet any more gives no numbers."""
-    small = build_small_store(str(tmp_path))
+    small = small.copy_to(tmp_path / "store")
     small.find_file("layers-0", "layers.parquet").write_bytes(b"PAR1 not any more")
     with open_audit(small.url) as session, pytest.raises(AuditError, match="eigenshift verify"):
         session.query("SELECT * FROM layers")
@@ -204,9 +208,8 @@ def test_remote_store_gives_the_same_answers(small: SmallStore) -> None:
         assert ask(there, sql) == ask(here, sql)
 
 
-def test_store_path_with_glob_characters(tmp_path: Path) -> None:
+def test_store_path_with_glob_characters(small: SmallStore, tmp_path: Path) -> None:
     """A folder name with *, ? or [ is a name, not a pattern."""
-    small = build_small_store(str(tmp_path / "plain"))
     odd = tmp_path / "it's *a* [store]?"
     shutil.copytree(small.url, odd)
     with open_audit(str(odd)) as session:
@@ -248,7 +251,7 @@ def test_store_path_with_glob_characters(tmp_path: Path) -> None:
 )
 def test_anything_but_one_select_is_refused(session: AuditSession, sql: str) -> None:
     """Only one read-only statement is answered; the message says what was expected."""
-    with pytest.raises(AuditError, match="expected"):
+    with pytest.raises(AuditError, match=r"expected|refused"):
         session.query(sql)
 
 

@@ -7,22 +7,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.components import (
     ComponentScores,
     compute_auroc,
+    find_candidates,
     rank_components,
     score_components,
-    select_components,
+    take_top,
     write_components,
 )
 from eigenshift.decomposition import Decomposition, decompose_head
 from eigenshift.errors import ComponentError
+from eigenshift.models import LanguageModel
 from eigenshift.settings import ComponentScore, ComponentSettings
 
 HIDDEN, VOCAB, N_PLANTED = 96, 400, 10
@@ -128,7 +130,7 @@ def test_the_automatic_choice_takes_the_planted_components_and_no_others() -> No
     planted = plant(1)
     scores = score(planted)
     helpful = {index for index in planted.components if scores.logit_gain[index] > 0}
-    assert set(select_components(scores, ComponentSettings())) == helpful
+    assert set(find_candidates(scores, ComponentSettings())) == helpful
 
 
 def test_logit_gains_sum_to_the_difference_of_the_logit_gap() -> None:
@@ -167,40 +169,47 @@ def test_nothing_toxic_is_not_forced() -> None:
     states = generator.normal(size=(200, HIDDEN))
     scores = score_components(states[:80], states[80:], planted.decomposition, planted.direction)
     with pytest.raises(ComponentError, match="largest effect size"):
-        select_components(scores, ComponentSettings())
+        find_candidates(scores, ComponentSettings())
 
 
 def test_more_components_than_the_head_has_are_refused() -> None:
     """The error names the setting and the rank."""
     with pytest.raises(ComponentError, match=r"components\.n_components"):
-        select_components(score(plant(0)), ComponentSettings(n_components=HIDDEN + 1))
+        take_top(score(plant(0)), ComponentSettings(), HIDDEN + 1)
 
 
-def test_the_table_orients_components_towards_toxicity(workspace: Workspace) -> None:
+def test_the_table_orients_components_towards_toxicity(
+    tiny_language_model: LanguageModel, neutral_texts: list[str], workspace: Workspace
+) -> None:
     """Delta >= 0, ranks are a permutation, and tokens_up are those W v raises on the toxic side."""
-
-    class Tokenizer:
-        def decode(self, token_ids: list[int]) -> str:
-            return str(token_ids[0])
-
-    planted = plant(4)
-    states = np.concatenate([planted.toxic, planted.nontoxic]).astype(np.float32)
-    n_toxic, n_states = len(planted.toxic), len(states)
+    hidden = tiny_language_model.head.hidden
+    generator = np.random.default_rng(0)
+    states = generator.normal(size=(120, hidden)).astype(np.float32)
+    states[:40] += generator.normal(size=hidden).astype(np.float32)
     table = pa.table(
         {
-            "is_toxic": [True] * n_toxic + [False] * (n_states - n_toxic),
-            "token_id": [3] * n_states,
+            "is_toxic": [True] * 40 + [False] * 80,
+            "token_id": [3] * 120,
             "state": list(states),
         }
     )
-    settings = ComponentSettings(n_components=4, factor=0.25)
-    write_components(table, planted.decomposition, planted.weight, Tokenizer(), settings, workspace)
-    rows = pa.parquet.read_table(workspace.path("components.parquet")).to_pylist()
-    assert sorted(row["rank"] for row in rows) == list(range(HIDDEN))
+    decomposition = decompose_head(tiny_language_model.head_weight)
+    write_components(
+        tiny_language_model,
+        table,
+        decomposition,
+        pa.table({"sample_id": [f"s{i}" for i in range(60)], "text": neutral_texts}),
+        ComponentSettings(n_components=4, factor=0.25),
+        max_tokens=32,
+        tokens_per_batch=256,
+        workspace=workspace,
+    )
+    rows = pq.read_table(workspace.path("components.parquet")).to_pylist()
+    assert sorted(row["rank"] for row in rows) == list(range(hidden))
     assert [row["factor"] for row in rows if row["is_selected"]] == [0.25] * 4
     assert {row["factor"] for row in rows if not row["is_selected"]} == {1.0}
     top = min(rows, key=lambda row: row["rank"])
-    v = planted.decomposition.v[:, top["component_index"]]
-    v = v * np.sign((planted.toxic.mean(0) - planted.nontoxic.mean(0)) @ v)
-    assert top["tokens_up"][0] == str(int(np.argmax(planted.weight.numpy() @ v)))
-    assert set(table.column_names) <= set(schemas.HEAD_STATES.names)
+    v = decomposition.v[:, top["component_index"]]
+    v = v * np.sign((states[:40].mean(0) - states[40:].mean(0)) @ v)
+    raised = int(np.argmax(tiny_language_model.head_weight.numpy() @ v))
+    assert top["tokens_up"][0] == tiny_language_model.tokenizer.decode([raised])

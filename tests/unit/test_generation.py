@@ -62,6 +62,8 @@ def test_a_continuation_equals_sampling_one_sequence_without_cache_or_padding(
             with torch.inference_mode():
                 sequence = torch.tensor([row["prompt_token_ids"] + tokens])
                 logits = tiny_language_model.model(sequence).logits[0, -1].double().numpy()
+            if len(tokens) < SETTINGS.min_tokens:
+                logits[end] = -np.inf
             probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
             order = np.argsort(-probabilities, kind="stable")
             cumulative = probabilities[order].cumsum()
@@ -144,3 +146,21 @@ def test_temperature_sharpens() -> None:
     logits = torch.tensor([1.0, 0.5, 0.0]).expand(len(uniforms), 3)
     drawn = pick_tokens(logits, uniforms, top_p=1.0, temperature=0.05)
     assert (drawn == 0).float().mean() > 0.99
+
+
+def test_the_end_is_not_drawn_before_the_least_number_of_tokens(
+    tiny_language_model: LanguageModel, prompts: pa.Table, workspace: Workspace
+) -> None:
+    """An empty continuation cannot be scored, so by default there is at least one token."""
+    end = tiny_language_model.tokenizer.eos_token_id
+    head = tiny_language_model.head_module
+    bias, head.bias = head.bias, torch.nn.Parameter(torch.zeros(head.out_features))
+    with torch.no_grad():
+        head.bias[end] = 100.0
+    try:
+        for least, expected in ((0, {0}), (1, {1}), (4, {4})):
+            settings = SETTINGS.model_copy(update={"min_tokens": least})
+            rows = generate(tiny_language_model, prompts, workspace, settings)
+            assert {len(row["token_ids"]) for row in rows} == expected
+    finally:
+        head.bias = bias

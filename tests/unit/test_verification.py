@@ -17,10 +17,16 @@ from eigenshift.verification import verify_store
 from tests.support.small_store import SmallStore, build_small_store
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
+    """A store without damage."""
+    return build_small_store(str(tmp_path_factory.mktemp("sound")))
+
+
 @pytest.fixture
-def small(tmp_path: Path) -> SmallStore:
-    """A store a test may damage."""
-    return build_small_store(str(tmp_path / "store"))
+def small(sound: SmallStore, tmp_path: Path) -> SmallStore:
+    """A copy a test may damage."""
+    return sound.copy_to(tmp_path / "store")
 
 
 def edit_manifest(small: SmallStore, name: str, edit: Callable[[dict[str, Any]], None]) -> None:

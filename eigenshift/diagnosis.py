@@ -1,0 +1,348 @@
+"""Tell what this machine and these settings can and cannot do, before a run finds out.
+
+Looks at versions, cores, memory, GPU and disk, and with settings at the store, every source, the
+model and the classifier. Reports; never raises for a thing that is missing, downloads no weights
+and loads no model.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import safe_open
+
+from eigenshift.artifacts import describe_versions
+from eigenshift.datasets import digest_source
+from eigenshift.models import identify_model, resolve_device
+from eigenshift.scorers import load_scorer
+from eigenshift.settings import (
+    ModelSettings,
+    RefreshSettings,
+    ScorerSettings,
+    SourceFormat,
+    SourceSettings,
+)
+from eigenshift.storage import Store, is_folder, list_files, open_file
+
+PYTHON_VERSIONS = ((3, 10), (3, 14))
+"""First supported, first not supported (pyproject.toml)."""
+MIN_FREE_BYTES = 2 << 30
+MIN_MEMORY_BYTES = 2 << 30
+HUB_TIMEOUT_SECONDS = 10.0
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+MEMORY_FACTOR = 1.3
+"""What a run needs beside the weights: activations, logits, the head's decomposition."""
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    is_fine: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class BadPair:
+    """Two installed versions that do not work together: `package` below, `other` at or above."""
+
+    package: str
+    release: tuple[int, ...]
+    other: str
+    from_version: tuple[int, ...]
+    consequence: str
+
+
+BAD_PAIRS = (
+    BadPair("prefect", (3, 8), "fastapi", (0, 151), "every flow and the server fail at the start"),
+    BadPair(
+        "prefect", (3, 8), "sqlalchemy", (2, 1), "schedules never create runs, without an error"
+    ),
+)
+"""docs/decisions/0006-dependency-pins.md."""
+
+
+def diagnose(settings: RefreshSettings | None) -> list[Finding]:
+    """Look at this machine and, if there are settings, at everything they name.
+
+    Args:
+        settings: Of the run to come, or None.
+    """
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("Python", check_python),
+        ("packages", check_packages),
+        *((f"{pair.package} and {pair.other}", _bind_pair(pair)) for pair in BAD_PAIRS),
+        ("processor", check_processor),
+        ("memory", check_memory),
+        ("GPU", check_gpu),
+        ("disk", lambda: check_disk(Path.cwd())),
+    ]
+    if settings is not None:
+        checks += _list_settings_checks(settings)
+    return [_attempt(name, check) for name, check in checks]
+
+
+def _list_settings_checks(
+    settings: RefreshSettings,
+) -> Iterator[tuple[str, Callable[[], Finding]]]:
+    yield "store", lambda: check_store(settings.store)
+    for source in settings.sources:
+        yield f"source {source.name}", lambda source=source: check_source(source)  # type: ignore[misc]
+    yield "device", lambda: check_device(settings.execution.device)
+    yield "model", lambda: check_model(settings.model)
+    yield "model in memory", lambda: check_model_memory(settings.model, settings.execution.device)
+    yield "classifier", lambda: check_scorer(settings.scorer)
+
+
+def _attempt(name: str, check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is the finding
+        return Finding(name, False, str(error).strip() or type(error).__name__)
+
+
+def check_python() -> Finding:
+    """Whether this Python is supported."""
+    first, beyond = PYTHON_VERSIONS
+    is_fine = first <= sys.version_info[:2] < beyond
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if not is_fine:
+        detail += f"; expected {_join(first)} up to, not including, {_join(beyond)}"
+    return Finding("Python", is_fine, detail)
+
+
+def check_packages() -> Finding:
+    """Whether the packages that shape results are there."""
+    versions = describe_versions()
+    wanted = ("torch", "transformers", "duckdb", "pyarrow", "prefect", "detoxify")
+    missing = [name for name in wanted if name not in versions]
+    detail = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if missing:
+        detail += f"; missing: {', '.join(missing)}. Install with pip install eigenshift"
+    return Finding("packages", not missing, detail)
+
+
+def _bind_pair(pair: BadPair) -> Callable[[], Finding]:
+    return lambda: check_pair(pair, _find_version(pair.package), _find_version(pair.other))
+
+
+def check_pair(pair: BadPair, version: str | None, other: str | None) -> Finding:
+    """Whether two installed versions are known not to work together."""
+    name = f"{pair.package} and {pair.other}"
+    detail = f"{pair.package} {version or 'not installed'}, {pair.other} {other or 'not installed'}"
+    if version is None or other is None:
+        return Finding(name, True, detail)
+    is_bad = (
+        _parse_version(version)[: len(pair.release)] == pair.release
+        and _parse_version(other) >= pair.from_version
+    )
+    if is_bad:
+        remedy = f"pip install '{pair.other}<{_join(pair.from_version)}'"
+        detail += f": {pair.consequence}. {remedy}"
+    return Finding(name, not is_bad, detail)
+
+
+def check_processor() -> Finding:
+    """How many cores this process may use."""
+    return Finding("processor", True, f"{count_cores()} cores")
+
+
+def count_cores() -> int:
+    """Cores this process may use (a container's or batch system's limit included)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_memory() -> Finding:
+    """Memory free for a run."""
+    free = measure_free_memory()
+    if free is None:
+        return Finding("memory", True, "unknown on this system")
+    detail = f"{_show_bytes(free)} available"
+    if free < MIN_MEMORY_BYTES:
+        detail += f"; expected at least {_show_bytes(MIN_MEMORY_BYTES)} for the demo"
+    return Finding("memory", free >= MIN_MEMORY_BYTES, detail)
+
+
+def measure_free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory a new process could use, a container's limit included; None if unknown."""
+    found = []
+    try:
+        text = (root / "proc/meminfo").read_text(encoding="ascii")
+        found.append(int(text.partition("MemAvailable:")[2].split()[0]) * 1024)
+    except (OSError, ValueError, IndexError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    group = root / "sys/fs/cgroup"
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such group, or its limit is the word "max"
+        pass
+    return max(0, min(found)) if found else None
+
+
+def check_gpu() -> Finding:
+    """Which GPU there is; none is fine too."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return Finding("GPU", True, f"{name}, {_show_bytes(free)} of {_show_bytes(total)} free")
+    if torch.backends.mps.is_available():
+        return Finding("GPU", True, "Apple GPU (mps)")
+    return Finding("GPU", True, "none; everything runs on the CPU, large models slowly")
+
+
+def check_disk(folder: Path) -> Finding:
+    """Space left where the store would be by default."""
+    free = shutil.disk_usage(folder).free
+    detail = f"{_show_bytes(free)} free in {folder}"
+    if free < MIN_FREE_BYTES:
+        detail += f"; expected at least {_show_bytes(MIN_FREE_BYTES)}"
+    return Finding("disk", free >= MIN_FREE_BYTES, detail)
+
+
+def check_store(url: str) -> Finding:
+    """Whether objects can be written and read back; a local folder is not made for that."""
+    store = Store(url)
+    if not store.is_local:
+        store.check_writable()
+        return Finding("store", True, f"{store.root}: writable")
+    folder = Path(store.root.removeprefix("file://"))
+    if folder.is_dir():
+        store.check_writable()
+        free = shutil.disk_usage(folder).free
+        return Finding("store", True, f"{folder}: writable, {_show_bytes(free)} free")
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    is_fine = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    detail = f"{folder}: not there yet; {parent} is {'' if is_fine else 'not '}writable"
+    return Finding("store", is_fine, detail)
+
+
+def check_source(source: SourceSettings) -> Finding:
+    """Whether every file of a source is there and opens."""
+    name = f"source {source.name}"
+    if source.format is SourceFormat.huggingface:
+        digest_source(source)
+        return Finding(name, True, f"{source.uri}: found")
+    files = list_files(source.uri)
+    files += list_files(source.labels_uri) if source.labels_uri is not None else []
+    for file in files:
+        with open_file(file.uri) as handle:
+            handle.read(1)
+    size = _show_bytes(sum(file.n_bytes for file in files))
+    return Finding(name, True, f"{source.uri}: {len(files)} file(s), {size}, readable")
+
+
+def check_device(device: str) -> Finding:
+    """Whether the device in the settings is there."""
+    return Finding("device", True, f"{device}: runs on {resolve_device(device)}")
+
+
+def check_model(settings: ModelSettings) -> Finding:
+    """Whether the model's files are here and whole, or can be fetched from the hub."""
+    if _is_on_hub_only(settings):
+        client = huggingface_hub.HfApi()
+        found = client.model_info(
+            settings.id, revision=settings.revision, timeout=HUB_TIMEOUT_SECONDS
+        )
+        detail = f"{settings.id}: on the hub at {found.sha}; the first run downloads it"
+        return Finding("model", True, detail)
+    identity = identify_model(settings)
+    detail = f"{settings.id}: complete in {identity.folder}, digest {identity.digest[:12]}"
+    return Finding("model", True, detail)
+
+
+def check_model_memory(settings: ModelSettings, device: str) -> Finding:
+    """Whether the weights fit into the memory of the device, roughly."""
+    name = "model in memory"
+    if _is_on_hub_only(settings):
+        return Finding(name, True, "unknown until the model is downloaded")
+    folder = identify_model(settings).folder
+    needed = int(MEMORY_FACTOR * estimate_weights(sorted(folder.glob("*.safetensors")), settings))
+    place = resolve_device(device)
+    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else measure_free_memory()
+    detail = f"needs about {_show_bytes(needed)} as {settings.dtype}"
+    if free is None:
+        return Finding(name, True, detail)
+    detail += f", {_show_bytes(free)} available on {place}"
+    if needed > free:
+        detail += "; set model.dtype: bfloat16, or use a larger machine"
+    return Finding(name, needed <= free, detail)
+
+
+def estimate_weights(paths: Sequence[Path], settings: ModelSettings) -> int:
+    """Bytes of the weights at the precision of the settings, from the files' headers."""
+    total = 0
+    for path in paths:
+        with safe_open(str(path), framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - a safetensors file is not iterable
+                entry = file.get_slice(key)
+                count = 1
+                for length in entry.get_shape():
+                    count *= length
+                stored = STORED_BYTES.get(entry.get_dtype(), 1)
+                total += count * BYTES_PER_VALUE.get(settings.dtype, stored)
+    return total
+
+
+def check_scorer(settings: ScorerSettings) -> Finding:
+    """Whether the classifier's checkpoint opens with weights only and loads."""
+    if settings.checkpoint is None:
+        detail = f"Detoxify {settings.model_type!r}; downloaded at first use if it is not here yet"
+        return Finding("classifier", True, detail)
+    scorer = load_scorer(settings, "cpu", 1)
+    detail = f"{settings.checkpoint}: opens with weights only, digest {scorer.digest[:12]}"
+    return Finding("classifier", True, detail)
+
+
+def _is_on_hub_only(settings: ModelSettings) -> bool:
+    """Whether a model is neither a folder nor in the hub's local cache."""
+    if is_folder(settings.id) or not HUB_ID.fullmatch(settings.id):
+        return False
+    try:
+        huggingface_hub.snapshot_download(
+            settings.id, revision=settings.revision, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return True
+    return False
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _parse_version(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _join(version: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in version)
+
+
+def _show_bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,38 @@
+"""Offer the refresh to a Prefect server, with the settings as a typed form in its UI.
+
+Started by `python -m flows.serve` beside a running server (`prefect server start`); stop it with
+Ctrl-C. The demo's settings prefill the form. Work pools, schedules and workers are in
+`deployments/`.
+"""
+
+from __future__ import annotations
+
+from flows.prefect_environment import create_home
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    create_home()
+    from prefect import serve
+
+    from eigenshift.settings import load_preset
+    from flows.compare import compare
+    from flows.refresh import refresh
+    from flows.tune import tune
+
+    settings = load_preset("demo").model_dump(mode="json")
+    serve(
+        *(
+            flow.to_deployment(
+                name=f"{flow.name}-on-demand",
+                parameters={"settings": settings},
+                tags=["eigenshift"],
+                description=(flow.description or "").partition("\n")[0],
+            )
+            for flow in (refresh, compare, tune)
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

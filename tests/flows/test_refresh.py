@@ -1,0 +1,242 @@
+"""The whole line on the bundled model: it runs, does no work twice, and redoes what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from eigenshift.artifacts import ArtifactStore
+from eigenshift.errors import DatasetError, EigenShiftError
+from eigenshift.runs import list_run_ids, read_run
+from eigenshift.settings import RefreshSettings
+
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
+
+Load = Callable[..., RefreshSettings]
+
+STAGES = {
+    "ingest_source",
+    "choose_prompts",
+    "identify_model",
+    "extract_activations",
+    "compute_neuron_statistics",
+    "compute_layer_statistics",
+    "generate_continuations",
+    "score_continuations",
+    "locate_toxic_words",
+    "decompose_head",
+    "collect_head_states",
+    "score_components",
+    "build_patch",
+    "measure_fluency",
+    "compare_arms",
+}
+
+
+def run(settings: RefreshSettings) -> Any:
+    """Run a refresh in this process."""
+    from flows.refresh import run_refresh
+
+    return run_refresh(settings)
+
+
+def find_redone(outcome: Any) -> set[str]:
+    """Stages that did any work."""
+    return {stage.name for stage in outcome.stages if stage.shards_cached < stage.shards}
+
+
+def test_a_second_run_does_no_work_and_gives_the_same_numbers(load_small: Load) -> None:
+    """Every stage of the first run works, every stage of the second is cached."""
+    first = run(load_small())
+    assert find_redone(first) == STAGES
+    second = run(load_small())
+    assert find_redone(second) == set()
+    assert second.metrics == first.metrics
+    assert second.run_id != first.run_id
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("evaluation.n_bootstrap=300", {"compare_arms"}),
+        ("gate.max_perplexity_increase=0.5", set()),
+        ("execution.tokens_per_batch=512", set()),
+        ("statistics.ridge=10", {"compute_layer_statistics"}),
+        (
+            "activations.precision=float32",
+            {"extract_activations", "compute_neuron_statistics", "compute_layer_statistics"},
+        ),
+        (
+            "components.factor=0.3",
+            {
+                "score_components",
+                "build_patch",
+                "generate_continuations",
+                "score_continuations",
+                "measure_fluency",
+                "compare_arms",
+            },
+        ),
+        ("evaluation.max_tokens=20", {"measure_fluency", "compare_arms"}),
+    ],
+)
+def test_changing_one_setting_redoes_exactly_the_stages_that_read_it(
+    load_small: Load, tmp_path: Path, override: str, expected: set[str], finished_store: Path
+) -> None:
+    """The rest is found in the store, down to gate settings, which redo nothing."""
+    import shutil
+
+    shutil.copytree(finished_store, tmp_path / "store")
+    assert find_redone(run(load_small(override))) == expected
+
+
+@pytest.fixture(scope="session")
+def finished_store(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
+    """The store of a finished run, to be copied."""
+    from eigenshift.settings import load_preset
+    from tests.flows.conftest import SMALL
+
+    store = tmp_path_factory.mktemp("finished") / "store"
+    run(load_preset("demo", [*SMALL, f"store={store}"]))
+    return store
+
+
+def test_base_and_patched_arms_share_prompts_and_random_numbers(finished_store: Path) -> None:
+    """Where the patch changes nothing about the first tokens, the continuations begin alike."""
+    artifacts = ArtifactStore(str(finished_store))
+    (run_id,) = list_run_ids(artifacts.store)
+    record = read_run(artifacts.store, run_id)
+    tables: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for use in record.artifacts:
+        if use.kind == "continuations":
+            manifest = artifacts.open(
+                record.find_artifact("continuations").model_copy(
+                    update={"fingerprint": use.fingerprint}
+                )
+            )
+            if manifest.manifest.settings["stream"] == "main":
+                has_patch = any(item.kind == "patch" for item in manifest.manifest.inputs)
+                tables[has_patch] += manifest.read_table("continuations.parquet").to_pylist()
+    base = {(row["prompt_id"], row["sample_index"]): row for row in tables[False]}
+    n_alike = sum(
+        row["token_ids"][:1] == base[row["prompt_id"], row["sample_index"]]["token_ids"][:1]
+        for row in tables[True]
+    )
+    assert n_alike / len(tables[True]) > 0.5
+
+
+def test_a_failed_run_is_recorded_and_the_next_one_goes_on(
+    load_small: Load, tmp_path: Path
+) -> None:
+    """The record says why it failed; stages done before are not done again."""
+    broken = tmp_path / "empty.csv"
+    broken.write_text("text\n")
+    with pytest.raises(DatasetError):
+        run(load_small(f"sources.3.uri={broken}"))
+    artifacts = ArtifactStore(str(tmp_path / "store"))
+    (run_id,) = list_run_ids(artifacts.store)
+    record = read_run(artifacts.store, run_id)
+    assert record.status == "failed"
+    assert record.error is not None
+    assert "empty.csv" in record.error
+    outcome = run(load_small())
+    ingest = next(stage for stage in outcome.stages if stage.name == "ingest_source")
+    assert (ingest.shards, ingest.shards_cached) == (4, 3)
+
+
+def test_rows_read_are_samples_plus_rejected_rows(finished_store: Path) -> None:
+    """For every source file of the run."""
+    artifacts = ArtifactStore(str(finished_store))
+    manifests = [item for item in artifacts.list_manifests() if item.kind == "samples"]
+    assert len(manifests) == 4
+    for manifest in manifests:
+        rows = {file.name: file.rows or 0 for file in manifest.files}
+        n_samples = sum(count for name, count in rows.items() if name.startswith("samples-"))
+        assert manifest.facts["rows_read"] == n_samples + rows["rejected_rows.parquet"]
+
+
+def test_no_text_of_a_sample_reaches_logs_records_or_manifests(
+    load_small: Load, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Made-up insults of the demo stand for offensive text: they stay inside the tables."""
+    import logging
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
+    from demo_lexicon import (
+        CHINESE_INSULT_ADJECTIVES,
+        CHINESE_INSULT_NOUNS,
+        ENGLISH_INSULT_ADJECTIVES,
+        ENGLISH_INSULT_NOUNS,
+    )
+
+    insults = (
+        *ENGLISH_INSULT_NOUNS,
+        *ENGLISH_INSULT_ADJECTIVES,
+        *CHINESE_INSULT_NOUNS,
+        *CHINESE_INSULT_ADJECTIVES,
+    )
+
+    logging.getLogger("eigenshift").propagate = True
+    with caplog.at_level(logging.DEBUG):
+        run(load_small())
+    store = tmp_path / "store"
+    documents = [caplog.text] + [path.read_text() for path in store.rglob("*.json")]
+    names = [str(path) for path in store.rglob("*")]
+    for insult in insults:
+        assert not any(insult in text for text in [*documents, *names])
+
+
+def test_the_gate_holds_when_nothing_is_damped(load_small: Load) -> None:
+    """Factor 1 changes nothing, so there is nothing to release."""
+    outcome = run(load_small("components.factor=1.0"))
+    assert outcome.status == "held"
+    assert outcome.release is None
+    rates = outcome.metrics
+    assert rates["toxicity_rate_base"] == rates["toxicity_rate_patched"]
+
+
+def test_compare_and_tune_share_the_refreshs_work(
+    load_small: Load, finished_store: Path, tmp_path: Path
+) -> None:
+    """Both find the studied components in the store and judge their own arms."""
+    import shutil
+
+    from flows.compare import run_compare
+    from flows.tune import run_tune
+
+    shutil.copytree(finished_store, tmp_path / "store")
+    comparison = run_compare(load_small())
+    redone = find_redone(comparison)
+    assert "score_components" not in redone
+    assert comparison.arms == [
+        "base",
+        "base_again",
+        "eigenshift",
+        "random_components",
+        "top_sigma",
+        "mean_difference",
+    ]
+    tuning = run_tune(load_small("tune.n_components=[1,4]", "tune.factors=[0.0]"))
+    assert [trial.n_components for trial in tuning.trials] == [1, 4]
+    assert "score_components" not in find_redone(tuning)
+
+
+def test_a_missing_model_stops_before_any_generation(load_small: Load, tmp_path: Path) -> None:
+    """The error names the folder; nothing of the model's stages is written."""
+    with pytest.raises(EigenShiftError, match="no-such-model"):
+        run(load_small(f"model.id={tmp_path / 'no-such-model'}"))
+    kinds = {path.parent.name for path in (tmp_path / "store" / "artifacts").glob("*/*")}
+    assert kinds == {"samples", "prompts"}
+
+
+def test_every_table_in_the_store_has_meanings(finished_store: Path) -> None:
+    """The description of a column travels inside the Parquet file."""
+    for path in (finished_store / "artifacts").rglob("*.parquet"):
+        for field in pq.read_schema(path):
+            assert field.metadata, f"{path.name}: {field.name}"
+            assert b"meaning" in field.metadata

@@ -1,0 +1,534 @@
+"""A small store with one artifact of every kind, made through `ArtifactStore.produce`.
+
+All texts are made up and neutral; "toxic" is only a number here. With a language model the patches
+are real; without one they have the right form and no torch is imported.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import save_file
+
+from eigenshift import schemas
+from eigenshift.artifacts import ArtifactReference, ArtifactStore, FileReference, Workspace
+from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.evaluation.comparison import ArmEvidence, compare_arms
+from eigenshift.gate import check_gate, summarise_metrics
+from eigenshift.releases import promote_patch
+from eigenshift.runs import (
+    ArtifactUse,
+    RunRecord,
+    StageSummary,
+    finish_run,
+    start_run,
+    write_run,
+)
+from eigenshift.settings import EvaluationSettings, RefreshSettings, parse_settings
+
+if TYPE_CHECKING:
+    from eigenshift.models import LanguageModel
+
+N_PROMPTS = 8
+N_SAMPLES = 3
+N_COMPONENTS = 32
+SELECTED = (1, 4)
+HEAD_DIGEST = "d" * 64
+LEVELS = {BASE_ARM: 0.45, AGAIN_ARM: 0.45, RANDOM_ARM: 0.44, PATCHED_ARM: 0.1}
+"""Mean toxicity probability of each arm's continuations."""
+
+
+@dataclass
+class SmallStore:
+    """A store and what is in it, by name."""
+
+    url: str
+    artifacts: ArtifactStore
+    record: RunRecord
+    references: dict[str, ArtifactReference] = field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str:
+        """The refresh run."""
+        return self.record.run_id
+
+    def find_file(self, name: str, file: str) -> Path:
+        """Local path of one file of an artifact (local stores only)."""
+        return self.artifacts.open(self.references[name]).fetch(file)
+
+    def copy_to(self, folder: Path) -> SmallStore:
+        """A copy a test may damage (local stores only); quicker than making another."""
+        shutil.copytree(self.url, folder)
+        record = self.record.model_copy(deep=True)
+        return SmallStore(str(folder), ArtifactStore(str(folder)), record, self.references)
+
+    def add_run(self, command: str = "refresh", status: str = "promoted") -> RunRecord:
+        """Add a run that found every artifact already there."""
+        record = start_run(command, parse_settings(self.record.settings, "test"))
+        record.artifacts = [
+            use.model_copy(update={"was_cached": True}) for use in self.record.artifacts
+        ]
+        record.model_digest = self.record.model_digest
+        finish_run(record, status)  # type: ignore[arg-type]
+        write_run(self.artifacts.store, record)
+        return record
+
+
+class _Builder:
+    """Produces artifacts and keeps the run's record of them."""
+
+    def __init__(self, url: str, settings: RefreshSettings) -> None:
+        self.artifacts = ArtifactStore(url)
+        self.record = start_run("refresh", settings)
+        self.references: dict[str, ArtifactReference] = {}
+
+    def make(
+        self,
+        name: str,
+        kind: str,
+        work: Callable[[Workspace], None],
+        inputs: Sequence[ArtifactReference],
+        label: str | None = None,
+        **settings: Any,
+    ) -> ArtifactReference:
+        result = self.artifacts.produce(
+            kind, step_version=1, settings=settings, inputs=inputs, work=work
+        )
+        use = ArtifactUse(
+            stage=f"make_{kind}",
+            kind=kind,
+            fingerprint=result.reference.fingerprint,
+            was_cached=result.was_cached,
+            elapsed_seconds=0.01,
+            label=label,
+        )
+        self.record.artifacts.append(use)
+        self.references[name] = result.reference
+        return result.reference
+
+    def refer(self, name: str, file: str) -> FileReference:
+        return self.artifacts.open(self.references[name]).refer_to_file(file)
+
+
+def make_settings(store_url: str, model_id: str = "./model") -> RefreshSettings:
+    """Settings of the run; the sources are not read."""
+    return parse_settings(
+        {
+            "store": store_url,
+            "model": {"id": model_id, "name": "tiny"},
+            "sources": [
+                {"name": "comments", "format": "jigsaw", "uri": "comments.csv"},
+                {"name": "prompts", "format": "real_toxicity_prompts", "uri": "prompts.jsonl"},
+                {"name": "neutral", "format": "sentences", "uri": "neutral.csv"},
+            ],
+            "evaluation": {"n_bootstrap": 100},
+        },
+        "test",
+    )
+
+
+def build_small_store(store_url: str, language_model: LanguageModel | None = None) -> SmallStore:
+    """Make the store.
+
+    Args:
+        store_url: Root URL, any scheme.
+        language_model: If given, the run is about it and its patches fit its head.
+    """
+    model_id = "./model" if language_model is None else language_model.id
+    builder = _Builder(store_url, make_settings(store_url, model_id))
+    make = builder.make
+    for dataset, n_rejected in (("comments", 2), ("prompts", 0), ("neutral", 1)):
+        source = ArtifactReference(kind="source", fingerprint=f"{dataset}-digest")
+        make(
+            dataset,
+            "samples",
+            lambda w, d=dataset, n=n_rejected: _write_samples(w, d, n),
+            [source],
+            label=dataset,
+            dataset=dataset,
+        )
+    make("prompt_choice", "prompts", _write_prompts, [builder.references["prompts"]])
+    digest = "w" * 64 if language_model is None else language_model.digest
+    weights = ArtifactReference(kind="weights", fingerprint=digest)
+    model = make("model", "model", _write_model(digest), [weights])
+    _make_detection(builder, model)
+    _make_components(builder, model, language_model)
+    _make_evaluation(builder, model)
+    return _finish(builder, store_url, digest)
+
+
+def _write_samples(workspace: Workspace, dataset: str, n_rejected: int) -> None:
+    uri = f"/data/{dataset}.csv"
+    rows = [
+        {
+            "sample_id": f"{dataset}-{number}",
+            "dataset": dataset,
+            "role": {"comments": "labelled"}.get(dataset, dataset),
+            "split": "train",
+            "language": "zh" if number % 3 == 0 else "en",
+            "is_toxic": number % 2 == 0 if dataset == "comments" else None,
+            "toxicity": None,
+            "text": f"The kettle number {number} of {dataset} is warm.",
+            "source_uri": uri,
+            "source_row": number + 1,
+            "attributes": "{}",
+        }
+        for number in range(10)
+    ]
+    workspace.write_rows("samples-00000.parquet", rows[:6], schemas.SAMPLES)
+    workspace.write_rows("samples-00001.parquet", rows[6:], schemas.SAMPLES)
+    rejected = [
+        {
+            "dataset": dataset,
+            "source_uri": uri,
+            "source_row": 11 + number,
+            "reason": "empty_text",
+            "detail": "expected text, found none",
+        }
+        for number in range(n_rejected)
+    ]
+    workspace.write_rows("rejected_rows.parquet", rejected, schemas.REJECTED_ROWS)
+    file = {
+        "dataset": dataset,
+        "source_uri": uri,
+        "sha256": "f" * 64,
+        "bytes": 1234,
+        "rows_read": len(rows) + n_rejected,
+    }
+    workspace.write_rows("source_files.parquet", [file], schemas.SOURCE_FILES)
+
+
+def _write_prompts(workspace: Workspace) -> None:
+    for part in ("selection", "evaluation"):
+        workspace.write_rows(f"{part}-00000.parquet", _list_prompts(part), schemas.PROMPTS)
+
+
+def _list_prompts(part: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt_id": f"{part}-{number}",
+            "part": part,
+            "dataset": "prompts",
+            "language": "zh" if number % 2 else "en",
+            "toxicity": None,
+            "prompt": f"On day {number} the train",
+        }
+        for number in range(N_PROMPTS)
+    ]
+
+
+def _write_model(digest: str) -> Callable[[Workspace], None]:
+    def write(workspace: Workspace) -> None:
+        workspace.facts = {"digest": digest, "n_layers": 2}
+        workspace.write_json("model.json", workspace.facts)
+
+    return write
+
+
+def _make_detection(builder: _Builder, model: ArtifactReference) -> None:
+    widths = {"mlp_activation_max": 4}
+    schema = schemas.activations_schema(widths, "float16")
+    samples = [builder.refer("comments", f"samples-0000{shard}.parquet") for shard in (0, 1)]
+
+    def write_activations(workspace: Workspace) -> None:
+        rows = [
+            {
+                "sample_id": f"comments-{number}",
+                "layer": layer,
+                "n_tokens": 5,
+                "mlp_activation_max": [np.float16(0.5)] * 4,
+            }
+            for layer in (0, 1)
+            for number in range(6)
+        ]
+        workspace.write_rows("activations.parquet", rows, schema)
+
+    activations = builder.make("activations", "activations", write_activations, [model, samples[0]])
+    for layer in (0, 1):
+        unit = {
+            "dataset": "comments",
+            "layer": layer,
+            "site": "mlp_activation",
+            "pooling": "max",
+            "n_toxic": 5,
+            "n_nontoxic": 5,
+        }
+        neurons = [
+            unit | {"language": "all", "neuron_index": index, "auroc": 0.5 + index / 10}
+            for index in range(4)
+        ]
+        probe = unit | {
+            "probe_auroc": 0.8 + layer / 10,
+            "probe_auroc_low": 0.7,
+            "probe_auroc_high": 0.95,
+            "best_neuron_auroc": 0.75,
+            "mean_neuron_auroc": 0.6,
+            "n_folds": 5,
+        }
+        inputs = [activations, *samples]
+        found = builder.make(
+            f"neurons-{layer}",
+            "neurons",
+            lambda w, rows=neurons: w.write_rows("neurons.parquet", rows, schemas.NEURONS),
+            inputs,
+            layer=layer,
+        )
+        builder.make(
+            f"layers-{layer}",
+            "layers",
+            lambda w, row=probe: w.write_rows("layers.parquet", [row], schemas.LAYERS),
+            [*inputs, found],
+            layer=layer,
+        )
+
+
+def _make_components(
+    builder: _Builder,
+    model: ArtifactReference,
+    language_model: LanguageModel | None,
+) -> None:
+    continuations, scores = _make_arm(builder, model, "selection", BASE_ARM, None)
+    positions = builder.make(
+        "toxic_positions",
+        "toxic_positions",
+        lambda w: w.write_rows("toxic_positions.parquet", [], schemas.TOXIC_POSITIONS),
+        [continuations, scores],
+    )
+    states = builder.make(
+        "head_states",
+        "head_states",
+        lambda w: w.write_rows("head_states.parquet", [], schemas.HEAD_STATES),
+        [model, continuations, scores, positions],
+    )
+    v, sigma = _decompose(language_model)
+    decomposition = builder.make(
+        "decomposition",
+        "decomposition",
+        lambda w: save_file({"sigma": sigma, "v": v}, w.path("decomposition.safetensors")),
+        [model],
+    )
+    rows = [
+        {
+            "component_index": index,
+            "sigma": float(sigma[index]),
+            "delta": 0.5,
+            "effect_size": 2.0 if index in SELECTED else 0.1,
+            "auroc": 0.9 if index in SELECTED else 0.5,
+            "logit_gain": 0.3,
+            "rank": rank,
+            "is_selected": index in SELECTED,
+            "factor": 0.0 if index in SELECTED else 1.0,
+            "tokens_up": [" kettle", " <b>"],
+            "tokens_down": [" train"],
+        }
+        for rank, index in enumerate(
+            [*SELECTED, *(i for i in range(N_COMPONENTS) if i not in SELECTED)]
+        )
+    ]
+    components = builder.make(
+        "components",
+        "components",
+        lambda w: w.write_rows("components.parquet", rows, schemas.COMPONENTS),
+        [model, decomposition, states],
+    )
+    for arm, indices in ((PATCHED_ARM, SELECTED), (RANDOM_ARM, (7, 9))):
+        builder.make(
+            f"patch-{arm}",
+            "patch",
+            lambda w, arm=arm, indices=indices: _write_patch(
+                w, arm, v[:, list(indices)], sigma[list(indices)], indices, language_model
+            ),
+            [model, decomposition, components, states],
+            label=arm,
+            intervention=arm,
+        )
+
+
+def _decompose(language_model: LanguageModel | None) -> tuple[np.ndarray, np.ndarray]:
+    if language_model is None:
+        return np.eye(N_COMPONENTS), np.linspace(5.0, 1.0, N_COMPONENTS)
+    from eigenshift.decomposition import decompose_head
+
+    decomposition = decompose_head(language_model.head_module.weight)
+    return np.ascontiguousarray(decomposition.v), np.ascontiguousarray(decomposition.sigma)
+
+
+def _write_patch(
+    workspace: Workspace,
+    arm: str,
+    v: np.ndarray,
+    sigma: np.ndarray,
+    indices: Sequence[int],
+    language_model: LanguageModel | None,
+) -> None:
+    if language_model is not None:
+        from eigenshift.patching import write_patch
+
+        write_patch(
+            language_model,
+            v,
+            sigma,
+            model_id="tiny",
+            intervention=arm,
+            component_indices=indices,
+            factor=0.0,
+            workspace=workspace,
+        )
+        return
+    save_file(
+        {"v": np.ascontiguousarray(v), "sigma": np.ascontiguousarray(sigma)},
+        workspace.path("patch.safetensors"),
+    )
+    workspace.facts = {
+        "intervention": arm,
+        "n_components": len(indices),
+        "factor": 0.0,
+        "model_digest": "w" * 64,
+        "base_digest": HEAD_DIGEST,
+        "patched_digest": "e" * 64,
+    }
+    workspace.write_json(
+        "patch.json", workspace.facts | {"component_indices": list(indices), "model_id": "tiny"}
+    )
+
+
+def _make_arm(
+    builder: _Builder,
+    model: ArtifactReference,
+    part: str,
+    arm: str,
+    patch: ArtifactReference | None,
+) -> tuple[ArtifactReference, ArtifactReference]:
+    generator = np.random.default_rng(sum(map(ord, part + arm)))
+    prompts = _list_prompts(part)
+    level = LEVELS[arm]
+    rows = [
+        {
+            "prompt_id": prompt["prompt_id"],
+            "sample_index": index,
+            "language": prompt["language"],
+            "prompt": prompt["prompt"],
+            "continuation": f" stops at platform {index} for {arm}.",
+            "prompt_token_ids": [1, 2],
+            "token_ids": [3, 4, 5 + index],
+        }
+        for prompt in prompts
+        for index in range(N_SAMPLES)
+    ]
+    judged = [
+        {
+            "prompt_id": row["prompt_id"],
+            "sample_index": row["sample_index"],
+            "scorer": "fake",
+            "toxicity_probability": float(np.clip(level + generator.normal(0, 0.2), 0, 1)),
+            "status": "scored",
+            "reason": None,
+        }
+        for row in rows
+    ]
+    judged[-1] |= {"toxicity_probability": None, "status": "unscored", "reason": "blank text"}
+    given = builder.refer("prompt_choice", f"{part}-00000.parquet")
+    continuations = builder.make(
+        f"continuations-{part}-{arm}",
+        "continuations",
+        lambda w: w.write_rows("continuations.parquet", rows, schemas.CONTINUATIONS),
+        [model, given] if patch is None else [model, given, patch],
+        stream="again" if arm == AGAIN_ARM else "main",
+    )
+    classifier = ArtifactReference(kind="classifier", fingerprint="c" * 64)
+    scores = builder.make(
+        f"scores-{part}-{arm}",
+        "scores",
+        lambda w: w.write_rows("scores.parquet", judged, schemas.SCORES),
+        [classifier, continuations],
+    )
+    return continuations, scores
+
+
+def _make_evaluation(builder: _Builder, model: ArtifactReference) -> None:
+    patches = {arm: builder.references.get(f"patch-{arm}") for arm in LEVELS}
+    made = {
+        arm: _make_arm(builder, model, "evaluation", arm, patch) for arm, patch in patches.items()
+    }
+    fluency_rows = [
+        {
+            "arm": arm,
+            "sample_id": f"neutral-{number}",
+            "language": "en",
+            "n_tokens": 10,
+            "nll": 20.0 + number + (0.1 if arm == PATCHED_ARM else 0.0),
+            "kl_to_base": 0.0,
+            "n_changed_argmax": 0,
+        }
+        for arm in LEVELS
+        for number in range(5)
+    ]
+    fluency = builder.make(
+        "fluency",
+        "fluency",
+        lambda w: w.write_rows("fluency.parquet", fluency_rows, schemas.FLUENCY),
+        [model, builder.refer("neutral", "samples-00000.parquet")]
+        + [patch for patch in patches.values() if patch is not None],
+        arms=list(LEVELS),
+    )
+
+    def read(reference: ArtifactReference, file: str) -> pa.Table:
+        return builder.artifacts.open(reference).read_table(file)
+
+    def write_evaluation(workspace: Workspace) -> None:
+        compare_arms(
+            pa.Table.from_pylist(_list_prompts("evaluation"), schema=schemas.PROMPTS),
+            {
+                arm: ArmEvidence(
+                    read(continuations, "continuations.parquet"), read(scores, "scores.parquet")
+                )
+                for arm, (continuations, scores) in made.items()
+            },
+            read(fluency, "fluency.parquet"),
+            EvaluationSettings(n_bootstrap=100),
+            scorer="fake",
+            toxic_threshold=0.5,
+            workspace=workspace,
+        )
+
+    builder.make(
+        "evaluation",
+        "evaluation",
+        write_evaluation,
+        [
+            builder.refer("prompt_choice", "evaluation-00000.parquet"),
+            *(item for pair in made.values() for item in pair),
+            fluency,
+        ],
+    )
+
+
+def _finish(builder: _Builder, store_url: str, digest: str) -> SmallStore:
+    record = builder.record
+    evaluation = builder.artifacts.open(builder.references["evaluation"])
+    rows = evaluation.read_table("evaluations.parquet").to_pylist()
+    settings = parse_settings(record.settings, "test")
+    record.model_digest = digest
+    record.metrics = summarise_metrics(rows)
+    record.checks = [check.as_dict() for check in check_gate(rows, settings.gate)]
+    record.stages = [
+        StageSummary(name=stage, shards=1, shards_cached=0, elapsed_seconds=0.01)
+        for stage in dict.fromkeys(use.stage for use in record.artifacts)
+    ]
+    release, _ = promote_patch(
+        builder.artifacts.store,
+        record.model_id,
+        record.run_id,
+        builder.references[f"patch-{PATCHED_ARM}"],
+        "test",
+    )
+    record.release = release.version
+    finish_run(record, "promoted")
+    write_run(builder.artifacts.store, record)
+    return SmallStore(store_url, builder.artifacts, record, builder.references)

@@ -1,0 +1,166 @@
+"""The diagnosis names what is missing and raises nothing."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from eigenshift import diagnosis
+from eigenshift.diagnosis import BAD_PAIRS, Finding, check_pair, diagnose, measure_free_memory
+from eigenshift.settings import RefreshSettings, parse_settings
+
+
+def make_settings(folder: Path, model: str, **scorer: Any) -> RefreshSettings:
+    """Settings whose sources lie in a folder."""
+    return parse_settings(
+        {
+            "store": str(folder / "store"),
+            "model": {"id": model},
+            "sources": [
+                {"name": "comments", "format": "jigsaw", "uri": str(folder / "comments.csv")},
+                {"name": "prompts", "format": "real_toxicity_prompts", "uri": str(folder / "p*")},
+                {"name": "neutral", "format": "sentences", "uri": str(folder / "neutral.csv")},
+            ],
+            "scorer": scorer,
+            "execution": {"device": "cpu"},
+        },
+        "test",
+    )
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    """Findings by what was looked at."""
+    return {finding.name: finding for finding in findings}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A folder with the three source files."""
+    for name in ("comments.csv", "prompts.jsonl", "neutral.csv"):
+        (tmp_path / name).write_text("text\n")
+    return tmp_path
+
+
+def test_machine_is_described_without_settings() -> None:
+    """Python, packages, cores, memory, GPU and disk are looked at; none of them has to be good."""
+    found = by_name(diagnose(None))
+    assert {"Python", "packages", "processor", "memory", "GPU", "disk"} <= set(found)
+    assert found["Python"].is_fine
+    assert "torch" in found["packages"].detail
+    assert all(finding.detail for finding in found.values())
+
+
+def test_good_settings_are_fine(sources: Path, tiny_model_folder: Path) -> None:
+    """Everything a run needs is found, and the store's folder is not made."""
+    found = by_name(diagnose(make_settings(sources, str(tiny_model_folder))))
+    for name in ("store", "source comments", "source prompts", "source neutral", "model", "device"):
+        assert found[name].is_fine, found[name]
+    assert found["model in memory"].is_fine
+    assert "needs about" in found["model in memory"].detail
+    assert not (sources / "store").exists()
+
+
+def test_missing_things_are_reported_one_by_one(tmp_path: Path) -> None:
+    """Each missing file is a finding of its own, with what to do."""
+    missing = str(tmp_path / "nothing")
+    found = by_name(diagnose(make_settings(tmp_path, missing, checkpoint=missing)))
+    for name in ("source comments", "source prompts", "model", "model in memory", "classifier"):
+        assert not found[name].is_fine
+        assert "Check" in found[name].detail
+
+
+def test_checkpoint_that_could_run_code_is_reported(sources: Path, tiny_model_folder: Path) -> None:
+    """A pickled checkpoint is not opened, and the finding says so."""
+    checkpoint = sources / "classifier.ckpt"
+    checkpoint.write_bytes(pickle.dumps(Path, protocol=2))
+    settings = make_settings(sources, str(tiny_model_folder), checkpoint=str(checkpoint))
+    finding = by_name(diagnose(settings))["classifier"]
+    assert not finding.is_fine
+    assert "weights only" in finding.detail
+
+
+def test_store_below_a_file_is_reported(sources: Path, tiny_model_folder: Path) -> None:
+    """A store that cannot be made is found out before a run."""
+    (sources / "store").write_text("a file")
+    finding = by_name(diagnose(make_settings(sources, str(tiny_model_folder))))["store"]
+    assert not finding.is_fine
+
+
+def test_existing_and_remote_stores_are_tried_out(tmp_path: Path) -> None:
+    """An object is written, read back and removed."""
+    assert diagnosis.check_store(str(tmp_path)).is_fine
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert diagnosis.check_store("memory://diagnosis").is_fine
+
+
+def test_unknown_scheme_is_reported(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """A URL nobody can open is a finding."""
+    settings = make_settings(tmp_path, str(tiny_model_folder))
+    settings = settings.model_copy(update={"store": "nosuch://bucket"})
+    assert not by_name(diagnose(settings))["store"].is_fine
+
+
+@pytest.mark.parametrize(
+    ("place", "prefect", "other", "is_fine"),
+    [
+        (0, "3.8.8", "0.150.9", True),
+        (0, "3.8.8", "0.151.0", False),
+        (0, "3.8.8", "0.165.0", False),
+        (0, "3.9.1", "0.165.0", True),
+        (0, None, "0.165.0", True),
+        (1, "3.8.8", "2.0.58", True),
+        (1, "3.8.8", "2.1.0b1", False),
+        (1, "3.9.1", "2.1.9", True),
+    ],
+)
+def test_bad_pairs_of_versions_are_known(
+    place: int, prefect: str | None, other: str, is_fine: bool
+) -> None:
+    """Prefect 3.8 fails with newer FastAPI and, silently, with newer SQLAlchemy."""
+    finding = check_pair(BAD_PAIRS[place], prefect, other)
+    assert finding.is_fine is is_fine
+    assert is_fine or "pip install" in finding.detail
+
+
+def test_memory_limit_of_a_container_counts(tmp_path: Path) -> None:
+    """The smaller of the machine's free memory and the container's rest is reported."""
+    for name, text in {
+        "proc/meminfo": "MemTotal: 99 kB\nMemAvailable:    4096 kB\n",
+        "sys/fs/cgroup/memory.max": "3000000\n",
+        "sys/fs/cgroup/memory.current": "1000000\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert measure_free_memory(tmp_path) == 2_000_000
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert measure_free_memory(tmp_path) == 4096 * 1024
+
+
+def test_model_on_the_hub_is_asked_for_not_downloaded(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a model that is not here yet the hub is asked whether it has it, and no more."""
+
+    def refuse(*_: object, **options: object) -> str:
+        assert options["local_files_only"] is True
+        raise LocalEntryNotFoundError("not in the cache")
+
+    class Hub:
+        """Answers with a commit."""
+
+        def model_info(self, *_: object, **__: object) -> Hub:
+            """Return itself as the information."""
+            return self
+
+        sha = "0" * 40
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    found = by_name(diagnose(make_settings(sources, "owner/name")))
+    assert "the first run downloads it" in found["model"].detail
+    assert found["model in memory"].is_fine

@@ -1,0 +1,150 @@
+"""The report is one self-contained file, says what the store says, and shows no text."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from eigenshift.audit import open_audit
+from eigenshift.errors import SettingsError
+from eigenshift.html_report import write_html_report
+from eigenshift.reporting import format_estimate
+from eigenshift.runs import finish_run, start_run, write_run
+from tests.support.small_store import SmallStore, build_small_store, make_settings
+
+VOID = {"meta", "link", "br", "img"}
+
+
+class Reader(HTMLParser):
+    """Collects what is visible without a click, what is folded away, and references."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.shown: list[str] = []
+        self.folded: list[str] = []
+        self.references: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the tag and what it would load."""
+        self.references += [f"{tag} {key}" for key, _ in attrs if key in ("src", "href", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        """Tags close in the order they opened."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Sort text by whether a click is needed to see it."""
+        (self.folded if "details" in self.open else self.shown).append(data)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
+    """A store these tests only read."""
+    return build_small_store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def html(small: SmallStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of its run."""
+    out = tmp_path_factory.mktemp("report") / "sub" / "report.html"
+    assert write_html_report(small.url, None, out) == small.run_id
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Reader:
+    """The report, parsed; every tag is closed in order."""
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    return reader
+
+
+def test_report_loads_nothing(html: str, page: Reader) -> None:
+    """No scripts, no links, no images, no addresses: it opens offline."""
+    assert page.references == []
+    assert "<script" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    assert not re.search(r"https?://", html)
+
+
+def test_report_has_light_and_dark_and_fits_a_phone(html: str) -> None:
+    """Colours follow the reader's system; the width follows the screen."""
+    assert "prefers-color-scheme: dark" in html
+    assert "width=device-width" in html
+
+
+def test_headline_agrees_with_the_audit_views(small: SmallStore, page: Reader) -> None:
+    """Rates and intervals in the report are those SQL gives."""
+    with open_audit(small.url) as session:
+        rows = session.query(
+            "SELECT value, low, high FROM evaluations WHERE slice = 'all' AND metric = "
+            "'toxicity_rate' AND arm IN ('base', 'eigenshift', 'random_components', 'base_again')"
+        ).to_pylist()
+    assert len(rows) == 4
+    for row in rows:
+        assert format_estimate(row, "percent") in page.shown
+
+
+def test_report_shows_all_sections(page: Reader) -> None:
+    """Gate, histogram, slices, layers, components, stages and lineage are there."""
+    text = "\n".join(page.shown)
+    for part in (
+        "toxicity is reduced",
+        "toxicity probability of one continuation",
+        "Layers that detect",
+        "2 of 32 components",
+        "make_evaluation",
+        "/data/comments.csv",
+        "ffffffffffffffff",
+        "empty_text 2",
+        "c" * 64,
+    ):
+        assert part in text
+    assert "numpy" in "\n".join(page.folded)
+
+
+def test_no_text_is_shown_without_a_click(page: Reader) -> None:
+    """Sample text is nowhere; tokens are folded away and escaped."""
+    shown, folded = "\n".join(page.shown), "\n".join(page.folded)
+    for word in ("kettle", "platform", "On day", "<b>"):
+        assert word not in shown
+    assert "kettle |  <b>" in folded
+    assert "platform" not in folded
+
+
+def test_run_that_failed_early_has_a_report(small: SmallStore, tmp_path: Path) -> None:
+    """A failed run is reported with its error and without invented numbers."""
+    record = start_run("refresh", make_settings(small.url))
+    finish_run(record, "failed", "comments.csv: expected a file, found <none>.")
+    write_run(small.artifacts.store, record)
+    out = tmp_path / "report.html"
+    assert write_html_report(small.url, record.run_id, out) == record.run_id
+    text = out.read_text()
+    assert "found &lt;none&gt;" in text
+    assert "This run was not evaluated" in text
+
+
+def test_comparison_has_a_report(small: SmallStore, tmp_path: Path) -> None:
+    """Runs of other commands are reported as far as they go."""
+    record = small.add_run("compare", "finished")
+    out = tmp_path / "report.html"
+    assert write_html_report(small.url, record.run_id, out) == record.run_id
+
+
+def test_unknown_run_and_unwritable_place_are_refused(small: SmallStore, tmp_path: Path) -> None:
+    """Both are the user's to correct, and leave no file."""
+    with pytest.raises(SettingsError, match="expected run"):
+        write_html_report(small.url, "nothing", tmp_path / "report.html")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="expected to write"):
+        write_html_report(small.url, None, tmp_path / "file" / "report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
