@@ -1,17 +1,18 @@
-"""How many components to damp: as many as a fluency budget on neutral text allows.
+"""Which components to damp, and how many: the most suppression a fluency budget buys.
 
-Takes components in the order of their ranking and keeps each that leaves the perplexity of
-calibration texts within the budget, given those already kept; the others are skipped. Exact, from
-the final states of the texts alone: logits change by -(1 - factor) (h . v_i) (W v_i)^T. The
-calibration texts are a fifth of the neutral texts, the same in every run, and are left out of the
-evaluation (docs/decisions/0008-choice-of-components.md).
+For each candidate the benefit is how much the probability of toxic tokens falls where one was about
+to be generated, and the cost how much the likelihood of neutral text falls; candidates are taken
+by benefit per cost, each only if it still helps and the perplexity of the calibration texts stays
+within the budget. Exact, from final states alone: damping component i changes the logits by
+-(1 - factor) (h . v_i) (W v_i)^T. The calibration texts are half of the neutral texts, the same in
+every run, and are left out of the evaluation (docs/decisions/0008-choice-of-components.md).
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -23,12 +24,14 @@ from eigenshift.errors import ComponentError
 from eigenshift.forward import encode_text, iterate_head_states
 from eigenshift.models import LanguageModel
 
-logger = logging.getLogger(__name__)
-
-CALIBRATION_SHARE = 5
+CALIBRATION_SHARE = 2
 MAX_LOGITS = 1 << 27
 """Positions x vocabulary kept in memory at once (512 MiB in float32)."""
 ROWS_PER_BLOCK = 64
+MAX_CANDIDATES = 256
+"""Each candidate costs four passes over the logits."""
+MIN_COST_NATS = 5e-4
+"""Costs below this are noise: they must not make a component look arbitrarily good."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,34 @@ class CalibrationStates:
 
     states: Tensor
     targets: Tensor
+
+
+@dataclass(frozen=True)
+class ToxicStates:
+    """Positions about to generate a toxic token.
+
+    Attributes:
+        states: What enters the head, shape (position, hidden), float32.
+        token_ids: The different toxic tokens generated there, shape (token,).
+    """
+
+    states: Tensor
+    token_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Chosen components with what they cost and bring on the calibration states.
+
+    Attributes:
+        components: Indices in the order they were taken.
+        perplexity_increase: Relative rise of the calibration perplexity.
+        toxic_token_share: Mean probability of the toxic tokens that is left, relative to before.
+    """
+
+    components: list[int]
+    perplexity_increase: float
+    toxic_token_share: float
 
 
 def is_calibration_text(sample_id: str) -> bool:
@@ -83,7 +114,7 @@ def collect_calibration_states(
             sequences.append(sequence)
     if not sequences:
         raise ComponentError(
-            f"neutral texts: expected some for calibration (a fifth of them), found none among "
+            f"neutral texts: expected some for calibration (half of them), found none among "
             f"{len(texts)}. Add neutral texts, or set components.n_components."
         )
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
@@ -95,72 +126,106 @@ def collect_calibration_states(
     )
 
 
+class _Head:
+    """Raw logits of fixed states under a growing patch, and a measure of them.
+
+    Args:
+        language_model: The unpatched model.
+        states: Shape (position, hidden).
+        measure: Sum over a block of positions: (finished logits, place of the block) -> scalar.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        states: Tensor,
+        measure: Callable[[Tensor, slice], Tensor],
+    ) -> None:
+        weight, bias = language_model.head_weight, language_model.head_module.bias
+        self._head = language_model.head
+        self._states = states
+        self._measure = measure
+        self._logits = states @ weight.detach().float().T
+        if bias is not None:
+            self._logits += bias.detach().float()
+
+    def measure(self, change: tuple[Tensor, Tensor] | None = None) -> float:
+        """Mean over positions, with a rank-one change (direction, effect) of the logits if given.
+
+        Args:
+            change: Direction, shape (hidden,), and its effect on the logits, shape (vocab,).
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self._logits.device)
+        amounts = None if change is None else self._states @ change[0]
+        for first in range(0, len(self._logits), ROWS_PER_BLOCK):
+            block = slice(first, first + ROWS_PER_BLOCK)
+            raw = self._logits[block]
+            if change is not None and amounts is not None:
+                raw = torch.addr(raw, amounts[block], change[1], alpha=-1.0)
+            total += self._measure(self._head.finish_logits(raw), block).double()
+        return float(total) / len(self._logits)
+
+    def apply(self, change: tuple[Tensor, Tensor]) -> None:
+        """Make a change lasting."""
+        self._logits.addr_(self._states @ change[0], change[1], alpha=-1.0)
+
+
 @torch.inference_mode()
 def choose_within_budget(
     language_model: LanguageModel,
     calibration: CalibrationStates,
+    toxic: ToxicStates,
     candidates: Sequence[int],
     v: Matrix,
     *,
     factor: float,
     max_perplexity_increase: float,
     max_components: int,
-) -> tuple[list[int], float]:
-    """Keep candidates in order while the calibration perplexity stays within the budget.
+) -> Choice:
+    """Take candidates by benefit per cost while they help and the budget allows.
 
     Args:
         language_model: The unpatched model.
-        calibration: States and targets.
-        candidates: Component indices, most toxic first.
+        calibration: States and targets of neutral text.
+        toxic: States where a toxic token was about to be generated, and the toxic tokens.
+        candidates: Component indices, most toxic first; of these the first `MAX_CANDIDATES`.
         v: Right singular vectors, shape (hidden, component).
         factor: What the singular values are multiplied by.
         max_perplexity_increase: Budget, relative to the base.
-        max_components: Stop when so many are kept.
-
-    Returns:
-        The kept components in order, and the relative increase of the perplexity they cost.
+        max_components: Take at most so many.
     """
-    weight = language_model.head_weight.detach()
-    bias = language_model.head_module.bias
-    logits = calibration.states @ weight.float().T
-    if bias is not None:
-        logits += bias.float()
-    base = _mean_nll(language_model, logits, calibration.targets, None)
+    neutral_head = _Head(
+        language_model,
+        calibration.states,
+        lambda logits, block: (
+            logits.logsumexp(1) - logits.gather(1, calibration.targets[block, None]).squeeze(1)
+        ).sum(),
+    )
+    n_toxic = max(1, MAX_LOGITS // language_model.head.vocab)
+    toxic_head = _Head(
+        language_model,
+        toxic.states[:n_toxic],
+        lambda logits, _: torch.softmax(logits, 1)[:, toxic.token_ids].sum(),
+    )
+    base_nll, base_toxic = neutral_head.measure(), toxic_head.measure()
+    weight = language_model.head_weight.detach().float()
+    changes: dict[int, tuple[Tensor, Tensor]] = {}
+    ratios: dict[int, float] = {}
+    for index in candidates[:MAX_CANDIDATES]:
+        direction = torch.from_numpy(v[:, index]).to(weight)
+        changes[index] = (direction, (1.0 - factor) * (weight @ direction))
+        benefit = base_toxic - toxic_head.measure(changes[index])
+        cost = neutral_head.measure(changes[index]) - base_nll
+        ratios[index] = benefit / max(cost, MIN_COST_NATS)
     kept: list[int] = []
-    cost = 0.0
-    for index in candidates:
-        direction = torch.from_numpy(v[:, index]).to(calibration.states)
-        change = (
-            (1.0 - factor) * (calibration.states @ direction),
-            weight.float() @ direction,
-        )
-        nll = _mean_nll(language_model, logits, calibration.targets, change)
-        increase = float(torch.exp(nll - base)) - 1.0
-        if increase > max_perplexity_increase:
-            logger.debug("component %d skipped: perplexity %+.3f", index, increase)
-            continue
-        logits.addr_(*change, alpha=-1.0)
-        kept.append(index)
-        cost = increase
-        if len(kept) == max_components:
-            break
-    return kept, cost
-
-
-def _mean_nll(
-    language_model: LanguageModel,
-    logits: Tensor,
-    targets: Tensor,
-    change: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """Mean negative log-likelihood in nats, with a rank-one change of the raw logits if given."""
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for first in range(0, len(logits), ROWS_PER_BLOCK):
-        block = slice(first, first + ROWS_PER_BLOCK)
-        raw = logits[block]
-        if change is not None:
-            raw = torch.addr(raw, change[0][block], change[1], alpha=-1.0)
-        found = language_model.head.finish_logits(raw)
-        chosen = found.gather(1, targets[block, None]).squeeze(1)
-        total += (found.logsumexp(1) - chosen).double().sum()
-    return total / len(logits)
+    nll, toxic_probability = base_nll, base_toxic
+    for index in sorted(ratios, key=lambda index: -ratios[index]):
+        new_nll = neutral_head.measure(changes[index])
+        new_toxic = toxic_head.measure(changes[index])
+        is_in_budget = math.expm1(new_nll - base_nll) <= max_perplexity_increase
+        if len(kept) < max_components and is_in_budget and new_toxic < toxic_probability:
+            neutral_head.apply(changes[index])
+            toxic_head.apply(changes[index])
+            nll, toxic_probability = new_nll, new_toxic
+            kept.append(index)
+    return Choice(kept, math.expm1(nll - base_nll), toxic_probability / base_toxic)

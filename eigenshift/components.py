@@ -8,17 +8,23 @@ patch itself is `patching.py`'s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import scipy.stats
+import torch
 from torch import Tensor
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
-from eigenshift.calibration import choose_within_budget, collect_calibration_states
+from eigenshift.calibration import (
+    Choice,
+    ToxicStates,
+    choose_within_budget,
+    collect_calibration_states,
+)
 from eigenshift.decomposition import Decomposition, Matrix
 from eigenshift.errors import ComponentError
 from eigenshift.models import LanguageModel
@@ -191,7 +197,7 @@ def write_components(
         language_model: The unpatched model.
         states: `schemas.HEAD_STATES` rows.
         decomposition: Of the model's head.
-        neutral_texts: Neutral samples, a fifth of which calibrates the choice.
+        neutral_texts: Neutral samples, half of which calibrate the choice.
         settings: Score, bounds and factor.
         max_tokens: Longer neutral texts are truncated.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
@@ -200,23 +206,25 @@ def write_components(
     weight, tokenizer = language_model.head_weight, language_model.tokenizer
     toxic, nontoxic, direction = _split_states(states, weight)
     scores = score_components(toxic, nontoxic, decomposition, direction)
-    cost = None
+    choice: Choice | None = None
     if settings.n_components is not None:
         selected = take_top(scores, settings, settings.n_components)
     else:
-        selected, cost = choose_within_budget(
+        choice = choose_within_budget(
             language_model,
             collect_calibration_states(language_model, neutral_texts, max_tokens, tokens_per_batch),
+            _gather_toxic_states(states, weight),
             find_candidates(scores, settings),
             decomposition.v,
             factor=settings.factor,
             max_perplexity_increase=settings.max_perplexity_increase,
             max_components=settings.max_components,
         )
+        selected = choice.components
     if not selected:
         raise ComponentError(
-            f"components: expected at least one that costs at most "
-            f"{settings.max_perplexity_increase:.0%} perplexity, found none. Raise "
+            "components: expected at least one that lowers the probability of toxic tokens and "
+            f"costs at most {settings.max_perplexity_increase:.0%} perplexity, found none. Raise "
             "components.max_perplexity_increase or components.factor."
         )
     ranking = rank_components(scores, settings.score)
@@ -248,7 +256,7 @@ def write_components(
     workspace.facts = {
         "n_components": len(rows),
         "selected": selected,
-        "calibration_perplexity_increase": cost,
+        "calibration": None if choice is None else asdict(choice),
         "n_toxic": len(toxic),
         "n_nontoxic": len(nontoxic),
         "logit_gain_selected": float(scores.logit_gain[selected].sum()),
@@ -263,6 +271,15 @@ def _split_states(states: pa.Table, weight: Tensor) -> tuple[Matrix, Matrix, Mat
     toxic_rows = weight[token_ids.tolist()].detach().cpu().double().numpy()
     mean_row = weight.detach().float().mean(0).cpu().double().numpy()
     return values[is_toxic], values[~is_toxic], toxic_rows.mean(0) - mean_row
+
+
+def _gather_toxic_states(states: pa.Table, weight: Tensor) -> ToxicStates:
+    toxic = states.filter(states["is_toxic"])
+    values = np.stack(toxic["state"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    token_ids = np.unique(toxic["token_id"].to_numpy())
+    return ToxicStates(
+        torch.from_numpy(values).to(weight.device), torch.from_numpy(token_ids).to(weight.device)
+    )
 
 
 def _explain_components(

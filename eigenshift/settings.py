@@ -295,7 +295,7 @@ class ComponentSettings(Frozen):
         0.05, gt=0, lt=1, description="Benjamini-Hochberg bound on the automatic choice."
     )
     min_effect_size: float = Field(
-        0.5, ge=0, description="Smallest |difference| / pooled sd of an automatic choice."
+        0.2, ge=0, description="Smallest |difference| / pooled sd of an automatic choice."
     )
     max_perplexity_increase: float = Field(
         0.05,
