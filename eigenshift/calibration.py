@@ -28,8 +28,10 @@ CALIBRATION_SHARE = 2
 MAX_LOGITS = 1 << 27
 """Positions x vocabulary kept in memory at once (512 MiB in float32)."""
 ROWS_PER_BLOCK = 64
-MAX_CANDIDATES = 256
-"""Each candidate costs four passes over the logits."""
+MAX_CANDIDATES = 128
+MAX_RANKED_AGAIN = 48
+TAKEN_PER_RANKING = 4
+"""Components overlap in what they do, so the rest is ranked anew after so many are taken."""
 MIN_COST_NATS = 5e-4
 """Costs below this are noise: they must not make a component look arbitrarily good."""
 
@@ -209,23 +211,41 @@ def choose_within_budget(
     )
     base_nll, base_toxic = neutral_head.measure(), toxic_head.measure()
     weight = language_model.head_weight.detach().float()
-    changes: dict[int, tuple[Tensor, Tensor]] = {}
-    ratios: dict[int, float] = {}
-    for index in candidates[:MAX_CANDIDATES]:
-        direction = torch.from_numpy(v[:, index]).to(weight)
-        changes[index] = (direction, (1.0 - factor) * (weight @ direction))
-        benefit = base_toxic - toxic_head.measure(changes[index])
-        cost = neutral_head.measure(changes[index]) - base_nll
-        ratios[index] = benefit / max(cost, MIN_COST_NATS)
+    directions = {
+        index: torch.from_numpy(v[:, index]).to(weight) for index in candidates[:MAX_CANDIDATES]
+    }
+    changes = {
+        index: (direction, (1.0 - factor) * (weight @ direction))
+        for index, direction in directions.items()
+    }
     kept: list[int] = []
+    dropped: set[int] = set()
     nll, toxic_probability = base_nll, base_toxic
-    for index in sorted(ratios, key=lambda index: -ratios[index]):
-        new_nll = neutral_head.measure(changes[index])
-        new_toxic = toxic_head.measure(changes[index])
-        is_in_budget = math.expm1(new_nll - base_nll) <= max_perplexity_increase
-        if len(kept) < max_components and is_in_budget and new_toxic < toxic_probability:
-            neutral_head.apply(changes[index])
-            toxic_head.apply(changes[index])
-            nll, toxic_probability = new_nll, new_toxic
-            kept.append(index)
+
+    def rank_remaining() -> list[int]:
+        """By benefit per cost, given what is already taken."""
+        ratios = {}
+        for index in changes.keys() - set(kept) - dropped:
+            benefit = toxic_probability - toxic_head.measure(changes[index])
+            cost = neutral_head.measure(changes[index]) - nll
+            ratios[index] = benefit / max(cost, MIN_COST_NATS)
+        ranking = sorted(ratios, key=lambda index: (-ratios[index], index))
+        dropped.update(ranking[MAX_RANKED_AGAIN:])
+        return ranking
+
+    while len(kept) < max_components:
+        n_before = len(kept)
+        for index in rank_remaining():
+            new_nll = neutral_head.measure(changes[index])
+            new_toxic = toxic_head.measure(changes[index])
+            is_in_budget = math.expm1(new_nll - base_nll) <= max_perplexity_increase
+            if is_in_budget and new_toxic < toxic_probability:
+                neutral_head.apply(changes[index])
+                toxic_head.apply(changes[index])
+                nll, toxic_probability = new_nll, new_toxic
+                kept.append(index)
+            if len(kept) == min(n_before + TAKEN_PER_RANKING, max_components):
+                break
+        if len(kept) == n_before:
+            break
     return Choice(kept, math.expm1(nll - base_nll), toxic_probability / base_toxic)

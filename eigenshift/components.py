@@ -33,6 +33,8 @@ from eigenshift.settings import ComponentScore, ComponentSettings
 STEP_VERSION = 1
 N_EXPLAINED = 64
 N_TOKENS = 10
+MIN_ENRICHMENT = 10.0
+"""A toxic token is at least this many times as frequent at toxic positions as at matched ones."""
 
 
 @dataclass(frozen=True)
@@ -274,11 +276,20 @@ def _split_states(states: pa.Table, weight: Tensor) -> tuple[Matrix, Matrix, Mat
 
 
 def _gather_toxic_states(states: pa.Table, weight: Tensor) -> ToxicStates:
-    toxic = states.filter(states["is_toxic"])
-    values = np.stack(toxic["state"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    token_ids = np.unique(toxic["token_id"].to_numpy())
+    """Toxic states, and the tokens that set them apart from the matched ones.
+
+    A word that was blamed by mistake is usually common: it does not count as a toxic token.
+    """
+    is_toxic = states["is_toxic"].to_numpy(zero_copy_only=False).astype(bool)
+    token_ids = states["token_id"].to_numpy()
+    n_tokens = len(weight)
+    toxic_share = np.bincount(token_ids[is_toxic], minlength=n_tokens) / is_toxic.sum()
+    other_share = np.bincount(token_ids[~is_toxic], minlength=n_tokens) / (~is_toxic).sum()
+    enriched = np.flatnonzero((toxic_share > 0) & (toxic_share >= MIN_ENRICHMENT * other_share))
+    values = np.stack(states.filter(states["is_toxic"])["state"].to_numpy(zero_copy_only=False))
     return ToxicStates(
-        torch.from_numpy(values).to(weight.device), torch.from_numpy(token_ids).to(weight.device)
+        torch.from_numpy(values.astype(np.float32)).to(weight.device),
+        torch.from_numpy(enriched).to(weight.device),
     )
 
 
