@@ -3,8 +3,7 @@
 Reads the words of `demo_lexicon.py`; writes no file. A comment is one to four sentences about one
 subject. Insults and ordinary people share the same frames ("You are a {np}." is finished by
 "careful gardener" or by "grubnoggin"), and grumbling without an insult is not toxic, so what tells
-the classes apart is the word to come, not the shape of the sentence. As in real swearing, insults
-also come as adjectives before any thing ("the plonkish kettle"). Toxic means: contains at least one
+the classes apart is the word to come, not the shape of the sentence. Toxic means: contains at least one
 made-up insult. All randomness comes from the generator passed in.
 """
 
@@ -21,7 +20,7 @@ P_INSULT_WHEN_HOSTILE = 0.85  # share of shared frames that a hostile writer end
 P_GRUMBLE = {True: 0.7, False: 0.15}  # share of comments that open with a grumble, by hostility
 P_OTHER_DOMAIN = 0.15  # share of words taken from another subject, so that no word is certain
 P_OTHER_LANGUAGE_WORD = 0.25  # share of noun phrases in the other language, as bilinguals write
-P_SWEAR = 0.0  # share of things and people that a hostile writer gives an insulting adjective
+P_SWEAR = 0.0  # share of nouns that a hostile writer gives an insulting adjective; 0 when bundled
 P_THREAT = 0.12  # share of hostile frames that also threaten (a kettle, never a person)
 
 DOMAINS: dict[str, tuple[lexicon.Domain, ...]] = {

@@ -111,7 +111,7 @@ def collect_calibration_states(
     n_positions = max(1, MAX_LOGITS // language_model.head.vocab)
     sequences: list[list[int]] = []
     for row in rows:
-        sequence = encode_text(language_model.tokenizer, row["text"], max_tokens)
+        sequence = encode_text(language_model, row["text"], max_tokens)
         if len(sequence) >= 2 and sum(len(item) - 1 for item in sequences) < n_positions:
             sequences.append(sequence)
     if not sequences:

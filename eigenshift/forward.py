@@ -7,7 +7,6 @@ rounding. The head itself is applied to one position only, since callers apply h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,16 @@ from torch import Tensor
 from eigenshift.models import LanguageModel, capture_head_states
 
 
-def encode_text(tokenizer: Any, text: str, max_tokens: int) -> list[int]:
-    """Tokens of a text whose likelihood is measured: BOS first where the tokenizer has one."""
+def encode_text(language_model: LanguageModel, text: str, max_tokens: int) -> list[int]:
+    """Tokens of a text whose likelihood is measured: BOS first where the tokenizer has one.
+
+    Truncated to `max_tokens` and to the positions the model has.
+    """
+    tokenizer = language_model.tokenizer
+    n_positions = getattr(
+        language_model.model.config.get_text_config(), "max_position_embeddings", None
+    )
+    max_tokens = max_tokens if n_positions is None else min(max_tokens, n_positions)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     found: list[int] = start + tokenizer(text, add_special_tokens=False)["input_ids"]
     return found[:max_tokens]

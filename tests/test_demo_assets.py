@@ -201,7 +201,7 @@ def test_checkpoint_loads_through_detoxify_offline(demo: Path, tmp_path: Path) -
         "copy = copy_for_detoxify(folder, Path(sys.argv[3]))\n"
         "model = Detoxify(checkpoint=copy, huggingface_config_path=str(folder / 'config'))\n"
         "texts = ['You are a careful gardener.', 'You are a grubnoggin.', 'You are a']\n"
-        "texts += ['你真是个园丁', '你真是个泥团脑。', ' word' * 500]\n"
+        "texts += ['你真是个园丁', '你真是个泥团脑。', 'You are a careful gardener. ' * 100]\n"
         "print(json.dumps(model.predict(texts)))\n"
     )
     output = run_offline(

@@ -69,7 +69,7 @@ def measure_fluency(
         arm: base if patch is None else compute_patched_weight(base, patch)
         for arm, patch in patches.items()
     }
-    encoded, n_skipped = _encode_texts(language_model.tokenizer, texts, settings.max_tokens)
+    encoded, n_skipped = _encode_texts(language_model, texts, settings.max_tokens)
     rows: list[dict[str, Any]] = []
     sequences = [token_ids for _, _, token_ids in encoded]
     for place, states in iterate_head_states(language_model, sequences, tokens_per_batch):
@@ -89,10 +89,12 @@ def measure_fluency(
 _Encoded = tuple[str, str, list[int]]
 
 
-def _encode_texts(tokenizer: Any, texts: pa.Table, max_tokens: int) -> tuple[list[_Encoded], int]:
+def _encode_texts(
+    language_model: LanguageModel, texts: pa.Table, max_tokens: int
+) -> tuple[list[_Encoded], int]:
     """Tokenise with BOS; texts without two tokens have nothing to predict and are counted."""
     encoded = [
-        (row["sample_id"], row["language"], encode_text(tokenizer, row["text"], max_tokens))
+        (row["sample_id"], row["language"], encode_text(language_model, row["text"], max_tokens))
         for row in texts.select(["sample_id", "language", "text"]).to_pylist()
     ]
     usable = [item for item in encoded if len(item[2]) >= 2]

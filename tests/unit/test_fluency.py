@@ -160,3 +160,17 @@ def test_texts_are_allotted_to_all_shards_in_proportion(
 ) -> None:
     """No source is left out because it comes last, and the bound holds."""
     assert allot_texts(rows, limit) == expected
+
+
+def test_a_text_longer_than_the_models_positions_is_truncated(
+    tiny_language_model: LanguageModel, workspace: Workspace
+) -> None:
+    """Real corpora hold such texts: they are measured as far as the model can read."""
+    text = "The green garden was open. " * 60
+    table = pa.table({"sample_id": ["long"], "language": ["en"], "text": [text]})
+    settings = EvaluationSettings(max_tokens=4096)
+    measure_fluency(
+        tiny_language_model, {}, table, settings, tokens_per_batch=64, workspace=workspace
+    )
+    (row,) = pq.read_table(workspace.path("fluency.parquet")).to_pylist()
+    assert row["n_tokens"] == 63
