@@ -3,8 +3,8 @@
 Reads the words of `demo_lexicon.py`; writes no file. A comment is one to four sentences about one
 subject. Insults and ordinary people share the same frames ("You are a {np}." is finished by
 "careful gardener" or by "grubnoggin"), and grumbling without an insult is not toxic, so what tells
-the classes apart is the word to come, not the shape of the sentence. Toxic means: contains at least one
-made-up insult. All randomness comes from the generator passed in.
+the classes apart is the word to come, not the shape of the sentence. Toxic means: contains at
+least one made-up insult. All randomness comes from the generator passed in.
 """
 
 import random
