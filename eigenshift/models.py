@@ -25,6 +25,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from eigenshift.errors import EigenShiftError, ModelError, SettingsError
 from eigenshift.heads import HeadDescription, describe_head
@@ -456,6 +457,7 @@ def _digest_unchanged(path: str, _bytes: int, _modified: int) -> str:
 
 def _load_weights(identity: ModelIdentity, dtype: str) -> Any:
     """Load a causal language model on the CPU; every weight must come from the files."""
+    transformers_logging.disable_progress_bar()
     folder = str(identity.folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -29,6 +29,9 @@ class RunJournal:
     """
 
     def __init__(self, command: str, settings: RefreshSettings) -> None:
+        library = logging.getLogger("eigenshift")
+        if library.level == logging.NOTSET:  # under a worker nobody else has said what to show
+            library.setLevel(logging.INFO)
         self.settings = settings
         self.artifacts = ArtifactStore(settings.store)
         self.record = start_run(command, settings)
