@@ -18,7 +18,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import metadata
@@ -30,8 +30,10 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eigenshift import __version__
-from eigenshift.errors import ArtifactError
-from eigenshift.storage import Store, digest_file
+from eigenshift.errors import ArtifactError, StorageError
+from eigenshift.filesystems import explain_full_disk
+from eigenshift.storage import Store, StoredFile, digest_local_file
+from eigenshift.traffic import Traffic, metering
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ class FileRecord(BaseModel):
     bytes: int
     rows: int | None
     sha256: str
+    etag: str | None = None
+    """The store's own mark of the object's content, where it has one: checks without reading."""
 
 
 class Manifest(BaseModel):
@@ -91,6 +95,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     created_at: str
     elapsed_seconds: float
+    traffic: Traffic = Traffic()
 
     @property
     def rows(self) -> int:
@@ -157,8 +162,13 @@ class Artifact:
 
     def fetch(self, name: str) -> Path:
         """Return a local path with the file's content."""
+        return self.locate(name).fetch()
+
+    def locate(self, name: str) -> StoredFile:
+        """Return where a file is, for those who read only parts of it."""
         record = self._record(name)
-        return self._store.fetch(f"{self.reference.folder}/{record.stored_as}", record.sha256)
+        path = f"{self.reference.folder}/{record.stored_as}"
+        return StoredFile(self._store, path, record.bytes, record.sha256)
 
     def read_table(self, name: str) -> pa.Table:
         """Read one Parquet file whole."""
@@ -193,6 +203,7 @@ class StageResult:
     was_cached: bool
     elapsed_seconds: float
     rows: int
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class ArtifactStore:
@@ -208,15 +219,24 @@ class ArtifactStore:
             ArtifactError: It has no readable manifest.
         """
         path = f"{reference.folder}/{MANIFEST_NAME}"
-        data = self.store.read_bytes(path)
+        return self._open(reference, self.store.read_bytes(path))
+
+    def _open(self, reference: ArtifactReference, data: bytes) -> Artifact:
+        place = self.store.uri(f"{reference.folder}/{MANIFEST_NAME}")
         try:
-            return Artifact(self.store, Manifest.model_validate_json(data))
+            manifest = Manifest.model_validate_json(data)
         except ValidationError as error:
             raise ArtifactError(
-                f"{self.store.uri(path)}: expected a manifest, found {len(data)} bytes that are "
-                "not one. The object was damaged. Start the same command again; only this shard "
-                "is redone."
+                f"{place}: expected a manifest, found {len(data)} bytes that are not one. The "
+                "object was damaged. Start the same command again; only this shard is redone."
             ) from error
+        if (manifest.kind, manifest.fingerprint) != (reference.kind, reference.fingerprint):
+            raise ArtifactError(
+                f"{place}: expected the manifest of this artifact, found that of another "
+                f"({manifest.kind}/{manifest.fingerprint[:12]}). The object was damaged. Start the "
+                "same command again; only this shard is redone."
+            )
+        return Artifact(self.store, manifest)
 
     def read_table(self, reference: FileReference) -> pa.Table:
         """Read the one file a reference names."""
@@ -228,38 +248,49 @@ class ArtifactStore:
         A manifest whose files are missing or differ is reported in the log: its stage will be
         done again.
         """
-        if not self.store.exists(f"{reference.folder}/{MANIFEST_NAME}"):
+        data = self.store.find_bytes(f"{reference.folder}/{MANIFEST_NAME}")
+        if data is None:
             return None
         try:
-            artifact = self.open(reference)
+            artifact = self._open(reference, data)
         except ArtifactError as error:
-            logger.warning("artifact damaged: %s", error)
+            logger.warning("artifact damaged, made again: %s", error)
             return None
         problems = self.check(artifact)
         for problem in problems:
-            logger.warning("artifact damaged: %s", problem)
+            logger.warning("artifact damaged, made again: %s", problem)
         return None if problems else artifact
 
-    def check(self, artifact: Artifact, *, read_content: bool | None = None) -> list[str]:
+    def check(self, artifact: Artifact, *, read_content: bool = False) -> list[str]:
         """Return what is wrong with an artifact's files, nothing if all is well.
+
+        A file is known by its size and digest. Where the store marks content itself (S3: ETag), an
+        unchanged mark stands for an unchanged digest and nothing is read.
 
         Args:
             artifact: An opened artifact.
-            read_content: Digest every byte. By default only where the store is local; a remote
-                file is compared by size here and by digest when it is read.
+            read_content: Digest every byte, whatever the mark says.
         """
-        read_content = self.store.is_local if read_content is None else read_content
         problems = []
         for file in artifact.manifest.files:
             path = f"{artifact.reference.folder}/{file.stored_as}"
-            found_bytes = self.store.measure_bytes(path)
-            if found_bytes is None:
-                problems.append(f"{path}: expected {file.bytes} bytes, found no file")
-            elif found_bytes != file.bytes:
-                problems.append(f"{path}: expected {file.bytes} bytes, found {found_bytes}")
-            elif read_content and self.store.digest(path) != file.sha256:
-                problems.append(f"{path}: expected sha256 {file.sha256[:12]}, found another")
+            problem = self._find_damage(path, file, read_content=read_content)
+            if problem is not None:
+                problems.append(f"{self.store.uri(path)}: {problem}")
         return problems
+
+    def _find_damage(self, path: str, file: FileRecord, *, read_content: bool) -> str | None:
+        state = self.store.inspect(path)
+        if state is None:
+            return f"expected {file.bytes} bytes (manifest), found no such object."
+        if state.n_bytes != file.bytes:
+            return f"expected {file.bytes} bytes (manifest), found {state.n_bytes}."
+        if not read_content and file.etag is not None and state.etag == file.etag:
+            return None
+        digest = self.store.digest(path)
+        if digest != file.sha256:
+            return f"expected sha256 {file.sha256[:12]} (manifest), found {digest[:12]}."
+        return None
 
     def produce(
         self,
@@ -284,31 +315,35 @@ class ArtifactStore:
         records = [_record_input(reference) for reference in inputs]
         fingerprint = compute_fingerprint(kind, step_version, settings_document, records)
         reference = ArtifactReference(kind=kind, fingerprint=fingerprint)
-        found = self.find(reference)
-        if found is not None:
+        with metering() as meter:
+            found = self.find(reference)
+            if found is not None:
+                elapsed = time.perf_counter() - started
+                return StageResult(reference, True, elapsed, found.manifest.rows, meter.traffic)
+            folder = self.store.make_workspace()
+            try:
+                workspace = Workspace(folder)
+                with explain_full_disk(str(folder)):
+                    work(workspace)
+                manifest = Manifest(
+                    kind=kind,
+                    fingerprint=fingerprint,
+                    step_version=step_version,
+                    settings=settings_document,
+                    inputs=records,
+                    files=self._publish_files(workspace, reference),
+                    facts=workspace.facts,
+                    versions=describe_versions(),
+                    created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    elapsed_seconds=round(time.perf_counter() - started, 4),
+                    traffic=meter.traffic,
+                )
+                data = manifest.model_dump_json(indent=2).encode()
+                self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", data)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
             elapsed = time.perf_counter() - started
-            return StageResult(reference, True, elapsed, found.manifest.rows)
-        folder = self.store.make_workspace()
-        try:
-            workspace = Workspace(folder)
-            work(workspace)
-            manifest = Manifest(
-                kind=kind,
-                fingerprint=fingerprint,
-                step_version=step_version,
-                settings=settings_document,
-                inputs=records,
-                files=self._publish_files(workspace, reference),
-                facts=workspace.facts,
-                versions=describe_versions(),
-                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                elapsed_seconds=round(time.perf_counter() - started, 4),
-            )
-            data = manifest.model_dump_json(indent=2).encode()
-            self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", data)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return StageResult(reference, False, time.perf_counter() - started, manifest.rows)
+            return StageResult(reference, False, elapsed, manifest.rows, meter.traffic)
 
     def _publish_files(
         self, workspace: Workspace, reference: ArtifactReference
@@ -322,11 +357,27 @@ class ArtifactStore:
                 stored_as=f"{attempt}-{path.name}",
                 bytes=path.stat().st_size,
                 rows=rows,
-                sha256=digest_file(str(path)),
+                sha256=digest_local_file(path),
             )
-            self.store.publish_file(path, f"{reference.folder}/{record.stored_as}")
+            stored = f"{reference.folder}/{record.stored_as}"
+            self.store.publish_file(path, stored)
+            record.etag = self._read_etag(stored, record)
             records.append(record)
         return records
+
+    def _read_etag(self, path: str, record: FileRecord) -> str | None:
+        """The store's mark of what it received, whose size is checked on the way."""
+        if self.store.is_local:
+            return None
+        state = self.store.inspect(path)
+        if state is None or state.n_bytes != record.bytes:
+            found = "no such object" if state is None else f"{state.n_bytes} bytes"
+            raise StorageError(
+                f"{self.store.uri(path)}: expected the {record.bytes} bytes just written, found "
+                f"{found}. The storage lost them or another program changes this store. Start the "
+                "same command again."
+            )
+        return state.etag
 
     def list_manifests(self) -> list[Manifest]:
         """Every readable manifest in the store; unreadable ones are `verify`'s to report."""

@@ -27,6 +27,10 @@ class ScorerError(EigenShiftError):
     """A toxicity classifier cannot be loaded or trusted (exit code 2)."""
 
 
+class StorageError(EigenShiftError):
+    """The store or a source refuses a request, is full, or keeps failing."""
+
+
 class ArtifactError(EigenShiftError):
     """An artifact or manifest is missing, damaged or of another version."""
 

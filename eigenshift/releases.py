@@ -6,9 +6,10 @@ Writes `releases/<model>/<version>.json`, one new object per decision, never rew
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,7 +18,10 @@ from eigenshift.artifacts import ArtifactReference
 from eigenshift.errors import ArtifactError, SettingsError
 from eigenshift.storage import Store
 
+logger = logging.getLogger(__name__)
+
 CURRENT_NAME = "current.json"
+MAX_SETTLING_ROUNDS = 20
 
 
 class Release(BaseModel):
@@ -26,6 +30,8 @@ class Release(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
     model_id: str
     version: str
+    previous: str | None = None
+    """The release in force when this one was made; two with the same were made at once."""
     run_id: str
     action: Literal["promote", "rollback"]
     released_at: str
@@ -125,6 +131,26 @@ def _find_previous(history: list[Release]) -> Release | None:
     return None
 
 
+def settle_current(store: Store, model_id: str) -> Release | None:
+    """Make the pointer agree with the history, and return the release in force.
+
+    Two that release at once both append to the history and both settle; whoever writes the pointer
+    last has read a history with both in it, or reads it again and corrects the pointer. A pointer
+    left behind by a kill is corrected by the next run.
+    """
+    path = f"releases/{slugify_model(model_id)}/{CURRENT_NAME}"
+    for _ in range(MAX_SETTLING_ROUNDS):
+        newest = read_current(store, model_id)
+        if newest is None:
+            return None
+        data = _encode(newest)
+        if store.find_bytes(path) == data:
+            return newest
+        store.write_bytes(path, data)
+    logger.warning("%s: others release at the same time; the pointer may lag", store.uri(path))
+    return read_current(store, model_id)
+
+
 def _record(
     store: Store,
     model_id: str,
@@ -133,10 +159,12 @@ def _record(
     reason: str,
     patch: ArtifactReference | None,
 ) -> Release:
+    previous = read_current(store, model_id)
     now = datetime.now(timezone.utc)
     release = Release(
         model_id=model_id,
-        version=f"{now:%Y%m%dT%H%M%S}.{now.microsecond:06d}Z-{uuid.uuid4().hex[:6]}",
+        version=_name_version(now, previous),
+        previous=None if previous is None else previous.version,
         run_id=run_id,
         action=action,
         released_at=now.isoformat(timespec="seconds"),
@@ -144,7 +172,26 @@ def _record(
         patch=patch,
     )
     folder = f"releases/{slugify_model(model_id)}"
-    data = release.model_dump_json(indent=2).encode()
-    store.write_bytes(f"{folder}/{release.version}.json", data)
-    store.write_bytes(f"{folder}/{CURRENT_NAME}", data)
+    store.write_bytes(f"{folder}/{release.version}.json", _encode(release))
+    newest = settle_current(store, model_id)
+    if newest is not None and newest.version != release.version:
+        logger.warning(
+            "release %s: another release, %s, was made at the same time and is in force",
+            release.version,
+            newest.version,
+        )
     return release
+
+
+def _name_version(now: datetime, previous: Release | None) -> str:
+    """A name that sorts after the previous release's, whatever this machine's clock says."""
+    stamp = f"{now:%Y%m%dT%H%M%S}.{now.microsecond:06d}Z"
+    if previous is not None and previous.version[: len(stamp)] >= stamp:
+        before = datetime.strptime(previous.version[: len(stamp)], "%Y%m%dT%H%M%S.%fZ")
+        after = before + timedelta(microseconds=1)
+        stamp = f"{after:%Y%m%dT%H%M%S}.{after.microsecond:06d}Z"
+    return f"{stamp}-{uuid.uuid4().hex[:6]}"
+
+
+def _encode(release: Release) -> bytes:
+    return release.model_dump_json(indent=2).encode()

@@ -6,6 +6,7 @@ repeats their content and holds no text of any sample.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -15,8 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eigenshift import __version__
 from eigenshift.artifacts import ArtifactReference, describe_versions
 from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.presence import remove_dead
 from eigenshift.settings import RefreshSettings
 from eigenshift.storage import Store
+from eigenshift.traffic import Traffic
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["running", "finished", "promoted", "held", "failed"]
 
@@ -28,6 +33,7 @@ class StageSummary(BaseModel):
     shards: int
     shards_cached: int
     elapsed_seconds: float
+    traffic: Traffic = Traffic()
 
 
 class ArtifactUse(BaseModel):
@@ -39,6 +45,7 @@ class ArtifactUse(BaseModel):
     was_cached: bool
     elapsed_seconds: float
     label: str | None = None
+    traffic: Traffic = Traffic()
 
 
 class RunRecord(BaseModel):
@@ -94,6 +101,20 @@ def finish_run(record: RunRecord, status: Status, error: str | None = None) -> N
     record.status = status
     record.error = error
     record.finished_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def end_dead_runs(store: Store) -> None:
+    """Record the end of runs whose process was killed; what they finished stays in the store."""
+    for presence in remove_dead(store, "run"):
+        data = store.find_bytes(f"runs/{presence.name}.json")
+        try:
+            record = None if data is None else RunRecord.model_validate_json(data)
+        except ValidationError:
+            continue  # `verify` reports it
+        if record is not None and record.status == "running":
+            logger.warning("run %s was killed; its finished work is used", record.run_id)
+            finish_run(record, "failed", error="the process ended without a word (killed?)")
+            write_run(store, record)
 
 
 def write_run(store: Store, record: RunRecord) -> None:

@@ -1,121 +1,216 @@
-"""The only user of fsspec: open, list, publish atomically, digest.
+"""Open, list, publish atomically, digest: objects of a store and files of a source, by URL.
 
-Reads and writes any fsspec URL (a local folder, `s3://`, `gs://`, `az://`, `memory://`). Knows
-nothing of manifests or tables; those are `artifacts.py`. Credentials come from the environment in
-each filesystem's usual way and are never written or logged.
+Reads and writes any fsspec URL (a local folder, `s3://`, `gs://`, `az://`, `memory://`) through
+`filesystems.py`, which tries passing faults again and explains the others. Knows nothing of
+manifests or tables; those are `artifacts.py`. Every request is counted (`traffic.py`).
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import glob
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
 
-from eigenshift.errors import ArtifactError, DatasetError, SettingsError
+from eigenshift.errors import ArtifactError, DatasetError, SettingsError, StorageError
+from eigenshift.filesystems import (
+    RETRIES,
+    explain_faults,
+    is_local_filesystem,
+    open_filesystem,
+    read_whole,
+    split_options,
+)
+from eigenshift.traffic import current_meter
 
 READ_BLOCK_BYTES = 4 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ObjectState:
+    """What a store says about an object without reading it.
+
+    Attributes:
+        n_bytes: Its size.
+        etag: Its entity tag, which changes with its content; None where the store has none.
+        modified_at: When it was put, in seconds since 1970; None where the store does not say.
+    """
+
+    n_bytes: int
+    etag: str | None = None
+    modified_at: float | None = None
+
+    @classmethod
+    def from_info(cls, info: Mapping[str, Any]) -> ObjectState:
+        """Read what a filesystem says, under the names each of them has for it."""
+        etag = info.get("ETag") or info.get("etag")
+        modified = next(
+            (
+                info[name]
+                for name in ("LastModified", "mtime", "last_modified", "created")
+                if info.get(name)
+            ),
+            None,
+        )
+        if isinstance(modified, datetime):
+            modified = modified.timestamp()
+        return cls(
+            n_bytes=int(info["size"] or 0),
+            etag=str(etag).strip('"') if etag else None,
+            modified_at=modified if isinstance(modified, float) else None,
+        )
 
 
 class Store:
     """A root URL under which objects are addressed by relative paths.
 
     Puts are atomic: a reader sees the whole object or none. Locally that is a rename; on object
-    stores it is what one PUT does.
+    stores it is what one PUT, or the completion of a multipart upload, does.
+
+    Attributes:
+        root: The URL, options included: opens the same store again.
+        is_local: Whether objects are files of this machine.
     """
 
     def __init__(self, root: str) -> None:
-        self._filesystem, self._root = _resolve_url(root)
-        self.root = self._filesystem.unstrip_protocol(self._root).rstrip("/")
-        self.is_local = isinstance(self._filesystem, LocalFileSystem)
+        self._filesystem, self._root = open_filesystem(root)
+        plain = self._filesystem.unstrip_protocol(self._root).rstrip("/")
+        options = root.removeprefix(split_options(root)[0])
+        self._base = plain
+        self.root = plain + options
+        self.is_local = is_local_filesystem(self._filesystem)
 
     def uri(self, path: str) -> str:
         """Return the full URL of an object."""
-        return f"{self.root}/{path}"
+        return f"{self._base}/{path}"
 
     def exists(self, path: str) -> bool:
         """Whether an object is there now (listing caches are not trusted)."""
-        return self.measure_bytes(path) is not None
+        return self.inspect(path) is not None
 
     def measure_bytes(self, path: str) -> int | None:
         """Size of an object in bytes, None if it is not there."""
-        self._filesystem.invalidate_cache()
+        state = self.inspect(path)
+        return None if state is None else state.n_bytes
+
+    def inspect(self, path: str) -> ObjectState | None:
+        """Size and entity tag of an object, None if it is not there."""
+
+        def look() -> Any:
+            self._filesystem.invalidate_cache()
+            return self._filesystem.info(self._full(path))
+
+        current_meter().count()
         try:
-            return int(self._filesystem.info(self._full(path))["size"])
+            info = self._ask(path, "look at", look)
         except FileNotFoundError:
             return None
+        return None if info.get("type") == "directory" else ObjectState.from_info(info)
 
     def read_bytes(self, path: str) -> bytes:
         """Return an object's bytes.
 
         Raises:
             ArtifactError: There is no such object.
+            StorageError: It cannot be read.
+        """
+        data = self.find_bytes(path)
+        if data is None:
+            raise self._describe_missing(path)
+        return data
+
+    def find_bytes(self, path: str) -> bytes | None:
+        """Return a small object's bytes in one request, None if it is not there.
+
+        Raises:
+            StorageError: It cannot be read.
         """
         try:
-            return bytes(self._filesystem.cat_file(self._full(path)))
-        except FileNotFoundError as error:
-            raise ArtifactError(
-                f"{self.uri(path)}: expected an object, found none. It was deleted, or the run "
-                "that writes it has not finished. Start the same command again to make it."
-            ) from error
+            data = self._ask(path, "read", lambda: read_whole(self._filesystem, self._full(path)))
+        except FileNotFoundError:
+            current_meter().count()
+            return None
+        current_meter().count(read=len(data))
+        return data
+
+    def reader(self, path: str, n_bytes: int) -> RangeReader:
+        """Return a reader of an object's ranges, for other threads than this one as well."""
+        return RangeReader(self._filesystem, self._full(path), self.uri(path), n_bytes)
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Put an object in one step, replacing any older one."""
+        """Put an object in one step, replacing any older one.
+
+        Raises:
+            StorageError: It could not be written; an older object is still there.
+        """
         full = self._full(path)
-        if not self.is_local:
-            self._filesystem.pipe_file(full, data)
-            return
-        target = Path(full)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-        try:
-            with partial.open("wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        if self.is_local:
+            with explain_faults(self.uri(path), "write"):
+                _replace_file(Path(full), lambda partial_path: _write_synced(partial_path, data))
+        else:
+            self._ask(path, "write", partial(self._filesystem.pipe_file, full, data))
+        current_meter().count(written=len(data))
 
     def publish_file(self, local: Path, path: str) -> None:
-        """Move a finished local file into the store; `local` may be gone afterwards."""
-        full = self._full(path)
-        if not self.is_local:
-            self._filesystem.put_file(str(local), full)
-            return
-        target = Path(full)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            local.replace(target)
-        except OSError:  # another filesystem: copy beside the target, then rename
-            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-            try:
-                shutil.copyfile(local, partial)
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
+        """Move a finished local file into the store; `local` may be gone afterwards.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        full, n_bytes = self._full(path), local.stat().st_size
+        if self.is_local:
+            with explain_faults(self.uri(path), "write"):
+                _sync_file(local)
+                _move_file(local, Path(full))
+        else:
+            self._ask(path, "write", partial(self._filesystem.put_file, str(local), full))
+        current_meter().count(written=n_bytes)
+
+    def remove(self, path: str) -> None:
+        """Delete an object; one that is gone already is no error."""
+        with suppress(FileNotFoundError):
+            self._ask(path, "delete", partial(self._filesystem.rm_file, self._full(path)))
+        current_meter().count()
 
     def list_paths(self, prefix: str) -> list[str]:
         """All objects below a prefix, as sorted relative paths."""
-        self._filesystem.invalidate_cache()
+        return sorted(self.list_states(prefix))
+
+    def list_states(self, prefix: str) -> dict[str, ObjectState]:
+        """All objects below a prefix with their states, by relative path."""
+
+        def look() -> Any:
+            self._filesystem.invalidate_cache()
+            return self._filesystem.find(self._full(prefix), detail=True)
+
         try:
-            found = self._filesystem.find(self._full(prefix))
+            found = self._ask(prefix, "list", look)
         except FileNotFoundError:
-            return []
+            return {}
+        current_meter().count()
         root = self._root.rstrip("/") + "/"
-        return sorted(path[len(root) :] for path in found if not path.endswith(".partial"))
+        return {
+            path[len(root) :]: ObjectState.from_info(info)
+            for path, info in found.items()
+            if not path.endswith(".partial") and path.startswith(root)
+        }
 
     def fetch(self, path: str, sha256: str) -> Path:
         """Return a local file with the object's content.
@@ -125,39 +220,50 @@ class Store:
 
         Raises:
             ArtifactError: The object is missing, or its bytes do not have the given digest.
+            StorageError: It cannot be read.
         """
         if self.is_local:
             local = Path(self._full(path))
             if not local.is_file():
-                self.read_bytes(path)  # raises with the usual message
+                raise self._describe_missing(path)
             return local
         local = scratch_folder() / sha256
         if not local.exists():
-            partial = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
-            data = self.read_bytes(path)
-            found = hashlib.sha256(data).hexdigest()
+            copy = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+            self._download(path, copy)
+            found = digest_local_file(copy)
             if found != sha256:
+                copy.unlink()
                 raise ArtifactError(
                     f"{self.uri(path)}: expected sha256 {sha256[:12]}, found {found[:12]}. The "
                     "object was damaged after it was written. Start the same command again; only "
                     "this shard is redone."
                 )
-            partial.write_bytes(data)
-            partial.replace(local)
+            copy.replace(local)
         return local
 
     def digest(self, path: str) -> str:
-        """sha256 of an object's bytes, as hex."""
-        with self._filesystem.open(self._full(path), "rb") as handle:
-            return _digest_stream(handle)
+        """sha256 of an object's bytes, as hex.
+
+        Raises:
+            ArtifactError: There is no such object.
+        """
+        n_bytes = self.measure_bytes(path)
+        if n_bytes is None:
+            raise self._describe_missing(path)
+        if self.is_local:
+            with explain_faults(self.uri(path), "read"):
+                return digest_local_file(Path(self._full(path)))
+        return _digest_stream(self.reader(path, n_bytes))
 
     def make_workspace(self) -> Path:
         """Return a new empty local folder, on the store's own disk where the store is local."""
         if not self.is_local:
             return Path(tempfile.mkdtemp(dir=scratch_folder()))
         parent = Path(self._root) / "work"
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=parent))
+        with explain_faults(str(parent), "write"):
+            parent.mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(dir=parent))
 
     def check_writable(self) -> None:
         """Put, read and delete a small object.
@@ -168,18 +274,142 @@ class Store:
         path = f"work/probe-{uuid.uuid4().hex}"
         try:
             self.write_bytes(path, b"probe")
-            if self.read_bytes(path) != b"probe":
-                raise OSError("the object read back differs")
-            self._filesystem.rm_file(self._full(path))
-        except (OSError, ArtifactError) as error:
+            is_same = self.read_bytes(path) == b"probe"
+            self.remove(path)
+        except (StorageError, ArtifactError) as error:
             raise SettingsError(
-                f"store {self.root}: expected to write and read an object, found: "
-                f"{type(error).__name__}: {error}. Check the URL, the folder's permissions, or the "
-                "credentials in the environment."
+                f"store {self.root}: expected to write and read an object. {error}"
             ) from error
+        if not is_same:
+            raise SettingsError(
+                f"store {self.root}: expected to read back what was written, found something "
+                "else. The storage is not consistent; choose another --store."
+            )
+
+    def _download(self, path: str, local: Path) -> None:
+        try:
+            self._ask(
+                path, "read", partial(self._filesystem.get_file, self._full(path), str(local))
+            )
+        except FileNotFoundError as error:
+            raise self._describe_missing(path) from error
+        current_meter().count(read=local.stat().st_size)
+
+    def _ask(self, path: str, verb: str, operation: Callable[[], T]) -> T:
+        """Make a request that may be tried again; the caller counts it when it worked."""
+        return RETRIES.call(self.uri(path), verb, operation, seen=current_meter().count_retry)
+
+    def _describe_missing(self, path: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self.uri(path)}: expected an object, found none. It was deleted, or the run that "
+            "writes it has not finished. Start the same command again to make it."
+        )
 
     def _full(self, path: str) -> str:
         return str(PurePosixPath(self._root) / path)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One immutable object, known by size and digest, for those who read it in place.
+
+    Attributes:
+        store: Where it is.
+        path: Relative to the store's root.
+        n_bytes: Its size.
+        sha256: Its digest.
+    """
+
+    store: Store
+    path: str
+    n_bytes: int
+    sha256: str
+
+    @property
+    def uri(self) -> str:
+        """Full URL."""
+        return self.store.uri(self.path)
+
+    def fetch(self) -> Path:
+        """Return a local file with its content (`Store.fetch`)."""
+        return self.store.fetch(self.path, self.sha256)
+
+    def reader(self) -> RangeReader:
+        """Return a reader of its ranges (`Store.reader`)."""
+        return self.store.reader(self.path, self.n_bytes)
+
+
+class RangeReader(io.RawIOBase):
+    """A remote file read by ranges, each a request of its own that is tried again if it fails.
+
+    Holds no connection, so nothing is lost when one breaks. Position and reads are as for any
+    binary file; `read_range` needs no position and may be called from several threads.
+    """
+
+    def __init__(self, filesystem: Any, full_path: str, uri: str, n_bytes: int) -> None:
+        super().__init__()
+        self._filesystem = filesystem
+        self._full_path = full_path
+        self._uri = uri
+        self._position = 0
+        self._meter = current_meter()
+        self.size = n_bytes
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` (not included).
+
+        Raises:
+            ArtifactError: The object is gone, or shorter than it was.
+            StorageError: It cannot be read.
+        """
+        end = min(end, self.size)
+        if start >= end:
+            return b""
+        try:
+            data = RETRIES.call(
+                self._uri,
+                "read",
+                lambda: bytes(self._filesystem.cat_file(self._full_path, start=start, end=end)),
+                seen=self._meter.count_retry,
+            )
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"{self._uri}: expected an object, found none. It was deleted while it was read. "
+                "Start the same command again."
+            ) from error
+        self._meter.count(read=len(data))
+        if len(data) != end - start:
+            raise ArtifactError(
+                f"{self._uri}: expected bytes {start} to {end}, found {len(data)} of "
+                f"{end - start}. The object was replaced or cut short while it was read. Start "
+                "the same command again."
+            )
+        return data
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Position of the next read."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move; costs nothing."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the position on."""
+        data = self.read_range(self._position, self._position + len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 @dataclass(frozen=True)
@@ -195,17 +425,27 @@ def list_files(uri: str) -> list[SourceFile]:
 
     Raises:
         DatasetError: Nothing matches.
+        StorageError: The place cannot be listed.
     """
-    filesystem, path = _resolve_url(uri)
-    if glob.has_magic(path):
-        found = sorted(filesystem.glob(path))
-    else:
-        found = [path] if filesystem.isfile(path) else []
-    files = [
-        SourceFile(_display_uri(filesystem, item), int(filesystem.info(item)["size"]))
-        for item in found
-        if filesystem.isfile(item)
-    ]
+    filesystem, path = open_filesystem(uri)
+    options = uri.removeprefix(split_options(uri)[0])
+
+    def look() -> list[SourceFile]:
+        filesystem.invalidate_cache()
+        if glob.has_magic(path):
+            found = filesystem.glob(path, detail=True)
+        else:
+            found = {path: filesystem.info(path)} if filesystem.exists(path) else {}
+        return [
+            SourceFile(_display_uri(filesystem, item) + options, int(found[item]["size"] or 0))
+            for item in sorted(found)
+            if found[item]["type"] == "file"
+        ]
+
+    try:
+        files = RETRIES.call(uri, "list", look, seen=current_meter().count_retry)
+    except FileNotFoundError:
+        files = []
     if not files:
         raise DatasetError(
             f"{uri}: expected at least one file, found none. Check the path or glob, and that the "
@@ -216,21 +456,37 @@ def list_files(uri: str) -> list[SourceFile]:
 
 @contextmanager
 def open_file(uri: str) -> Iterator[IO[bytes]]:
-    """Open any URL for reading bytes; gzip and friends are decompressed by suffix."""
-    with fsspec.open(uri, "rb", compression="infer") as handle:
-        yield handle
+    """Open any URL for reading bytes; gzip and friends are decompressed by suffix.
+
+    Raises:
+        FileNotFoundError: There is none.
+        StorageError: It cannot be read.
+    """
+    with _open_stored(uri) as stored:
+        compression = infer_compression(split_options(uri)[0])
+        if compression is None:
+            yield stored
+        else:
+            with compr[compression](stored, mode="rb") as handle:
+                yield handle
 
 
 def digest_file(uri: str) -> str:
     """sha256 of a file's stored bytes (before any decompression), as hex."""
-    with fsspec.open(uri, "rb") as handle:
+    with _open_stored(uri) as handle:
+        return _digest_stream(handle)
+
+
+def digest_local_file(path: Path) -> str:
+    """sha256 of a file of this machine, as hex."""
+    with path.open("rb") as handle:
         return _digest_stream(handle)
 
 
 def is_folder(uri: str) -> bool:
     """Whether a path or URL is a folder we can list."""
-    filesystem, path = _resolve_url(uri)
-    return bool(filesystem.isdir(path))
+    filesystem, path = open_filesystem(uri)
+    return bool(RETRIES.call(uri, "look at", lambda: filesystem.isdir(path)))
 
 
 def has_protocol(uri: str) -> bool:
@@ -241,12 +497,16 @@ def has_protocol(uri: str) -> bool:
 @lru_cache(maxsize=32)
 def fetch_path(uri: str) -> Path:
     """Return a local copy of a file or folder; local ones are returned as they are."""
-    filesystem, path = _resolve_url(uri)
-    if isinstance(filesystem, LocalFileSystem):
+    filesystem, path = open_filesystem(uri)
+    if is_local_filesystem(filesystem):
         return Path(path)
-    local = Path(tempfile.mkdtemp(dir=scratch_folder())) / PurePosixPath(path).name
-    filesystem.get(path, str(local), recursive=filesystem.isdir(path))
-    return local
+
+    def copy() -> Path:
+        local = Path(tempfile.mkdtemp(dir=scratch_folder())) / PurePosixPath(path).name
+        filesystem.get(path, str(local), recursive=filesystem.isdir(path))
+        return local
+
+    return RETRIES.call(uri, "read", copy, seen=current_meter().count_retry)
 
 
 @lru_cache(maxsize=1)
@@ -257,23 +517,71 @@ def scratch_folder() -> Path:
     return folder
 
 
-def _resolve_url(url: str) -> tuple[Any, str]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise SettingsError(
-            f"{url}: expected a path or a URL that fsspec can open, found: {error}. For s3://, "
-            "gs:// or az:// install the extra, e.g. pip install 'eigenshift[s3]'."
-        ) from error
-    return filesystem, path
+@contextmanager
+def _open_stored(uri: str) -> Iterator[Any]:
+    """Open a file as it is stored: a local one directly, a remote one by ranges."""
+    filesystem, path = open_filesystem(uri)
+    if is_local_filesystem(filesystem):
+        with Path(path).open("rb") as local:
+            yield local
+        return
+    info = RETRIES.call(
+        uri, "look at", lambda: filesystem.info(path), seen=current_meter().count_retry
+    )
+    if info.get("size") is None:  # a web server that does not say: one stream, one attempt
+        with explain_faults(uri, "read"), filesystem.open(path, "rb") as stream:
+            yield stream
+        return
+    reader = RangeReader(filesystem, path, uri, int(info["size"]))
+    with io.BufferedReader(reader, buffer_size=READ_BLOCK_BYTES) as buffered:
+        yield buffered
 
 
 def _display_uri(filesystem: Any, path: str) -> str:
-    return path if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(path)
+    return path if is_local_filesystem(filesystem) else filesystem.unstrip_protocol(path)
 
 
-def _digest_stream(handle: IO[bytes]) -> str:
+def _digest_stream(handle: Any) -> str:
     digest = hashlib.sha256()
     while block := handle.read(READ_BLOCK_BYTES):
         digest.update(block)
     return digest.hexdigest()
+
+
+def _replace_file(target: Path, write: Callable[[Path], None]) -> None:
+    """Write beside the target, then rename over it; nothing is left behind if that fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        write(beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _move_file(local: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        local.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _replace_file(target, lambda beside: _copy_synced(local, beside))
+
+
+def _copy_synced(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    _sync_file(target)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _sync_file(path: Path) -> None:
+    """Have the bytes on disk before a name says they are complete."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())

@@ -14,7 +14,17 @@ from typing import Any
 
 from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult
 from eigenshift.errors import EigenShiftError
-from eigenshift.runs import ArtifactUse, StageSummary, finish_run, start_run, write_run
+from eigenshift.filesystems import logging_faults
+from eigenshift.presence import present, wait_for_collections
+from eigenshift.releases import settle_current
+from eigenshift.runs import (
+    ArtifactUse,
+    StageSummary,
+    end_dead_runs,
+    finish_run,
+    start_run,
+    write_run,
+)
 from eigenshift.settings import RefreshSettings
 
 logger = logging.getLogger("eigenshift.run")
@@ -39,22 +49,26 @@ class RunJournal:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Write the record at the start and, whatever happens, at the end."""
-        self.artifacts.store.check_writable()
-        write_run(self.artifacts.store, self.record)
-        logger.info("run %s: %s, store %s", self.record.run_id, self.record.command, self.root)
-        try:
-            yield
-        except EigenShiftError as error:
-            finish_run(self.record, "failed", error=str(error))
-            raise
-        except BaseException as error:
-            # Foreign messages may quote data, so only their type is kept.
-            finish_run(self.record, "failed", error=type(error).__name__)
-            raise
-        finally:
+        store = self.artifacts.store
+        store.check_writable()
+        with present(store, "run", self.record.run_id):
+            write_run(store, self.record)
+            wait_for_collections(store)
+            end_dead_runs(store)
+            settle_current(store, self.record.model_id)
+            logger.info("run %s: %s, store %s", self.record.run_id, self.record.command, self.root)
+            try:
+                yield
+            except BaseException as error:
+                # Foreign messages may quote data, so only their type is kept.
+                reason = str(error) if isinstance(error, EigenShiftError) else type(error).__name__
+                finish_run(self.record, "failed", error=reason)
+                with logging_faults("the run's record could not be written"):
+                    write_run(store, self.record)
+                raise
             if self.record.finished_at is None:
                 finish_run(self.record, "finished")
-            write_run(self.artifacts.store, self.record)
+            write_run(store, self.record)
 
     @property
     def root(self) -> str:
@@ -91,6 +105,7 @@ class RunJournal:
                     was_cached=result.was_cached,
                     elapsed_seconds=round(result.elapsed_seconds, 3),
                     label=label,
+                    traffic=result.traffic,
                 )
             )
             if not result.was_cached:
@@ -111,17 +126,11 @@ class RunJournal:
         n_cached = sum(result.was_cached for result in results)
         if results and n_cached == len(results):
             logger.info("%-28s %d cached, nothing to do", stage, n_cached)
-        for summary in self.record.stages:
-            if summary.name == stage:
-                summary.shards += len(results)
-                summary.shards_cached += n_cached
-                summary.elapsed_seconds = round(summary.elapsed_seconds + waited, 3)
-                return
-        self.record.stages.append(
-            StageSummary(
-                name=stage,
-                shards=len(results),
-                shards_cached=n_cached,
-                elapsed_seconds=round(waited, 3),
-            )
-        )
+        summary = next((found for found in self.record.stages if found.name == stage), None)
+        if summary is None:
+            summary = StageSummary(name=stage, shards=0, shards_cached=0, elapsed_seconds=0.0)
+            self.record.stages.append(summary)
+        summary.shards += len(results)
+        summary.shards_cached += n_cached
+        summary.elapsed_seconds = round(summary.elapsed_seconds + waited, 3)
+        summary.traffic = sum((result.traffic for result in results), summary.traffic)

@@ -1,0 +1,368 @@
+"""Filesystems behind URLs: which one, how it is asked, what its faults mean.
+
+The only place that knows clients of object stores. A URL says where; credentials come from the
+environment in each client's usual way (AWS_ACCESS_KEY_ID and so on) and are refused inside a URL,
+which ends up in records. What is not secret and has no variable of its own may follow the URL:
+
+    s3://bucket/prefix?endpoint_url=http://127.0.0.1:9000&addressing_style=path&region_name=eu-west-1
+
+Faults that pass (timeouts, resets, 429, 5xx, SlowDown) are tried again with exponential backoff and
+full jitter; all others, and those that do not pass, become a `StorageError`. Clients' own retries
+are switched off where they can be, so that attempts do not multiply. What is stored under which
+path belongs to `storage.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import fsspec
+import tenacity
+from fsspec.implementations.local import LocalFileSystem
+
+from eigenshift.errors import SettingsError, StorageError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+URL_OPTIONS = ("endpoint_url", "addressing_style", "region_name")
+CONNECT_TIMEOUT_SECONDS = 10
+READ_TIMEOUT_SECONDS = 60
+OBJECT_STORE_SCHEMES = frozenset({"s3", "s3a"})
+SECRET_VARIABLES = re.compile(r"(SECRET|TOKEN|PASSWORD|ACCESS_KEY|ACCOUNT_KEY|CREDENTIAL|_SAS)")
+SECRET_QUERY = re.compile(
+    r"[?&](x-amz-(signature|credential|security-token)|sig(nature)?|token|key|secret|password)=",
+    re.IGNORECASE,
+)
+MIN_SECRET_CHARACTERS = 6
+HIDDEN_SECRET = "[hidden]"  # noqa: S105 - what a secret is replaced by
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+PASSING_NUMBERS = frozenset(
+    {
+        errno.EIO,  # s3fs: any answer it has no number for
+        errno.EREMOTEIO,  # s3fs: InternalError
+        errno.EAGAIN,
+        errno.EBUSY,  # s3fs: SlowDown
+        errno.EINTR,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+    }
+)
+PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+PASSING_CODES = frozenset(
+    {"SlowDown", "Throttling", "RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch"}
+)
+PASSING_NAMES = frozenset(
+    {
+        # botocore and aiohttp: the connection, not the request, was the problem
+        "HTTPClientError",
+        "ConnectionError",
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "IncompleteReadError",
+        "IncompleteRead",
+        "ResponseStreamingError",
+        "ServiceUnavailable",
+    }
+)
+REFUSING_NAMES = frozenset(
+    {
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "CredentialRetrievalError",
+        "DefaultCredentialsError",
+    }
+)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how soon a request is tried again.
+
+    Attributes:
+        attempts: Tries in all.
+        first_wait_seconds: Upper bound of the first wait; doubles with each try. The wait itself
+            is drawn between 0 and the bound, so that many tasks do not return together.
+        max_wait_seconds: Upper bound of any wait.
+    """
+
+    attempts: int = 7
+    first_wait_seconds: float = 0.2
+    max_wait_seconds: float = 15.0
+
+    def call(self, place: str, verb: str, operation: Callable[[], T], *, seen: Any = None) -> T:
+        """Do something to storage until it works or cannot work.
+
+        Args:
+            place: URL, for the log and the error.
+            verb: What is done, e.g. "write".
+            operation: Safe to repeat.
+            seen: Called with each fault that is tried again.
+
+        Raises:
+            StorageError: It was refused, or failed at the last attempt.
+            FileNotFoundError: There is no such object; for the caller to explain.
+        """
+
+        def report(state: tenacity.RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome is not None else None
+            if seen is not None:
+                seen(error)
+            logger.warning(
+                "storage fault, trying again: place=%s action=%s attempt=%d/%d fault=%s",
+                place,
+                verb,
+                state.attempt_number,
+                self.attempts,
+                type(error).__name__,
+            )
+
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=tenacity.wait_random_exponential(self.first_wait_seconds, self.max_wait_seconds),
+            retry=tenacity.retry_if_exception(is_passing),
+            before_sleep=report,
+            reraise=True,
+        )
+        with explain_faults(place, verb, self.attempts):
+            return retrying(operation)
+
+
+RETRIES = RetryPolicy()
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Find the filesystem of a URL and the path inside it.
+
+    Raises:
+        SettingsError: No filesystem is installed for it, it carries a secret or an unknown option.
+    """
+    if has_secret(url):
+        raise SettingsError(
+            "a URL in the settings: expected no credentials in it, found some (the URL is not "
+            "shown). It would be written into the store's records. Give credentials by the "
+            "environment (AWS_ACCESS_KEY_ID and so on) or by a Prefect block."
+        )
+    plain, options = split_options(url)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(plain, **_configure_client(plain, options))
+    except (ImportError, ValueError) as error:
+        raise SettingsError(
+            f"{url}: expected a path or a URL that fsspec can open, found: {redact(str(error))}. "
+            "For s3://, gs:// or az:// install the extra, e.g. pip install 'eigenshift[s3]'."
+        ) from error
+    if hasattr(filesystem, "retries"):
+        filesystem.retries = 1
+    return filesystem, path
+
+
+def split_options(url: str) -> tuple[str, dict[str, str]]:
+    """Split a URL from the options after its last `?`; a glob's `?` is no option.
+
+    Raises:
+        SettingsError: An option is unknown.
+    """
+    plain, mark, query = url.rpartition("?")
+    if not mark or "://" not in plain or not re.fullmatch(r"\w+=[^&]*(&\w+=[^&]*)*", query):
+        return url, {}
+    if urlsplit(plain).scheme not in OBJECT_STORE_SCHEMES:
+        return url, {}
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(options) - set(URL_OPTIONS))
+    if unknown:
+        raise SettingsError(
+            f"{plain}: expected only the options {', '.join(URL_OPTIONS)} after the `?`, found "
+            f"{', '.join(unknown)}. Leave them out; credentials come from the environment."
+        )
+    return plain, options
+
+
+def has_secret(url: str) -> bool:
+    """Whether a URL carries credentials: a user's password, or a signature in its query."""
+    if "://" not in url:
+        return False
+    user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+    return (bool(at) and ":" in user) or SECRET_QUERY.search(url) is not None
+
+
+def read_whole(filesystem: Any, path: str) -> bytes:
+    """Return a small file's bytes; s3fs would ask for the size first, to fetch in parts."""
+    is_s3 = not OBJECT_STORE_SCHEMES.isdisjoint(_list_protocols(filesystem))
+    return bytes(filesystem.cat_file(path, **({"max_concurrency": 1} if is_s3 else {})))
+
+
+def _list_protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def is_local_filesystem(filesystem: Any) -> bool:
+    """Whether paths of this filesystem are paths of this machine."""
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same request may work a moment later."""
+    return any(_is_passing(found) for found in _list_causes(error)) and not is_refusal(error)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the request was refused for want of credentials or rights."""
+    return any(
+        isinstance(found, PermissionError) or _names(found) & REFUSING_NAMES
+        for found in _list_causes(error)
+    )
+
+
+def redact(message: str) -> str:
+    """Replace the value of every secret in the environment by a mark."""
+    for name, value in os.environ.items():
+        if len(value) >= MIN_SECRET_CHARACTERS and SECRET_VARIABLES.search(name.upper()):
+            message = message.replace(value, HIDDEN_SECRET)
+    return message
+
+
+@contextmanager
+def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
+    """Turn whatever a filesystem raises into one kind of error that says what to do.
+
+    Raises:
+        StorageError: Anything but a missing object went wrong.
+        FileNotFoundError: Unchanged.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {redact(str(error))}".rstrip(": .")
+        if is_refusal(error):
+            remedy = (
+                "Check the owner and permissions of the folder"
+                if place.startswith("file://") or "://" not in place
+                else "The credentials are missing, wrong or expired, or lack this right. Renew "
+                "them (environment or Prefect block)"
+            )
+            raise StorageError(
+                f"{place}: expected to be allowed to {verb} it, found {found}. {remedy} and start "
+                "the same command again; finished work is kept."
+            ) from error
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise _describe_full_disk(place, error) from error
+        if is_passing(error):
+            raise StorageError(
+                f"{place}: expected to {verb} it, found {found} at each of {attempts} attempts. "
+                "The storage is down or overloaded, or its address is wrong. Start the same "
+                "command again when it answers; finished work is kept."
+            ) from error
+        if isinstance(error, OSError) or _is_from_client(error):
+            raise StorageError(
+                f"{place}: expected to {verb} it, found {found}. Check the URL and, for an object "
+                "store, its endpoint and bucket."
+            ) from error
+        raise
+
+
+@contextmanager
+def logging_faults(what: str) -> Iterator[None]:
+    """Log a storage error instead of raising it, where a graver error is on its way already."""
+    try:
+        yield
+    except StorageError as error:
+        logger.warning("%s: %s", what, error)
+
+
+@contextmanager
+def explain_full_disk(place: str) -> Iterator[None]:
+    """Explain a full disk met by code that writes local files with its own libraries.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise _describe_full_disk(place, error) from error
+        raise
+
+
+def _describe_full_disk(place: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"{place}: expected room to write, found {type(error).__name__}: {error.strerror or error}."
+        " The disk or the quota is full. Free some space (`eigenshift gc` removes what no run "
+        "needs) or choose another --store; finished work is kept."
+    )
+
+
+def _configure_client(url: str, options: dict[str, str]) -> dict[str, Any]:
+    """Constructor arguments of the filesystem: addresses, time limits, no retries of its own."""
+    if urlsplit(url).scheme not in OBJECT_STORE_SCHEMES:
+        return {}
+    config: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "read_timeout": READ_TIMEOUT_SECONDS,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+    }
+    if "addressing_style" in options:
+        config["s3"] = {"addressing_style": options["addressing_style"]}
+    arguments: dict[str, Any] = {"config_kwargs": config, "use_listings_cache": False}
+    if "endpoint_url" in options:
+        arguments["endpoint_url"] = options["endpoint_url"]
+    if "region_name" in options:
+        arguments["client_kwargs"] = {"region_name": options["region_name"]}
+    return arguments
+
+
+def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    if isinstance(error, OSError) and error.errno in PASSING_NUMBERS:
+        return True
+    if _read_status(error) in PASSING_STATUSES or _read_code(error) in PASSING_CODES:
+        return True
+    return _is_from_client(error) and bool(_names(error) & PASSING_NAMES)
+
+
+def _names(error: BaseException) -> set[str]:
+    return {base.__name__ for base in type(error).__mro__}
+
+
+def _is_from_client(error: BaseException) -> bool:
+    """Whether an object store's client raised it; the clients are optional, so not imported."""
+    package = type(error).__module__.partition(".")[0]
+    return package in {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "http"}
+
+
+def _read_status(error: BaseException) -> int | None:
+    """HTTP status of a client's error: botocore's response, gcsfs's code, azure's status_code."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(error, "code", None) or getattr(error, "status_code", None)
+    return int(status) if isinstance(status, int) or str(status).isdigit() else None
+
+
+def _read_code(error: BaseException) -> str | None:
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
