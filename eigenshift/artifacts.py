@@ -287,7 +287,7 @@ class ArtifactStore:
             return f"expected {file.bytes} bytes (manifest), found {state.n_bytes}."
         if not read_content and file.etag is not None and state.etag == file.etag:
             return None
-        digest = self.store.digest(path)
+        digest = self.store.digest(path, state.n_bytes)
         if digest != file.sha256:
             return f"expected sha256 {file.sha256[:12]} (manifest), found {digest[:12]}."
         return None

@@ -242,13 +242,17 @@ class Store:
             copy.replace(local)
         return local
 
-    def digest(self, path: str) -> str:
+    def digest(self, path: str, n_bytes: int | None = None) -> str:
         """sha256 of an object's bytes, as hex.
+
+        Args:
+            path: The object.
+            n_bytes: Its size, if it is known already.
 
         Raises:
             ArtifactError: There is no such object.
         """
-        n_bytes = self.measure_bytes(path)
+        n_bytes = self.measure_bytes(path) if n_bytes is None else n_bytes
         if n_bytes is None:
             raise self._describe_missing(path)
         if self.is_local:
@@ -403,6 +407,12 @@ class RangeReader(io.RawIOBase):
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         self._position = max(0, start + offset)
         return self._position
+
+    def readall(self) -> bytes:
+        """Return everything from the position on, in one request (io's own would make many)."""
+        data = self.read_range(self._position, self.size)
+        self._position += len(data)
+        return data
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer from the position on."""
