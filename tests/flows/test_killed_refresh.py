@@ -1,0 +1,97 @@
+"""`kill -9` of a whole refresh at random moments, then the same command again.
+
+On a local folder and on a real S3 server. Nothing finished is done again, and in the end every
+artifact has the bytes it has in a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigenshift.artifacts import ArtifactStore
+from eigenshift.releases import list_releases
+from eigenshift.runs import list_run_ids
+from eigenshift.settings import RefreshSettings
+from eigenshift.verification import verify_store
+from tests.support.killed_work import prepare, run_until
+
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
+
+N_KILLS = 10
+SECONDS_TO_FINISH = 240.0
+
+
+def refresh(settings: RefreshSettings, environment: dict[str, str]) -> None:
+    """What `eigenshift refresh` runs, in a process of its own."""
+    import os
+
+    os.environ.update(environment)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.refresh import run_refresh
+
+    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        run_refresh(settings)
+
+
+def describe(store_url: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Digest of every file of every complete artifact."""
+    return {
+        (manifest.kind, manifest.fingerprint): {file.name: file.sha256 for file in manifest.files}
+        for manifest in ArtifactStore(store_url).list_manifests()
+    }
+
+
+@pytest.fixture(scope="module")
+def context() -> Any:
+    """Where killed processes come from."""
+    return prepare(["torch", "transformers", "detoxify", "flows.refresh", __name__])
+
+
+@pytest.fixture
+def api() -> dict[str, str]:
+    """How a process of its own finds the tests' Prefect server."""
+    from prefect.settings import PREFECT_API_URL
+
+    return {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+
+
+def kill_many_times(
+    context: Any, settings: RefreshSettings, undisturbed: RefreshSettings, environment: Any
+) -> None:
+    """Kill runs of `settings` until one ends; compare with a run that nobody disturbed."""
+    started = time.perf_counter()
+    assert run_until(context, refresh, [undisturbed, environment], SECONDS_TO_FINISH)
+    whole = time.perf_counter() - started
+    stream = random.Random(7)
+    done: dict[tuple[str, str], Any] = {}
+    n_killed = 0
+    for _ in range(N_KILLS):
+        if run_until(context, refresh, [settings, environment], stream.uniform(0.1, 0.5) * whole):
+            break
+        n_killed += 1
+        artifacts = ArtifactStore(settings.store)
+        found = {(item.kind, item.fingerprint): item for item in artifacts.list_manifests()}
+        assert {key: found[key] for key in done} == done  # not made again
+        done = found
+    assert n_killed >= 3
+    assert run_until(context, refresh, [settings, environment], SECONDS_TO_FINISH)
+    assert describe(settings.store) == describe(undisturbed.store)
+    verdict = verify_store(settings.store)
+    assert verdict.problems == []
+    store = ArtifactStore(settings.store).store
+    assert len(list_run_ids(store)) >= n_killed
+    assert len(list_releases(store)) == len(list_releases(ArtifactStore(undisturbed.store).store))
+
+
+def test_a_refresh_on_a_local_folder_survives_kills(
+    load_small: Callable[..., RefreshSettings], tmp_path: Path, context: Any, api: dict[str, str]
+) -> None:
+    """The whole line, killed again and again."""
+    kill_many_times(context, load_small(), load_small(f"store={tmp_path / 'undisturbed'}"), api)
