@@ -353,6 +353,14 @@ class TuneSettings(Frozen):
     )
 
 
+class Overlap(str, Enum):
+    """What a refresh does when another one of the same model is running."""
+
+    queue = "queue"
+    cancel = "cancel"
+    allow = "allow"
+
+
 class ExecutionSettings(Frozen):
     """How fast a run goes; never what it finds. Enters no fingerprint."""
 
@@ -360,6 +368,17 @@ class ExecutionSettings(Frozen):
         "auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."
     )
     concurrency: int = Field(2, ge=1, description="Tasks in flight at once.")
+    overlap: Overlap = Field(
+        Overlap.queue,
+        description="If another refresh of the model runs on the same Prefect server: wait for it, "
+        "cancel this one, or run beside it (safe, but may do the same work twice).",
+    )
+    credentials_block: str | None = Field(
+        None,
+        description="Prefect block with the storage's credentials, type/name: a secret holding a "
+        "JSON object of environment variables, or aws-credentials; empty: the environment's own.",
+        pattern=r"^[a-z0-9-]+/.+$",
+    )
     tokens_per_batch: int = Field(2_048, ge=1, description="Token budget of a forward pass.")
     sequences_per_batch: int = Field(256, ge=1, description="Continuations generated at once.")
     texts_per_scoring_batch: int = Field(64, ge=1, description="Continuations scored at once.")

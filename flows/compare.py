@@ -15,6 +15,7 @@ from eigenshift.interventions import Intervention, PatchRequest
 from eigenshift.reporting import ArmComparison
 from eigenshift.settings import RefreshSettings
 from flows import stages
+from flows.credentials import use_credentials
 from flows.journal import RunJournal
 
 
@@ -25,6 +26,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
     Args:
         settings: Everything the run reads; see docs/settings.md.
     """
+    use_credentials(settings.execution.credentials_block)
     journal = RunJournal("compare", settings)
     with journal.recording():
         sources = stages.ingest(journal)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import CancelledRun
+from prefect.states import Cancelled, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from eigenshift.artifacts import Artifact, ArtifactReference
@@ -22,16 +24,27 @@ from eigenshift.reporting import RefreshOutcome, describe_outcome
 from eigenshift.runs import finish_run
 from eigenshift.settings import RefreshSettings
 from flows import stages
+from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
+from flows.overlap import OverlapError, one_refresh_at_a_time
 
 
 @flow(name="refresh", flow_run_name="refresh-{settings.model.model_id}")
-def refresh(settings: RefreshSettings) -> RefreshOutcome:
+def refresh(settings: RefreshSettings) -> RefreshOutcome | State[RefreshOutcome]:
     """Find what makes a model generate toxicity, patch it, prove it, and release it or say why not.
 
     Args:
         settings: Everything the run reads; see docs/settings.md.
     """
+    use_credentials(settings.execution.credentials_block)
+    try:
+        with one_refresh_at_a_time(settings):
+            return _refresh(settings)
+    except OverlapError as error:
+        return Cancelled(message=str(error))
+
+
+def _refresh(settings: RefreshSettings) -> RefreshOutcome:
     journal = RunJournal("refresh", settings)
     with journal.recording():
         sources = stages.ingest(journal)
@@ -94,9 +107,16 @@ def _give_reason(checks: Sequence[Check]) -> str:
 
 
 def run_refresh(settings: RefreshSettings) -> RefreshOutcome:
-    """Run the flow here, with as many tasks at once as the settings say."""
+    """Run the flow here, with as many tasks at once as the settings say.
+
+    Raises:
+        OverlapError: Another refresh of the model is running, and the policy is to cancel.
+    """
     runner = ThreadPoolTaskRunner(max_workers=settings.execution.concurrency)
-    return refresh.with_options(task_runner=runner)(settings)
+    try:
+        return refresh.with_options(task_runner=runner)(settings)
+    except CancelledRun as error:
+        raise OverlapError(str(error)) from error
 
 
 if __name__ == "__main__":

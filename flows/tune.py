@@ -16,6 +16,7 @@ from eigenshift.prompts import Part
 from eigenshift.reporting import Trial, Tuning
 from eigenshift.settings import RefreshSettings
 from flows import stages
+from flows.credentials import use_credentials
 from flows.journal import RunJournal
 
 
@@ -26,6 +27,7 @@ def tune(settings: RefreshSettings) -> Tuning:
     Args:
         settings: Everything the run reads; the grid is `settings.tune`.
     """
+    use_credentials(settings.execution.credentials_block)
     journal = RunJournal("tune", settings)
     with journal.recording():
         sources = stages.ingest(journal)

@@ -56,3 +56,14 @@ def load_small(tmp_path: Path) -> Any:
         return load_preset("demo", [*SMALL, store, *overrides])
 
     return load
+
+
+@pytest.fixture(scope="session")
+def finished_store(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
+    """The store of a finished run, to be copied."""
+    from eigenshift.settings import load_preset
+    from flows.refresh import run_refresh
+
+    store = tmp_path_factory.mktemp("finished") / "store"
+    run_refresh(load_preset("demo", [*SMALL, f"store={store}"]))
+    return store

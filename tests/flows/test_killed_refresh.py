@@ -19,25 +19,13 @@ from eigenshift.releases import list_releases
 from eigenshift.runs import list_run_ids
 from eigenshift.settings import RefreshSettings
 from eigenshift.verification import verify_store
-from tests.support.killed_work import prepare, run_until
+from tests.support.killed_work import run_until
+from tests.support.refresh_process import find_api_url, prepare_refreshes, run_refresh_at
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
 N_KILLS = 10
 SECONDS_TO_FINISH = 240.0
-
-
-def refresh(settings: RefreshSettings, environment: dict[str, str]) -> None:
-    """What `eigenshift refresh` runs, in a process of its own."""
-    import os
-
-    os.environ.update(environment)
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from flows.refresh import run_refresh
-
-    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
-        run_refresh(settings)
 
 
 def describe(store_url: str) -> dict[tuple[str, str], dict[str, str]]:
@@ -51,29 +39,22 @@ def describe(store_url: str) -> dict[tuple[str, str], dict[str, str]]:
 @pytest.fixture(scope="module")
 def context() -> Any:
     """Where killed processes come from."""
-    return prepare(["torch", "transformers", "detoxify", "flows.refresh", __name__])
+    return prepare_refreshes()
 
 
-@pytest.fixture
-def api() -> dict[str, str]:
-    """How a process of its own finds the tests' Prefect server."""
-    from prefect.settings import PREFECT_API_URL
-
-    return {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
-
-
-def kill_many_times(
-    context: Any, settings: RefreshSettings, undisturbed: RefreshSettings, environment: Any
-) -> None:
+def kill_many_times(context: Any, settings: RefreshSettings, undisturbed: RefreshSettings) -> None:
     """Kill runs of `settings` until one ends; compare with a run that nobody disturbed."""
+    api_url = find_api_url()
     started = time.perf_counter()
-    assert run_until(context, refresh, [undisturbed, environment], SECONDS_TO_FINISH)
+    assert run_until(context, run_refresh_at, [api_url, undisturbed], SECONDS_TO_FINISH)
     whole = time.perf_counter() - started
     stream = random.Random(7)
     done: dict[tuple[str, str], Any] = {}
     n_killed = 0
     for _ in range(N_KILLS):
-        if run_until(context, refresh, [settings, environment], stream.uniform(0.1, 0.5) * whole):
+        if run_until(
+            context, run_refresh_at, [api_url, settings], stream.uniform(0.1, 0.5) * whole
+        ):
             break
         n_killed += 1
         artifacts = ArtifactStore(settings.store)
@@ -81,7 +62,7 @@ def kill_many_times(
         assert {key: found[key] for key in done} == done  # not made again
         done = found
     assert n_killed >= 3
-    assert run_until(context, refresh, [settings, environment], SECONDS_TO_FINISH)
+    assert run_until(context, run_refresh_at, [api_url, settings], SECONDS_TO_FINISH)
     assert describe(settings.store) == describe(undisturbed.store)
     verdict = verify_store(settings.store)
     assert verdict.problems == []
@@ -91,7 +72,7 @@ def kill_many_times(
 
 
 def test_a_refresh_on_a_local_folder_survives_kills(
-    load_small: Callable[..., RefreshSettings], tmp_path: Path, context: Any, api: dict[str, str]
+    load_small: Callable[..., RefreshSettings], tmp_path: Path, context: Any
 ) -> None:
     """The whole line, killed again and again."""
-    kill_many_times(context, load_small(), load_small(f"store={tmp_path / 'undisturbed'}"), api)
+    kill_many_times(context, load_small(), load_small(f"store={tmp_path / 'undisturbed'}"))

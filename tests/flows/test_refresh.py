@@ -105,17 +105,6 @@ def test_changing_one_setting_redoes_exactly_the_stages_that_read_it(
     assert find_redone(run(load_small(override))) == expected
 
 
-@pytest.fixture(scope="session")
-def finished_store(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
-    """The store of a finished run, to be copied."""
-    from eigenshift.settings import load_preset
-    from tests.flows.conftest import SMALL
-
-    store = tmp_path_factory.mktemp("finished") / "store"
-    run(load_preset("demo", [*SMALL, f"store={store}"]))
-    return store
-
-
 def test_a_failed_run_is_recorded_and_the_next_one_goes_on(
     load_small: Load, tmp_path: Path
 ) -> None:
