@@ -22,27 +22,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import fsspec
 import tenacity
 from fsspec.implementations.local import LocalFileSystem
 
 from eigenshift.errors import SettingsError, StorageError
+from eigenshift.locations import S3_SCHEMES, has_secret, split_options
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-URL_OPTIONS = ("endpoint_url", "addressing_style", "region_name")
 CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 60
-OBJECT_STORE_SCHEMES = frozenset({"s3", "s3a"})
 SECRET_VARIABLES = re.compile(r"(SECRET|TOKEN|PASSWORD|ACCESS_KEY|ACCOUNT_KEY|CREDENTIAL|_SAS)")
-SECRET_QUERY = re.compile(
-    r"[?&](x-amz-(signature|credential|security-token)|sig(nature)?|token|key|secret|password)=",
-    re.IGNORECASE,
-)
 MIN_SECRET_CHARACTERS = 6
 HIDDEN_SECRET = "[hidden]"  # noqa: S105 - what a secret is replaced by
 
@@ -169,38 +164,9 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def split_options(url: str) -> tuple[str, dict[str, str]]:
-    """Split a URL from the options after its last `?`; a glob's `?` is no option.
-
-    Raises:
-        SettingsError: An option is unknown.
-    """
-    plain, mark, query = url.rpartition("?")
-    if not mark or "://" not in plain or not re.fullmatch(r"\w+=[^&]*(&\w+=[^&]*)*", query):
-        return url, {}
-    if urlsplit(plain).scheme not in OBJECT_STORE_SCHEMES:
-        return url, {}
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = sorted(set(options) - set(URL_OPTIONS))
-    if unknown:
-        raise SettingsError(
-            f"{plain}: expected only the options {', '.join(URL_OPTIONS)} after the `?`, found "
-            f"{', '.join(unknown)}. Leave them out; credentials come from the environment."
-        )
-    return plain, options
-
-
-def has_secret(url: str) -> bool:
-    """Whether a URL carries credentials: a user's password, or a signature in its query."""
-    if "://" not in url:
-        return False
-    user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
-    return (bool(at) and ":" in user) or SECRET_QUERY.search(url) is not None
-
-
 def read_whole(filesystem: Any, path: str) -> bytes:
     """Return a small file's bytes; s3fs would ask for the size first, to fetch in parts."""
-    is_s3 = not OBJECT_STORE_SCHEMES.isdisjoint(_list_protocols(filesystem))
+    is_s3 = not S3_SCHEMES.isdisjoint(_list_protocols(filesystem))
     return bytes(filesystem.cat_file(path, **({"max_concurrency": 1} if is_s3 else {})))
 
 
@@ -310,7 +276,7 @@ def _describe_full_disk(place: str, error: OSError) -> StorageError:
 
 def _configure_client(url: str, options: dict[str, str]) -> dict[str, Any]:
     """Constructor arguments of the filesystem: addresses, time limits, no retries of its own."""
-    if urlsplit(url).scheme not in OBJECT_STORE_SCHEMES:
+    if urlsplit(url).scheme not in S3_SCHEMES:
         return {}
     config: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,

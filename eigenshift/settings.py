@@ -17,18 +17,46 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from eigenshift.errors import SettingsError
+from eigenshift.locations import has_secret
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 FRACTION = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+SECRET_IN_URL = "secret_in_url"  # noqa: S105 - the name of an error
+
+
+def _refuse_secret(location: str) -> str:
+    if has_secret(location):
+        raise PydanticCustomError(
+            SECRET_IN_URL,
+            "credentials do not belong in a URL, which is written into records; give them by the "
+            "environment or a Prefect block (the URL is not shown)",
+        )
+    return location
+
+
+Location = Annotated[str, AfterValidator(_refuse_secret)]
+"""A path or URL."""
+
+
 class Frozen(BaseModel):
     """A settings model: immutable, unknown fields refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True
+    )
 
 
 class SourceFormat(str, Enum):
@@ -77,12 +105,12 @@ class SourceSettings(Frozen):
         pattern=r"^[a-z0-9][a-z0-9_.-]*$",
     )
     format: SourceFormat = Field(title="Format", description="The file's original schema.")
-    uri: str = Field(
+    uri: Location = Field(
         title="Location",
         description="A path or URL (any fsspec scheme), globs allowed; for 'huggingface' an id.",
         min_length=1,
     )
-    labels_uri: str | None = Field(
+    labels_uri: Location | None = Field(
         None, description="Jigsaw test set only: test_labels.csv, joined to test.csv by id."
     )
     role: Role | None = Field(
@@ -136,7 +164,7 @@ class IngestionSettings(Frozen):
 class ModelSettings(Frozen):
     """The causal language model under study."""
 
-    id: str = Field(
+    id: Location = Field(
         title="Model", description="Hugging Face id, or a local or remote folder.", min_length=1
     )
     name: str | None = Field(
@@ -257,10 +285,10 @@ class ScorerSettings(Frozen):
     model_type: Literal[
         "original", "unbiased", "multilingual", "original-small", "unbiased-small"
     ] = Field("original", description="Detoxify model, downloaded unless a checkpoint is given.")
-    checkpoint: str | None = Field(
+    checkpoint: Location | None = Field(
         None, description="Local or remote Detoxify checkpoint; it must open with weights only."
     )
-    config_folder: str | None = Field(
+    config_folder: Location | None = Field(
         None, description="Folder with config.json and tokenizer files, for use without a hub."
     )
     label: str = Field("toxicity", description="Which of the classifier's outputs is the verdict.")
@@ -390,7 +418,7 @@ class ExecutionSettings(Frozen):
 class RefreshSettings(Frozen):
     """Everything one refresh needs: what to read, what to compute, when to release."""
 
-    store: str = Field(
+    store: Location = Field(
         "./.eigenshift", title="Store", description="Root URL of the store (any fsspec scheme)."
     )
     model: ModelSettings = Field(title="Model", description="The model under study.")
@@ -524,6 +552,8 @@ def parse_settings(document: Mapping[str, Any], place: str) -> RefreshSettings:
 
 
 def _describe_input(issue: Any) -> str:
+    if issue["type"] == SECRET_IN_URL:
+        return ""
     value = issue.get("input")
     return f" (found {value!r})" if isinstance(value, str | int | float | bool) else ""
 

@@ -34,8 +34,8 @@ from eigenshift.filesystems import (
     is_local_filesystem,
     open_filesystem,
     read_whole,
-    split_options,
 )
+from eigenshift.locations import split_options
 from eigenshift.traffic import current_meter
 
 READ_BLOCK_BYTES = 4 << 20

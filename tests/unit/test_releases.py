@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,12 @@ import pytest
 from eigenshift.artifacts import ArtifactReference
 from eigenshift.errors import SettingsError
 from eigenshift.releases import (
+    Release,
     list_releases,
     promote_patch,
     read_current,
     roll_back,
+    settle_current,
     slugify_model,
 )
 from eigenshift.storage import Store
@@ -81,3 +85,46 @@ def test_a_model_without_releases_is_a_clear_error(store: Store) -> None:
 def test_model_names_become_folder_names(model_id: str, expected: str) -> None:
     """No separators or spaces get into object names."""
     assert slugify_model(model_id) == expected
+
+
+def test_releases_made_at_once_are_all_kept_and_the_pointer_is_the_newest(store: Store) -> None:
+    """Twelve threads release at the same moment: none is lost, all agree on what is in force."""
+    barrier = threading.Barrier(12)
+
+    def release(number: int) -> str:
+        barrier.wait()
+        patch = ArtifactReference(kind="patch", fingerprint=f"{number:040d}")
+        return promote_patch(Store(store.root), "org/model", f"run-{number}", patch, "test")[
+            0
+        ].version
+
+    with ThreadPoolExecutor(12) as pool:
+        versions = list(pool.map(release, range(12)))
+    history = list_releases(store, "org/model")
+    assert {item.version for item in history} == set(versions)
+    pointer = Release.model_validate_json(store.read_bytes("releases/org--model/current.json"))
+    assert pointer == history[-1] == read_current(store, "org/model")
+
+
+def test_a_release_sorts_after_one_from_a_clock_that_is_ahead(store: Store) -> None:
+    """A machine whose clock is behind still puts its release in force."""
+    ahead = promote_patch(store, "org/model", "run-1", ONE, "test")[0]
+    ahead = ahead.model_copy(update={"version": f"29991231T235959.999999Z{ahead.version[-7:]}"})
+    store.write_bytes(f"releases/org--model/{ahead.version}.json", ahead.model_dump_json().encode())
+    assert read_current(store, "org/model") == ahead
+    newest = promote_patch(store, "org/model", "run-2", TWO, "test")[0]
+    assert newest.version > ahead.version
+    assert newest.previous == ahead.version
+    assert read_current(store, "org/model") == newest
+
+
+def test_a_pointer_left_behind_by_a_kill_is_settled(store: Store) -> None:
+    """The history decides; settling makes the pointer agree, once."""
+    first = promote_patch(store, "org/model", "run-1", ONE, "test")[0]
+    old = store.read_bytes("releases/org--model/current.json")
+    second = promote_patch(store, "org/model", "run-2", TWO, "test")[0]
+    store.write_bytes("releases/org--model/current.json", old)
+    assert settle_current(store, "org/model") == second != first
+    pointer = Release.model_validate_json(store.read_bytes("releases/org--model/current.json"))
+    assert pointer == second
+    assert settle_current(store, "org/none") is None
