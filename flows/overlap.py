@@ -28,7 +28,8 @@ from eigenshift.storage import Store
 logger = logging.getLogger("eigenshift.run")
 
 LEASE_SECONDS = 60.0  # the least that Prefect takes
-ASK_FOR_SECONDS = 20.0
+FIRST_WAIT_SECONDS = 2.0
+ASK_AGAIN_SECONDS = 120.0
 IGNORE_LIMIT_AFTER_SECONDS = 900.0
 CONFLICT = 409
 
@@ -51,17 +52,19 @@ def one_refresh_at_a_time(settings: RefreshSettings) -> Iterator[None]:
     name = f"eigenshift-refresh-{slugify_model(settings.model.model_id)}"
     _create_limit(name)
     waiting_since = time.monotonic()
+    patience = FIRST_WAIT_SECONDS
     while True:
         slot = concurrency(
             name,
             occupy=1,
             strict=True,
-            timeout_seconds=1.0 if policy is Overlap.cancel else ASK_FOR_SECONDS,
+            timeout_seconds=patience,
             lease_duration=LEASE_SECONDS,
             raise_on_lease_renewal_failure=False,
         )
         try:
             slot.__enter__()
+            break
         except TimeoutError:
             if policy is Overlap.cancel:
                 raise OverlapError(
@@ -69,13 +72,12 @@ def one_refresh_at_a_time(settings: RefreshSettings) -> Iterator[None]:
                     "that is running. By `execution.overlap: cancel` this one does nothing; "
                     "choose `queue` to wait for the other to end."
                 ) from None
-            if _is_abandoned(settings, time.monotonic() - waiting_since):
-                logger.warning("limit %s is taken, but nobody is at work; going on", name)
-                yield
-                return
-            logger.info("another refresh of %s is running; waiting", settings.model.model_id)
-            continue
-        break
+        if _is_abandoned(settings, time.monotonic() - waiting_since):
+            logger.warning("limit %s is taken, but nobody is at work; going on", name)
+            yield
+            return
+        logger.info("another refresh of %s is running; waiting", settings.model.model_id)
+        patience = ASK_AGAIN_SECONDS
     try:
         yield
     finally:

@@ -7,6 +7,8 @@ start at once. Everything here is made up and seeded; nothing is downloaded.
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 if TYPE_CHECKING:
     from eigenshift.models import LanguageModel
+    from tests.support.s3_server import S3Server
 
 END_OF_TEXT = "<|endoftext|>"
 N_POSITIONS = 64
@@ -111,3 +114,32 @@ def workspace(tmp_path: Path) -> Any:
     folder = tmp_path / "workspace"
     folder.mkdir()
     return Workspace(folder)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3-compatible server, one per test process.
+
+    Skips where the server is not installed; CI sets EIGENSHIFT_REQUIRE_S3 and fails instead.
+    """
+    from tests.support.s3_server import NOT_INSTALLED, is_installed, s3_server_process
+
+    if not is_installed():
+        if os.environ.get("EIGENSHIFT_REQUIRE_S3"):
+            pytest.fail(NOT_INSTALLED)
+        pytest.skip(NOT_INSTALLED)
+    with s3_server_process(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_store_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a store in a new bucket; the environment holds endpoint and credentials."""
+    from s3fs import S3FileSystem
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3_server.make_bucket(bucket)
+    return f"s3://{bucket}/store"

@@ -15,6 +15,7 @@ from eigenshift.releases import CURRENT_NAME, list_releases, slugify_model
 from eigenshift.runs import RunRecord, list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
 from eigenshift.verification import verify_store
+from tests.support.killed_work import start
 from tests.support.refresh_process import find_api_url, prepare_refreshes, run_refresh_at
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
@@ -24,13 +25,10 @@ SECONDS_TO_FINISH = 240
 CANCELLED = 5
 
 
-def start(context: Any, settings: Sequence[RefreshSettings]) -> list[Any]:
+def start_all(context: Any, settings: Sequence[RefreshSettings]) -> list[Any]:
     """Start refreshes together, each in a process of its own."""
     url = find_api_url()
-    processes = [context.Process(target=run_refresh_at, args=(url, item)) for item in settings]
-    for process in processes:
-        process.start()
-    return processes
+    return [start(context, run_refresh_at, [url, item]) for item in settings]
 
 
 def finish(processes: Sequence[Any]) -> list[int]:
@@ -71,7 +69,7 @@ def check_store(store_url: str) -> None:
 def test_two_of_the_same_settings_end_with_the_same_numbers(load_small: Load, context: Any) -> None:
     """They may do the same work twice; what they leave behind is one set of artifacts."""
     settings = load_small("execution.overlap=allow")
-    assert finish(start(context, [settings, settings])) == [0, 0]
+    assert finish(start_all(context, [settings, settings])) == [0, 0]
     first, second = read_runs(settings.store)
     assert first.metrics == second.metrics
     assert {use.fingerprint for use in first.artifacts} == {
@@ -88,11 +86,11 @@ def test_two_of_different_settings_do_not_mix(
         load_small("execution.overlap=allow", f"components.n_components={count}")
         for count in (2, 5)
     )
-    assert finish(start(context, [one, other])) == [0, 0]
+    assert finish(start_all(context, [one, other])) == [0, 0]
     together = {run.settings["components"]["n_components"]: run for run in read_runs(one.store)}
     check_store(one.store)
     alone = other.model_copy(update={"store": str(tmp_path / "alone")})
-    assert finish(start(context, [alone])) == [0]
+    assert finish(start_all(context, [alone])) == [0]
     (run,) = read_runs(alone.store)
     assert together[5].metrics == run.metrics
     assert together[2].metrics != run.metrics
@@ -106,7 +104,7 @@ def test_the_queue_policy_runs_one_after_the_other(
     shutil.copytree(finished_store, settings.store)
     known = {run.run_id for run in read_runs(settings.store)}
     settings = load_small("evaluation.n_bootstrap=20000")
-    assert finish(start(context, [settings, settings])) == [0, 0]
+    assert finish(start_all(context, [settings, settings])) == [0, 0]
     first, second = (run for run in read_runs(settings.store) if run.run_id not in known)
     assert first.finished_at is not None
     assert second.started_at >= first.finished_at
@@ -115,14 +113,27 @@ def test_the_queue_policy_runs_one_after_the_other(
 
 def test_the_cancel_policy_ends_the_second_at_once(load_small: Load, context: Any) -> None:
     """It does nothing: no run record, and the state in Prefect is Cancelled."""
-    settings = load_small("execution.overlap=cancel")
-    (first,) = start(context, [settings])
+    settings = load_small("execution.overlap=cancel", "generation.n_samples=60")
+    (first,) = start_all(context, [settings])
     while not list_run_ids(ArtifactStore(settings.store).store):
         time.sleep(0.05)
         assert first.is_alive()
-    (second,) = start(context, [settings])
+    (second,) = start_all(context, [settings])
     assert finish([second]) == [CANCELLED]
     assert first.is_alive()
     assert finish([first]) == [0]
     (run,) = read_runs(settings.store)
     assert run.status in ("promoted", "held")
+
+
+@pytest.mark.s3
+def test_two_at_once_on_s3(load_small: Load, context: Any, s3_store_url: str) -> None:
+    """Different settings, started together on a real S3 server: both end, nothing is mixed."""
+    settings = [
+        load_small(
+            "execution.overlap=allow", f"store={s3_store_url}", f"components.n_components={count}"
+        )
+        for count in (2, 5)
+    ]
+    assert finish(start_all(context, settings)) == [0, 0]
+    check_store(s3_store_url)

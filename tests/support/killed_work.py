@@ -26,12 +26,18 @@ def prepare(modules: Sequence[str]) -> Any:
     return context
 
 
+def start(context: Any, work: Callable[..., None], arguments: Sequence[Any]) -> Any:
+    """Start a process with this process's environment (not that of the server it comes from)."""
+    process = context.Process(target=_enter, args=(dict(os.environ), work, tuple(arguments)))
+    process.start()
+    return process
+
+
 def run_until(
     context: Any, work: Callable[..., None], arguments: Sequence[Any], seconds: float
 ) -> bool:
     """Run a process, kill it after some seconds, and return whether it had finished by then."""
-    process = context.Process(target=work, args=tuple(arguments))
-    process.start()
+    process = start(context, work, arguments)
     process.join(seconds)
     if process.exitcode is None:
         process.kill()
@@ -44,12 +50,18 @@ def run_to_moment(
     context: Any, work: Callable[..., None], arguments: Sequence[Any], moment: int
 ) -> bool:
     """Run a process that dies at its n-th touch of storage; return whether it lived to the end."""
-    process = context.Process(target=_work_and_die, args=(work, tuple(arguments), moment))
-    process.start()
+    process = start(context, _work_and_die, [work, tuple(arguments), moment])
     process.join(SECONDS_TO_WAIT)
     if process.exitcode not in (0, -signal.SIGKILL):
         raise AssertionError(f"expected an end or a kill, found exit code {process.exitcode}")
     return bool(process.exitcode == 0)
+
+
+def _enter(
+    environment: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.update(environment)
+    work(*arguments)
 
 
 def _work_and_die(work: Callable[..., None], arguments: tuple[Any, ...], moment: int) -> None:

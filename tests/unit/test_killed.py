@@ -96,3 +96,17 @@ def test_a_local_store_survives_a_kill_at_every_touch(tmp_path: Path, context: A
         assert describe(str(tmp_path / f"store-{moments}")) == describe(undisturbed)
         moments += 1
     assert moments >= 40
+
+
+@pytest.mark.s3
+def test_an_s3_store_survives_a_kill_at_every_third_request(
+    tmp_path: Path, context: Any, s3_store_url: str
+) -> None:
+    """The same on a real S3 server, before and after requests."""
+    undisturbed = str(tmp_path / "undisturbed")
+    do_the_work(undisturbed)
+    moments = 0
+    while not kill_and_go_on(context, f"{s3_store_url}-{moments}", moments):
+        assert describe(f"{s3_store_url}-{moments}") == describe(undisturbed)
+        moments += 3
+    assert moments >= 30
