@@ -31,6 +31,13 @@ SAMPLES = pa.schema(
     ]
 )
 
+RECORDS = pa.schema(
+    [
+        *SAMPLES,
+        describe_column("text_digest", pa.uint64(), "Of the normalised text: equal texts share it"),
+    ]
+)
+
 REJECTED_ROWS = pa.schema(
     [
         describe_column("dataset", pa.string(), "Name of the source in the settings"),

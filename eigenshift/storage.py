@@ -442,7 +442,7 @@ def list_files(uri: str) -> list[SourceFile]:
 
     def look() -> list[SourceFile]:
         filesystem.invalidate_cache()
-        if glob.has_magic(path):
+        if glob.has_magic(path) and not filesystem.isfile(path):  # "a[1].csv" may be a name
             found = filesystem.glob(path, detail=True)
         else:
             found = {path: filesystem.info(path)} if filesystem.exists(path) else {}

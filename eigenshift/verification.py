@@ -29,6 +29,9 @@ OUTSIDE_KINDS = frozenset({"source", "weights", "classifier"})
 """Inputs that are digests of files outside the store."""
 
 TABLES = (
+    ("records", "records", schemas.RECORDS),
+    ("records", "rejected_rows", schemas.REJECTED_ROWS),
+    ("records", "source_files", schemas.SOURCE_FILES),
     ("samples", "samples-", schemas.SAMPLES),
     ("samples", "rejected_rows", schemas.REJECTED_ROWS),
     ("samples", "source_files", schemas.SOURCE_FILES),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eigenshift.artifacts import ArtifactReference, FileReference
+from eigenshift.datasets import list_sources
 from eigenshift.evaluation.fluency import allot_texts
 from eigenshift.interventions import PatchRequest
 from eigenshift.prompts import Part
@@ -57,10 +58,20 @@ def ingest(journal: RunJournal) -> Sources:
     """Read all sources and choose prompts."""
     settings = journal.settings
     names = [source.name for source in settings.sources]
+    files = [file for source in settings.sources for file in list_sources(source)]
+    records = journal.collect(
+        "read_file",
+        [ingestion.read_file.submit(settings.store, file, settings.ingestion) for file in files],
+    )
+    records_of: dict[str, list[ArtifactReference]] = {name: [] for name in names}
+    for file, reference in zip(files, records, strict=True):
+        records_of[file.name].append(reference)
     references = journal.collect(
         "ingest_source",
         {
-            source.name: ingestion.ingest_source.submit(settings.store, source, settings.ingestion)
+            source.name: ingestion.ingest_source.submit(
+                settings.store, source, records_of[source.name], settings.ingestion
+            )
             for source in settings.sources
         },
     )

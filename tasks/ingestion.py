@@ -8,24 +8,56 @@ import pyarrow as pa
 from prefect.states import State
 
 from eigenshift import datasets, prompts
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult
+from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
 from eigenshift.settings import IngestionSettings, PromptSettings, SourceSettings
 from tasks.stage import report, stage_task
 
 
 @stage_task
-def ingest_source(
+def read_file(
     store: str, source: SourceSettings, ingestion: IngestionSettings
 ) -> State[StageResult]:
-    """Read one source into samples and rejected rows."""
+    """Read one file of a source into records and rejected rows."""
     content = ArtifactReference(kind="source", fingerprint=datasets.digest_source(source))
     return report(
         ArtifactStore(store).produce(
+            "records",
+            step_version=datasets.READING_STEP_VERSION,
+            settings={"source": source, "max_characters": ingestion.max_characters},
+            inputs=[content],
+            work=lambda workspace: datasets.read_file(source, ingestion, workspace),
+        )
+    )
+
+
+@stage_task
+def ingest_source(
+    store: str,
+    source: SourceSettings,
+    records: Sequence[ArtifactReference],
+    ingestion: IngestionSettings,
+) -> State[StageResult]:
+    """Make the samples of a source from the records of its files."""
+    artifacts = ArtifactStore(store)
+
+    def work(workspace: Workspace) -> None:
+        files = [
+            datasets.FileRecords(
+                records=file.fetch(datasets.RECORDS_NAME),
+                rejected_rows=file.fetch(datasets.REJECTED_NAME),
+                source_files=file.fetch(datasets.SOURCE_FILES_NAME),
+            )
+            for file in map(artifacts.open, records)
+        ]
+        datasets.combine_records(source.uri, files, ingestion.rows_per_shard, workspace)
+
+    return report(
+        artifacts.produce(
             "samples",
             step_version=datasets.STEP_VERSION,
-            settings={"source": source, "ingestion": ingestion},
-            inputs=[content],
-            work=lambda workspace: datasets.ingest_source(source, ingestion, workspace),
+            settings={"source": source.name, "rows_per_shard": ingestion.rows_per_shard},
+            inputs=records,
+            work=work,
         )
     )
 

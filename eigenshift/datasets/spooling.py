@@ -1,61 +1,63 @@
-"""Samples on their way to the store: a spool on disk, and shards of equal size.
+"""Records and samples on disk: written in batches, read in batches, cut into shards.
 
-Whether a text is kept depends on texts read later, so samples are first written to a spool beside
-the shards, then copied without the rejected ones. Both keep the order of reading and depend on
-nothing else, so equal content gives equal bytes. Memory holds one batch at a time.
+Everything keeps the order of reading and depends on nothing else, so equal content gives equal
+bytes. Memory holds one batch at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from eigenshift.artifacts import Workspace
-from eigenshift.schemas import SAMPLES
+from eigenshift.schemas import RECORDS, SAMPLES
 
 MAX_BATCH_ROWS = 4_096
 MAX_BATCH_CHARACTERS = 16 << 20
-SPOOL = pa.schema(
-    [*SAMPLES, pa.field("file_index", pa.int32()), pa.field("text_digest", pa.uint64())]
-)
 
 
-class SampleSpool:
-    """Rows of `SPOOL`, appended one by one and read back in batches."""
+class RecordWriter:
+    """Writes rows of `schemas.RECORDS` one by one. A context manager."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer = pa.ipc.new_stream(
-            str(path), SPOOL, options=pa.ipc.IpcWriteOptions(compression="lz4")
-        )
+        self._writer = pq.ParquetWriter(path, RECORDS, compression="zstd")
         self._rows: list[dict[str, Any]] = []
         self._n_characters = 0
 
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
     def append(self, row: dict[str, Any]) -> None:
-        """Add one sample."""
+        """Add one record."""
         self._rows.append(row)
         self._n_characters += len(row["text"]) + len(row["attributes"])
         if len(self._rows) >= MAX_BATCH_ROWS or self._n_characters >= MAX_BATCH_CHARACTERS:
             self._flush()
 
-    def read_batches(self) -> Iterator[pa.RecordBatch]:
-        """Finish writing and read everything back."""
-        self._flush()
-        self._writer.close()
-        with pa.memory_map(str(self._path)) as handle, pa.ipc.open_stream(handle) as reader:
-            yield from reader
-
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=SPOOL))
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=RECORDS))
         self._rows, self._n_characters = [], 0
 
 
+def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Read records back, batch by batch."""
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(
+            MAX_BATCH_ROWS, columns=None if columns is None else list(columns)
+        )
+
+
 class ShardWriter:
-    """Writes samples-00000.parquet and so on, each full but the last."""
+    """Writes samples-00000.parquet and so on; each shard of a file is full but its last."""
 
     def __init__(self, workspace: Workspace, rows_per_shard: int) -> None:
         self._workspace = workspace
@@ -77,8 +79,8 @@ class ShardWriter:
         rest = table.slice(n_full)
         self._pending, self._n_pending = rest.to_batches(), rest.num_rows
 
-    def close(self) -> None:
-        """Write what is left."""
+    def end_file(self) -> None:
+        """Write what is left: no shard spans two files."""
         if self._n_pending:
             self._write_shard(pa.Table.from_batches(self._pending))
         self._pending, self._n_pending = [], 0

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 Load = Callable[..., RefreshSettings]
 
 STAGES = {
+    "read_file",
     "ingest_source",
     "choose_prompts",
     "identify_model",
@@ -120,8 +121,8 @@ def test_a_failed_run_is_recorded_and_the_next_one_goes_on(
     assert record.error is not None
     assert "empty.csv" in record.error
     outcome = run(load_small())
-    ingest = next(stage for stage in outcome.stages if stage.name == "ingest_source")
-    assert (ingest.shards, ingest.shards_cached) == (4, 3)
+    read = next(stage for stage in outcome.stages if stage.name == "read_file")
+    assert (read.shards, read.shards_cached) == (4, 3)
 
 
 def test_rows_read_are_samples_plus_rejected_rows(finished_store: Path) -> None:
@@ -207,7 +208,7 @@ def test_a_missing_model_stops_before_any_generation(load_small: Load, tmp_path:
     with pytest.raises(EigenShiftError, match="no-such-model"):
         run(load_small(f"model.id={tmp_path / 'no-such-model'}"))
     kinds = {path.parent.name for path in (tmp_path / "store" / "artifacts").glob("*/*")}
-    assert kinds == {"samples", "prompts"}
+    assert kinds == {"records", "samples", "prompts"}
 
 
 def test_every_table_in_the_store_has_meanings(finished_store: Path) -> None:

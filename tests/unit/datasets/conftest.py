@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eigenshift import datasets
 from eigenshift.artifacts import Workspace
-from eigenshift.datasets import ingest_source
 from eigenshift.schemas import REJECTED_ROWS, SAMPLES, SOURCE_FILES
 from eigenshift.settings import IngestionSettings, SourceSettings
 
@@ -102,6 +103,21 @@ def check_accounting(outcome: Outcome) -> None:
 
 
 Ingest = Callable[..., Outcome]
+
+
+def ingest_source(
+    source: SourceSettings, ingestion: IngestionSettings, workspace: Workspace
+) -> None:
+    """Read each file of a source by itself, then combine them, as the two stages do."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files = []
+        for place, file in enumerate(datasets.list_sources(source)):
+            folder = Path(scratch) / str(place)
+            folder.mkdir()
+            datasets.read_file(file, ingestion, Workspace(folder))
+            names = (datasets.RECORDS_NAME, datasets.REJECTED_NAME, datasets.SOURCE_FILES_NAME)
+            files.append(datasets.FileRecords(*(folder / name for name in names)))
+        datasets.combine_records(source.uri, files, ingestion.rows_per_shard, workspace)
 
 
 @pytest.fixture(scope="session")

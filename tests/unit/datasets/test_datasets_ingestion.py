@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eigenshift.datasets import STEP_VERSION, digest_source, ingestion
+from eigenshift.datasets import STEP_VERSION, digest_source, reading
 from eigenshift.datasets.records import Rejection, Sample
 from eigenshift.errors import DatasetError
 from eigenshift.settings import SourceSettings
@@ -256,8 +256,8 @@ def test_own_bookkeeping_is_checked(write, ingest, monkeypatch) -> None:
     """A reader that skips a record is caught."""
     items = [Sample(1, "tea", False), Sample(3, "jam", False)]
     monkeypatch.setitem(
-        ingestion.MAKE_READER,
-        ingestion.SourceFormat.jigsaw,
+        reading.MAKE_READER,
+        reading.SourceFormat.jigsaw,
         lambda source: lambda uri: iter(items),
     )
     with pytest.raises(DatasetError, match="expected record 2, found record 3"):
