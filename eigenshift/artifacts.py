@@ -274,15 +274,16 @@ class ArtifactStore:
         problems = []
         for file in artifact.manifest.files:
             path = f"{artifact.reference.folder}/{file.stored_as}"
-            problem = self._find_damage(path, file, read_content=read_content)
+            problem = self.find_damage(path, file, read_content=read_content)
             if problem is not None:
                 problems.append(f"{self.store.uri(path)}: {problem}")
         return problems
 
-    def _find_damage(self, path: str, file: FileRecord, *, read_content: bool) -> str | None:
+    def find_damage(self, path: str, file: FileRecord, *, read_content: bool) -> str | None:
+        """Compare an object with what the manifest says of it; None if they agree."""
         state = self.store.inspect(path)
         if state is None:
-            return f"expected {file.bytes} bytes (manifest), found no such object."
+            return "expected a file (manifest), found none."
         if state.n_bytes != file.bytes:
             return f"expected {file.bytes} bytes (manifest), found {state.n_bytes}."
         if not read_content and file.etag is not None and state.etag == file.etag:

@@ -68,6 +68,8 @@ class RunRecord(BaseModel):
     checks: list[dict[str, Any]] = []
     release: str | None = None
     error: str | None = None
+    collected_at: str | None = None
+    """When a garbage collection removed artifacts of this run; the record itself stays."""
 
     def find_artifact(self, kind: str, label: str | None = None) -> ArtifactReference:
         """The artifact of a kind this run used.

@@ -290,6 +290,12 @@ class Store:
                 "else. The storage is not consistent; choose another --store."
             )
 
+    def local_path(self, path: str) -> Path:
+        """Where an object of a local store lies."""
+        if not self.is_local:
+            raise ValueError(f"{self.root} is not a folder of this machine")
+        return Path(self._full(path))
+
     def _download(self, path: str, local: Path) -> None:
         try:
             self._ask(

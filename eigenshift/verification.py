@@ -1,7 +1,8 @@
 """Verify a store: every checksum, schema and lineage link, and that no row was lost.
 
 Reads everything, changes nothing. A problem is one sentence that names the object; files that no
-manifest lists are left by abandoned attempts, do no harm, and are only counted.
+manifest lists are left by abandoned attempts, do no harm, and are only counted (`retention.py`
+removes them). What can be mended about the problems is `repair.py`'s.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from eigenshift import schemas
-from eigenshift.artifacts import MANIFEST_NAME, FileRecord, Manifest, compute_fingerprint
+from eigenshift.artifacts import (
+    MANIFEST_NAME,
+    ArtifactStore,
+    FileRecord,
+    Manifest,
+    compute_fingerprint,
+)
 from eigenshift.errors import ArtifactError
 from eigenshift.releases import CURRENT_NAME, Release
 from eigenshift.runs import RunRecord
@@ -57,6 +64,10 @@ class Verdict:
 
     store: str
     problems: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Paths of manifests and run records that are wrong, or whose files are: to be set aside."""
+    unsettled_models: list[str] = field(default_factory=list)
+    """Models whose release pointer does not agree with the history."""
     n_artifacts: int = 0
     n_files: int = 0
     n_bytes: int = 0
@@ -88,11 +99,15 @@ class Verdict:
 
 def verify_store(store_url: str) -> Verdict:
     """Check everything a store holds against its own records."""
-    store = Store(store_url)
+    artifacts = ArtifactStore(store_url)
+    store = artifacts.store
     verdict = Verdict(store.root)
     manifests = _read_manifests(store, verdict)
     for path, manifest in manifests.items():
-        _check_manifest(store, path, manifest, verdict)
+        n_before = len(verdict.problems)
+        _check_manifest(artifacts, path, manifest, verdict)
+        if len(verdict.problems) > n_before:
+            verdict.damaged.append(path)
     by_key = {(found.kind, found.fingerprint): found for found in manifests.values()}
     for path, manifest in manifests.items():
         _check_inputs(store.uri(path), manifest, by_key, verdict)
@@ -129,11 +144,16 @@ def _read_record(
         return model.model_validate_json(store.read_bytes(path))
     except (ValidationError, ArtifactError):
         verdict.problems.append(f"{store.uri(path)}: expected {what}, found damage.")
+        if model is not Release:  # which patch was in force cannot be made again: a person decides
+            verdict.damaged.append(path)
         return None
 
 
-def _check_manifest(store: Store, path: str, manifest: Manifest, verdict: Verdict) -> None:
+def _check_manifest(
+    artifacts: ArtifactStore, path: str, manifest: Manifest, verdict: Verdict
+) -> None:
     """Place, fingerprint and files of one artifact, then the accounting of its rows."""
+    store = artifacts.store
     place = store.uri(path)
     expected = f"artifacts/{manifest.kind}/{manifest.fingerprint}/{MANIFEST_NAME}"
     if path != expected:
@@ -151,7 +171,7 @@ def _check_manifest(store: Store, path: str, manifest: Manifest, verdict: Verdic
     for file in manifest.files:
         verdict.n_files += 1
         verdict.n_bytes += file.bytes
-        problem = _find_damage(store, f"{folder}{file.stored_as}", file)
+        problem = artifacts.find_damage(f"{folder}{file.stored_as}", file, read_content=True)
         if problem is None:
             local = store.fetch(f"{folder}{file.stored_as}", file.sha256)
             problem = find_format_problem(manifest.kind, file, local)
@@ -160,19 +180,6 @@ def _check_manifest(store: Store, path: str, manifest: Manifest, verdict: Verdic
             verdict.problems.append(f"{store.uri(folder + file.stored_as)}: {problem}")
     if manifest.kind == "samples" and len(sound) == len(manifest.files):
         verdict.problems.extend(f"{place}: {problem}" for problem in _find_lost_rows(sound))
-
-
-def _find_damage(store: Store, path: str, file: FileRecord) -> str | None:
-    """Compare an object's size and digest with the manifest."""
-    size = store.measure_bytes(path)
-    if size is None:
-        return "expected a file (manifest), found none. Start the same command again to make it."
-    if size != file.bytes:
-        return f"expected {file.bytes} bytes (manifest), found {size}."
-    digest = store.digest(path)
-    if digest != file.sha256:
-        return f"expected sha256 {file.sha256[:12]} (manifest), found {digest[:12]}."
-    return None
 
 
 def find_format_problem(kind: str, file: FileRecord, local: Path) -> str | None:
@@ -295,6 +302,8 @@ def _check_runs(
         if record is None:
             continue
         runs[record.run_id] = record
+        if record.collected_at is not None:  # its artifacts were removed on purpose
+            continue
         missing = {
             f"{use.kind}/{use.fingerprint[:12]}"
             for use in record.artifacts
@@ -342,11 +351,15 @@ def _check_releases(
         place = store.uri(f"{folder}/{CURRENT_NAME}")
         if folder not in pointers:
             verdict.problems.append(f"{place}: expected {release.version}, found no such object.")
+            verdict.unsettled_models.append(release.model_id)
+        elif pointers[folder] is None:
+            verdict.unsettled_models.append(release.model_id)
         elif (pointer := pointers[folder]) is not None and pointer != release:
             verdict.problems.append(
                 f"{place}: expected {release.version} (the newest release), found "
-                f"{pointer.version}. The next release or roll-back repairs it."
+                f"{pointer.version}. The next run repairs it."
             )
+            verdict.unsettled_models.append(release.model_id)
     for folder in sorted(set(pointers) - set(newest)):
         verdict.problems.append(
             f"{store.uri(folder)}/{CURRENT_NAME}: expected a release it points to, found none."

@@ -203,18 +203,61 @@ def rollback(
 
 
 @app.command()
-def verify(store: RequiredStoreOption = "./.eigenshift", as_json: JsonOption = False) -> None:
+def verify(
+    store: RequiredStoreOption = "./.eigenshift",
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Set damaged objects aside, so that they are made again."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Check every checksum, schema and lineage link of a store."""
+    from eigenshift.repair import repair_store
     from eigenshift.verification import verify_store
 
     verdict = verify_store(store)
+    repaired = repair_store(store, verdict) if repair else []
     if as_json:
-        print(json.dumps(verdict.as_dict()))  # noqa: T201
+        print(json.dumps({**verdict.as_dict(), "repaired": repaired}))  # noqa: T201
     else:
-        for problem in verdict.problems:
-            console.print(f"- {problem}", markup=False, highlight=False)
-        console.print(verdict.summary, markup=False, highlight=False)
+        for line in [*verdict.problems, *repaired]:
+            console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(verdict.summary, markup=False, highlight=False, soft_wrap=True)
+        if repaired:
+            console.print("Start the same refresh again: what was set aside is made again.")
     raise typer.Exit(EXIT_FAILED if verdict.problems else EXIT_PROMOTED)
+
+
+@app.command()
+def gc(
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, help="Finished runs of each command to keep.")
+    ],
+    store: RequiredStoreOption = "./.eigenshift",
+    keep_run: Annotated[
+        list[str] | None, typer.Option("--keep-run", help="Keep this run as well. Repeat.")
+    ] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Really remove; without it, only list.")
+    ] = False,
+    grace_hours: Annotated[
+        float, typer.Option("--grace-hours", min=0, help="Leave younger loose files alone.")
+    ] = 24.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove artifacts that no kept run or release reaches (a dry run by default)."""
+    from eigenshift.retention import collect_garbage
+
+    found = collect_garbage(
+        store, keep=keep, keep_runs=keep_run or (), delete=delete, grace_hours=grace_hours
+    )
+    if as_json:
+        print(json.dumps(found.as_dict()))  # noqa: T201
+    else:
+        for kind, count in found.artifacts.items():
+            console.print(f"  {count:6d}  {kind}", highlight=False)
+        console.print(found.summary, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(EXIT_FAILED if found.at_work else EXIT_PROMOTED)
 
 
 @app.command()

@@ -1,0 +1,144 @@
+"""Damage of every kind, to every kind of object: found on use, listed, set aside, made again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eigenshift.artifacts import MANIFEST_NAME, ArtifactStore, StageResult, Workspace
+from eigenshift.releases import CURRENT_NAME
+from eigenshift.repair import repair_store
+from eigenshift.verification import verify_store
+from tests.support.small_store import SmallStore, build_small_store
+
+Damage = Callable[[Path], None]
+
+
+def flip_one_bit(path: Path) -> None:
+    """Change one bit in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGES: dict[str, Damage] = {
+    "deleted": Path.unlink,
+    "emptied": lambda path: path.write_bytes(b"") and None,
+    "truncated": lambda path: (
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) and None
+    ),
+    "flipped": flip_one_bit,
+    "replaced": lambda path: path.write_bytes(b"{}") and None,
+}
+
+
+def make_shard(url: str, shard: int) -> StageResult:
+    """One of several artifacts that know nothing of each other."""
+
+    def work(workspace: Workspace) -> None:
+        workspace.write_json("content.json", {"shard": shard, "padding": "x" * 300})
+
+    return ArtifactStore(url).produce(
+        "values", step_version=1, settings={"shard": shard}, inputs=[], work=work
+    )
+
+
+@pytest.mark.parametrize("target", ["file", "manifest"])
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+def test_damage_is_found_on_use_and_only_that_artifact_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, target: str
+) -> None:
+    """The log says so; the new content equals the old; the others are untouched."""
+    logging.getLogger("eigenshift").propagate = True
+    url = str(tmp_path)
+    before = [make_shard(url, shard) for shard in range(3)]
+    manifest = ArtifactStore(url).open(before[1].reference).manifest
+    folder = tmp_path / before[1].reference.folder
+    DAMAGES[damage](
+        folder / (MANIFEST_NAME if target == "manifest" else manifest.files[0].stored_as)
+    )
+    with caplog.at_level(logging.WARNING):
+        after = [make_shard(url, shard) for shard in range(3)]
+    is_harmless = target == "manifest" and damage == "flipped" and after[1].was_cached
+    assert [item.was_cached for item in after] == [True, is_harmless, True]
+    if not (target == "manifest" and damage == "deleted") and not is_harmless:
+        assert "artifact damaged, made again" in caplog.text
+    again = ArtifactStore(url).open(after[1].reference).manifest
+    assert [file.sha256 for file in again.files] == [file.sha256 for file in manifest.files]
+    assert verify_store(url).problems == []
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
+    """A store without damage."""
+    return build_small_store(str(tmp_path_factory.mktemp("sound")))
+
+
+def list_targets(url: str) -> dict[str, Path]:
+    """One object of each kind in a store."""
+    root = Path(url)
+    targets = {
+        "run": next((root / "runs").glob("*.json")),
+        "pointer": next((root / "releases").glob(f"*/{CURRENT_NAME}")),
+    }
+    for kind in ("samples", "neurons", "components", "patch", "evaluation"):
+        manifest = next((root / "artifacts" / kind).glob(f"*/{MANIFEST_NAME}"))
+        targets[f"{kind} manifest"] = manifest
+        targets[f"{kind} file"] = next(
+            path for path in sorted(manifest.parent.iterdir()) if path != manifest
+        )
+    return targets
+
+
+@pytest.mark.parametrize("damage", ["emptied", "truncated", "replaced"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run",
+        "pointer",
+        *(
+            f"{kind} {what}"
+            for kind in ("samples", "neurons", "components", "patch", "evaluation")
+            for what in ("manifest", "file")
+        ),
+    ],
+)
+def test_verify_names_the_damage_and_repair_sets_it_aside(
+    sound: SmallStore, tmp_path: Path, name: str, damage: str
+) -> None:
+    """Verification changes nothing; after repair no damaged object is left in its place."""
+    url = sound.copy_to(tmp_path / "store").url
+    target = list_targets(url)[name]
+    DAMAGES[damage](target)
+    before = {path: path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
+    verdict = verify_store(url)
+    assert any(target.name in line for line in verdict.problems)
+    after = {path: path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
+    assert after == before
+    done = repair_store(url, verdict)
+    assert done
+    assert all(
+        content in {path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
+        for path, content in before.items()
+        if path.name != CURRENT_NAME
+    )
+    left = verify_store(url)
+    assert left.damaged == []
+    assert left.unsettled_models == []
+    assert repair_store(url, left) == []
+
+
+def test_a_damaged_release_record_is_left_to_a_person(sound: SmallStore, tmp_path: Path) -> None:
+    """Which patch was in force cannot be computed, so nothing is moved."""
+    url = sound.copy_to(tmp_path / "store").url
+    path = next(
+        item for item in (Path(url) / "releases").rglob("*.json") if item.name != CURRENT_NAME
+    )
+    path.write_text("{")
+    verdict = verify_store(url)
+    assert any(path.name in line for line in verdict.problems)
+    repair_store(url, verdict)
+    assert path.read_text() == "{"
