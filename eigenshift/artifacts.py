@@ -96,6 +96,17 @@ class Manifest(BaseModel):
     created_at: str
     elapsed_seconds: float
     traffic: Traffic = Traffic()
+    seal: str = ""
+    """sha256 of all the rest: one changed bit of a manifest shows."""
+
+    def compute_seal(self) -> str:
+        """Digest of everything but the seal."""
+        return hashlib.sha256(self.model_dump_json(exclude={"seal"}).encode()).hexdigest()
+
+    def encode(self) -> bytes:
+        """The manifest as it is stored, sealed."""
+        sealed = self.model_copy(update={"seal": self.compute_seal()})
+        return sealed.model_dump_json(indent=2).encode()
 
     @property
     def rows(self) -> int:
@@ -230,6 +241,11 @@ class ArtifactStore:
                 f"{place}: expected a manifest, found {len(data)} bytes that are not one. The "
                 "object was damaged. Start the same command again; only this shard is redone."
             ) from error
+        if manifest.seal != manifest.compute_seal():
+            raise ArtifactError(
+                f"{place}: expected a manifest that fits its own digest, found changes. The object "
+                "was damaged or edited. Start the same command again; only this shard is redone."
+            )
         if (manifest.kind, manifest.fingerprint) != (reference.kind, reference.fingerprint):
             raise ArtifactError(
                 f"{place}: expected the manifest of this artifact, found that of another "
@@ -339,8 +355,7 @@ class ArtifactStore:
                     elapsed_seconds=round(time.perf_counter() - started, 4),
                     traffic=meter.traffic,
                 )
-                data = manifest.model_dump_json(indent=2).encode()
-                self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", data)
+                self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", manifest.encode())
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             elapsed = time.perf_counter() - started

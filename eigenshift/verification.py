@@ -158,6 +158,8 @@ def _check_manifest(
     expected = f"artifacts/{manifest.kind}/{manifest.fingerprint}/{MANIFEST_NAME}"
     if path != expected:
         verdict.problems.append(f"{place}: expected to lie at {expected}, found it here.")
+    if manifest.seal != manifest.compute_seal():
+        verdict.problems.append(f"{place}: expected it to fit its own digest, found changes.")
     computed = compute_fingerprint(
         manifest.kind, manifest.step_version, manifest.settings, manifest.inputs
     )

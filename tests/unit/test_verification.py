@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from eigenshift.artifacts import MANIFEST_NAME
+from eigenshift.artifacts import MANIFEST_NAME, Manifest
 from eigenshift.verification import verify_store
 from tests.support.small_store import SmallStore, build_small_store
 
@@ -34,7 +35,10 @@ def edit_manifest(small: SmallStore, name: str, edit: Callable[[dict[str, Any]],
     path = Path(small.url) / small.references[name].folder / MANIFEST_NAME
     document = json.loads(path.read_text())
     edit(document)
-    path.write_text(json.dumps(document))
+    try:
+        path.write_bytes(Manifest.model_validate(document).encode())
+    except ValidationError:
+        path.write_text(json.dumps(document))
 
 
 def replace_table(small: SmallStore, name: str, file: str, table: pa.Table) -> None:
