@@ -19,7 +19,7 @@ from flows.credentials import use_credentials
 from flows.journal import RunJournal
 
 
-@flow(name="compare", flow_run_name="compare-{settings.model.model_id}")
+@flow(name="compare", flow_run_name="compare-{settings.model.model_id}", result_serializer="json")
 def compare(settings: RefreshSettings) -> ArmComparison:
     """Judge all interventions alike.
 

@@ -29,7 +29,7 @@ from flows.journal import RunJournal, logger
 from flows.overlap import OverlapError, one_refresh_at_a_time
 
 
-@flow(name="refresh", flow_run_name="refresh-{settings.model.model_id}")
+@flow(name="refresh", flow_run_name="refresh-{settings.model.model_id}", result_serializer="json")
 def refresh(settings: RefreshSettings) -> RefreshOutcome | State[RefreshOutcome]:
     """Find what makes a model generate toxicity, patch it, prove it, and release it or say why not.
 

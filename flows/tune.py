@@ -20,7 +20,7 @@ from flows.credentials import use_credentials
 from flows.journal import RunJournal
 
 
-@flow(name="tune", flow_run_name="tune-{settings.model.model_id}")
+@flow(name="tune", flow_run_name="tune-{settings.model.model_id}", result_serializer="json")
 def tune(settings: RefreshSettings) -> Tuning:
     """Try every point of the grid and return them with the best within the budget.
 

@@ -42,6 +42,7 @@ def stage_task(function: F) -> Task[Any, Any]:
         name=function.__name__.replace("_", "-"),
         cache_policy=NO_CACHE,
         persist_result=False,
+        result_serializer="json",
         retries=RETRIES,
         retry_delay_seconds=exponential_backoff(FIRST_DELAY_SECONDS),
         retry_jitter_factor=JITTER,
