@@ -28,9 +28,9 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eigenshift.artifacts import Workspace
+from eigenshift.duckdb_files import TableFile, describe_file, read_schema, register_files
 from eigenshift.errors import ArtifactError, SettingsError
 from eigenshift.schemas import NEURONS
 from eigenshift.settings import SitePooling
@@ -67,8 +67,8 @@ def connect(memory_limit: str, temp_folder: Path) -> duckdb.DuckDBPyConnection:
 
     Returns:
         A connection to a new in-memory database. Rows keep their order, extensions are neither
-        downloaded nor loaded, and no fsspec filesystem is registered: DuckDB's reading ahead
-        through one is a race that can give wrong sums without an error.
+        downloaded nor loaded, and no stock fsspec filesystem is registered: DuckDB's reading
+        ahead through one is a race that can give wrong sums without an error (duckdb_files.py).
     """
     return duckdb.connect(
         ":memory:",
@@ -211,8 +211,8 @@ def _stream_batches(relation: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatc
 
 @contextmanager
 def open_labelled_layer(
-    activation_files: Sequence[Path],
-    sample_files: Sequence[Path],
+    activation_files: Sequence[TableFile],
+    sample_files: Sequence[TableFile],
     dataset: str,
     layer: int,
     memory_limit: str,
@@ -228,9 +228,10 @@ def open_labelled_layer(
         tempfile.TemporaryDirectory(dir=folder, prefix="spill-") as spill,
         closing(connect(memory_limit, Path(spill))) as connection,
     ):
+        names = register_files(connection, [*activation_files, *sample_files])
         for name, value in {
-            "activation_files": [str(path) for path in activation_files],
-            "sample_files": [str(path) for path in sample_files],
+            "activation_files": names[: len(activation_files)],
+            "sample_files": names[len(activation_files) :],
             "dataset": dataset,
             "layer": layer,
         }.items():
@@ -258,25 +259,26 @@ def _count_threads(
     return max(1, min(int(default), fitting))
 
 
-def _read_shapes(activation_files: Sequence[Path]) -> dict[str, ColumnShape]:
+def _read_shapes(activation_files: Sequence[TableFile]) -> dict[str, ColumnShape]:
     if not activation_files:
         raise ArtifactError(
             "activations: expected at least one shard, found none. Extract the activations first."
         )
     found: dict[str, ColumnShape] = {}
-    for path in activation_files:
+    for file in activation_files:
         shapes = {
             field.name: ColumnShape(
                 field.type.list_size,
                 "float16" if pa.types.is_float16(field.type.value_type) else "float32",
             )
-            for field in pq.read_schema(path)
+            for field in read_schema(file)
             if pa.types.is_fixed_size_list(field.type)
         }
         if found and shapes != found:
             raise ArtifactError(
-                f"{path}: expected the columns and widths of {activation_files[0].name}, found "
-                "others. The shards come from two models or two settings. Give shards of one run."
+                f"{describe_file(file)}: expected the columns and widths of "
+                f"{describe_file(activation_files[0])}, found others. The shards come from two "
+                "models or two settings. Give shards of one run."
             )
         found = shapes
     return found
@@ -513,8 +515,8 @@ def _sum_squares(values: FloatArray, chosen: BoolArray) -> tuple[IntArray, Float
 
 
 def compute_neuron_statistics(
-    activation_files: Sequence[Path],
-    sample_files: Sequence[Path],
+    activation_files: Sequence[TableFile],
+    sample_files: Sequence[TableFile],
     dataset: str,
     layer: int,
     sites: Sequence[SitePooling],
@@ -526,8 +528,8 @@ def compute_neuron_statistics(
     The language is 'all', and also each single one where the dataset has more than one.
 
     Args:
-        activation_files: Activation shards, local; together one row per layer and sample.
-        sample_files: Samples with labels, local; samples without a label are left out.
+        activation_files: Activation shards; together one row per layer and sample.
+        sample_files: Samples with labels; samples without a label are left out.
         dataset: Name of the dataset.
         layer: 0 = first layer.
         sites: Sites and poolings, in the order of the rows.
@@ -610,8 +612,8 @@ def _tabulate(
 
 
 def query_neuron_statistics(
-    activation_files: Sequence[Path],
-    sample_files: Sequence[Path],
+    activation_files: Sequence[TableFile],
+    sample_files: Sequence[TableFile],
     dataset: str,
     layer: int,
     site: SitePooling,

@@ -1,9 +1,8 @@
 """Every number of a store, open to SQL: read-only views in DuckDB over its artifacts.
 
-Reads manifests, run records and releases; the Parquet files behind a view are read in place where
-the store is local and copied to this process's scratch folder first where it is not (a stock
-fsspec filesystem inside DuckDB gave wrong sums under load). Writes nothing. What has no
-manifest is invisible here; what is damaged is `verification.py`'s to find.
+Reads manifests, run records and releases; the Parquet files behind a view are read where
+they lie, remote ones by ranges (`duckdb_files.py`). Writes nothing. What has no manifest is
+invisible here; what is damaged is `verification.py`'s to find.
 
 Each query gets a connection of its own, made only of the views it names: nothing outside the
 artifact files can be opened, nothing can be changed, and time, memory and result size are bounded.
@@ -39,11 +38,12 @@ from pydantic import BaseModel, ValidationError
 
 from eigenshift import schemas
 from eigenshift.artifacts import ArtifactStore, FileRecord, InputRecord, Manifest
+from eigenshift.duckdb_files import name_file, register_files
 from eigenshift.errors import ArtifactError, AuditError
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM
 from eigenshift.releases import CURRENT_NAME, Release
 from eigenshift.runs import ArtifactUse, RunRecord
-from eigenshift.storage import scratch_folder
+from eigenshift.storage import StoredFile, scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -400,6 +400,7 @@ class _Catalogue:
 
     def __init__(self, store_url: str) -> None:
         self._artifacts = ArtifactStore(store_url)
+        self._remote: dict[str, StoredFile] = {}
         self.root = self._artifacts.store.root
 
     @cached_property
@@ -481,6 +482,7 @@ class _Catalogue:
             paths = sorted(
                 {path for rows in files.values() for path in rows["filename"].to_pylist()}
             )
+            register_files(connection, list(self._remote.values()))
             connection.execute(f"SET allowed_paths = {_quote_list(paths)}")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
@@ -506,15 +508,21 @@ class _Catalogue:
     def _locate_files(self, table: _FileTable) -> pa.Table:
         """Local path of each file with the columns that say whose it is."""
         rows = [
-            {"filename": self._fetch(manifest, file), **key}
+            {"filename": self._name(manifest, file), **key}
             for manifest, file, key in table.list_rows(self, table)
         ]
         schema = pa.schema([(name, pa.string()) for name in ("filename", *table.key)])
         return pa.Table.from_pylist(rows, schema=schema)
 
-    def _fetch(self, manifest: Manifest, file: FileRecord) -> str:
+    def _name(self, manifest: Manifest, file: FileRecord) -> str:
+        """What a file is called in SQL; it must be there."""
         path = f"artifacts/{manifest.kind}/{manifest.fingerprint}/{file.stored_as}"
-        return _avoid_magic(self._artifacts.store.fetch(path, file.sha256))
+        store = self._artifacts.store
+        if store.is_local:
+            return _avoid_magic(store.fetch(path, file.sha256))
+        stored = StoredFile(store, path, file.bytes, file.sha256)
+        self._remote[name_file(stored)] = stored
+        return name_file(stored)
 
     def describe_uri(self, manifest: Manifest) -> str:
         """URL of an artifact's folder."""

@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +35,7 @@ from eigenshift.aggregation import (
     open_labelled_layer,
 )
 from eigenshift.artifacts import Workspace
+from eigenshift.duckdb_files import TableFile
 from eigenshift.errors import ArtifactError
 from eigenshift.schemas import LAYERS
 from eigenshift.settings import SitePooling, StatisticsSettings
@@ -68,8 +68,8 @@ class NeuronSummary:
 
 
 def compute_layer_statistics(
-    activation_files: Sequence[Path],
-    sample_files: Sequence[Path],
+    activation_files: Sequence[TableFile],
+    sample_files: Sequence[TableFile],
     neurons: pa.Table,
     dataset: str,
     layer: int,
@@ -85,8 +85,8 @@ def compute_layer_statistics(
     rows in float64.
 
     Args:
-        activation_files: Activation shards, local; together one row per layer and sample.
-        sample_files: Samples with labels, local; samples without a label are left out.
+        activation_files: Activation shards; together one row per layer and sample.
+        sample_files: Samples with labels; samples without a label are left out.
         neurons: Neuron statistics (`schemas.NEURONS`) of at least this dataset and layer.
         dataset: Name of the dataset.
         layer: 0 = first layer.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from prefect.states import State
 
@@ -21,6 +20,7 @@ from eigenshift.settings import (
     ModelSettings,
     StatisticsSettings,
 )
+from eigenshift.storage import StoredFile
 from tasks.stage import report, stage_task
 
 
@@ -76,8 +76,8 @@ def compute_neuron_statistics(
             settings={"dataset": dataset, "layer": layer, "sites": _site_names(settings)},
             inputs=[*shards, *samples],
             work=lambda workspace: aggregation.compute_neuron_statistics(
-                _fetch_activations(artifacts, shards),
-                _fetch_samples(artifacts, samples),
+                _locate_activations(artifacts, shards),
+                _locate_samples(artifacts, samples),
                 dataset,
                 layer,
                 settings.sites,
@@ -105,8 +105,8 @@ def compute_layer_statistics(
 
     def work(workspace: Workspace) -> None:
         probes.compute_layer_statistics(
-            _fetch_activations(artifacts, shards),
-            _fetch_samples(artifacts, samples),
+            _locate_activations(artifacts, shards),
+            _locate_samples(artifacts, samples),
             artifacts.open(neurons).read_table("neurons.parquet"),
             dataset,
             layer,
@@ -136,9 +136,11 @@ def _site_names(settings: ActivationSettings) -> list[str]:
     return [site.column for site in settings.sites]
 
 
-def _fetch_activations(artifacts: ArtifactStore, shards: Sequence[ArtifactReference]) -> list[Path]:
-    return [artifacts.open(shard).fetch("activations.parquet") for shard in shards]
+def _locate_activations(
+    artifacts: ArtifactStore, shards: Sequence[ArtifactReference]
+) -> list[StoredFile]:
+    return [artifacts.open(shard).locate("activations.parquet") for shard in shards]
 
 
-def _fetch_samples(artifacts: ArtifactStore, samples: Sequence[FileReference]) -> list[Path]:
-    return [artifacts.open(sample).fetch(sample.file) for sample in samples]
+def _locate_samples(artifacts: ArtifactStore, samples: Sequence[FileReference]) -> list[StoredFile]:
+    return [artifacts.open(sample).locate(sample.file) for sample in samples]
