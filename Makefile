@@ -48,6 +48,8 @@ format: $(STAMP) ## Format and fix what can be fixed
 
 bench: $(STAMP) ## Benchmarks: JSON with ratios
 	@$(BIN)/python tests/benchmarks/bench_neuron_statistics.py
+	@$(BIN)/python tests/benchmarks/bench_incremental.py
+	@$(BIN)/python tests/benchmarks/bench_orchestration.py
 
 docs: $(STAMP) ## Write the generated pages of docs/
 	@$(BIN)/python docs/generate.py

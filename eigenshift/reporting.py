@@ -132,13 +132,16 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     )
     lines += ["", "## Stages", ""]
     lines += _markdown_table(
-        ("stage", "shards", "cached", "seconds"),
+        ("stage", "shards", "cached", "seconds", "requests", "bytes read", "bytes written"),
         [
             [
                 stage.name,
                 str(stage.shards),
                 str(stage.shards_cached),
                 f"{stage.elapsed_seconds:.1f}",
+                f"{stage.traffic.requests:,}",
+                f"{stage.traffic.bytes_read:,}",
+                f"{stage.traffic.bytes_written:,}",
             ]
             for stage in outcome.stages
         ],

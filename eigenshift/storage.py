@@ -15,6 +15,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,6 +40,8 @@ from eigenshift.locations import split_options
 from eigenshift.traffic import current_meter
 
 READ_BLOCK_BYTES = 4 << 20
+SCRATCH_PREFIX = "eigenshift-"
+SCRATCH_KEPT_SECONDS = 24 * 3600.0
 
 T = TypeVar("T")
 
@@ -527,10 +530,22 @@ def fetch_path(uri: str) -> Path:
 
 @lru_cache(maxsize=1)
 def scratch_folder() -> Path:
-    """This process's folder for copies of remote objects; removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="eigenshift-"))
+    """This process's folder for copies of remote objects; removed when the process ends.
+
+    Folders of processes that were killed are removed after a day.
+    """
+    _remove_old_scratch()
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _remove_old_scratch() -> None:
+    oldest = time.time() - SCRATCH_KEPT_SECONDS
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*"):
+        with suppress(OSError):  # another process was faster, or it is another user's
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder)
 
 
 @contextmanager

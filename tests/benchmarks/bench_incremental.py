@@ -1,0 +1,105 @@
+"""What a new file costs: a refresh over twenty labelled files, then over twenty-one.
+
+The demo's first labelled source is cut into 21 files of one shard each. Stage work is the time
+tasks spent on artifacts that were not there yet, summed over tasks. Prints one JSON object with the
+stage work of the cold run, of the run with one more file, and of a run with nothing new; and, if
+`--s3` is given, requests and bytes per stage on the S3 server of `.ci/s3_server`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+
+N_FILES = 21
+
+
+def cut_source(uri: str, folder: Path) -> list[Path]:
+    """Cut a CSV into files of equal length; returns them."""
+    with Path(uri).open(newline="", encoding="utf-8") as handle:
+        header, *rows = list(csv.reader(handle))
+    size = len(rows) // N_FILES
+    paths = []
+    for place in range(N_FILES):
+        path = folder / f"part-{place:02d}.csv"
+        with path.open("w", newline="", encoding="utf-8") as handle:
+            csv.writer(handle).writerows([header, *rows[place * size : (place + 1) * size]])
+        paths.append(path)
+    return paths
+
+
+def run(settings: Any) -> dict[str, Any]:
+    """One refresh: stage work and traffic."""
+    from eigenshift.artifacts import ArtifactStore
+    from eigenshift.runs import read_run
+    from flows.refresh import run_refresh
+
+    started = time.perf_counter()
+    outcome = run_refresh(settings)
+    seconds = time.perf_counter() - started
+    record = read_run(ArtifactStore(settings.store).store, outcome.run_id)
+    work: dict[str, float] = defaultdict(float)
+    for use in record.artifacts:
+        if not use.was_cached:
+            work[use.stage] += use.elapsed_seconds
+    return {
+        "seconds": round(seconds, 2),
+        "stage_work_seconds": round(sum(work.values()), 2),
+        "by_stage": {stage: round(value, 2) for stage, value in work.items()},
+        "traffic": {stage.name: stage.traffic.model_dump() for stage in record.stages},
+    }
+
+
+def main() -> None:
+    """Run cold, with one more file, and with nothing new."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    from eigenshift.settings import load_preset
+    from tests.support.s3_server import s3_server_process
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--s3", action="store_true", help="on the S3 server of .ci/s3_server")
+    on_s3 = parser.parse_args().s3
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        store = str(scratch / "store")
+        if on_s3:
+            server = stack.enter_context(s3_server_process(scratch / "s3"))
+            os.environ.update(server.environment)
+            server.make_bucket("bench")
+            store = "s3://bench/store"
+        stack.enter_context(prefect_test_harness(server_startup_timeout=180))
+        folder = scratch / "growing"
+        folder.mkdir()
+        *first, last = cut_source(load_preset("demo").sources[0].uri, folder)
+        late = scratch / last.name
+        last.rename(late)
+        overrides = [f"sources.0.uri={folder}/*.csv", "sources.0.max_rows=null", f"store={store}"]
+        settings = load_preset("demo", overrides)
+        found = {"cold": run(settings)}
+        late.rename(last)
+        found["one_more_file"] = run(settings)
+        found["nothing_new"] = run(settings)
+    cold = found["cold"]["stage_work_seconds"]
+    ratios = {
+        name: round(found[name]["stage_work_seconds"] / cold, 4)
+        for name in ("one_more_file", "nothing_new")
+    }
+    print(json.dumps({"files": len(first) + 1, "runs": found, "ratios_to_cold": ratios}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
