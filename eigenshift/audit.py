@@ -90,6 +90,10 @@ ARTIFACTS = pa.schema(
         ("sha256", pa.string()),
         ("was_cached", pa.bool_()),
         ("elapsed_seconds", pa.float64()),
+        ("requests", pa.int64()),
+        ("retries", pa.int64()),
+        ("bytes_read", pa.int64()),
+        ("bytes_written", pa.int64()),
         ("created_at", TIME),
         ("step_version", pa.int64()),
         ("inputs", pa.string()),
@@ -536,6 +540,7 @@ def _merge_uses(first: ArtifactUse, second: ArtifactUse) -> ArtifactUse:
         update={
             "was_cached": first.was_cached and second.was_cached,
             "elapsed_seconds": round(first.elapsed_seconds + second.elapsed_seconds, 3),
+            "traffic": first.traffic + second.traffic,
             "label": ", ".join(labels) or None,
         }
     )
@@ -653,7 +658,8 @@ def _list_runs(catalogue: _Catalogue) -> _Rows:
 
 def _list_artifacts(catalogue: _Catalogue) -> _Rows:
     return [
-        use.model_dump()
+        use.model_dump(exclude={"traffic"})
+        | use.traffic.model_dump()
         | {
             "run_id": record.run_id,
             "uri": catalogue.describe_uri(manifest),

@@ -24,7 +24,7 @@ from fsspec import AbstractFileSystem
 from eigenshift.storage import RangeReader, StoredFile
 
 PROTOCOL = "stored"
-TAIL_BYTES = 64 << 10
+TAIL_BYTES = 16 << 10
 LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)
 
 TableFile = Path | StoredFile

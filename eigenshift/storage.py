@@ -41,7 +41,7 @@ from eigenshift.traffic import current_meter
 
 READ_BLOCK_BYTES = 4 << 20
 SCRATCH_PREFIX = "eigenshift-"
-SCRATCH_KEPT_SECONDS = 24 * 3600.0
+SCRATCH_KEPT_SECONDS = 7 * 24 * 3600.0
 
 T = TypeVar("T")
 
@@ -532,7 +532,7 @@ def fetch_path(uri: str) -> Path:
 def scratch_folder() -> Path:
     """This process's folder for copies of remote objects; removed when the process ends.
 
-    Folders of processes that were killed are removed after a day.
+    Folders of processes that were killed are removed after a week.
     """
     _remove_old_scratch()
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
