@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -106,10 +109,20 @@ def _list_schemas() -> Iterator[tuple[str, Any]]:
 
 
 def _show_type(annotation: Any) -> str:
+    annotation = _drop_metadata(annotation)
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     for prefix in ("typing.", "eigenshift.settings.", "annotated_types."):
         text = text.replace(prefix, "")
     return f"`{text}`".replace("|", "\\|")
+
+
+def _drop_metadata(annotation: Any) -> Any:
+    """The type without validators: these print as addresses, which differ between runs."""
+    if get_origin(annotation) is Annotated:
+        return _drop_metadata(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return reduce(or_, map(_drop_metadata, get_args(annotation)))
+    return annotation
 
 
 def _show_default(default: Any) -> str:

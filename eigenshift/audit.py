@@ -74,6 +74,7 @@ RUNS = pa.schema(
         ("checks", pa.string()),
         ("release", pa.string()),
         ("error", pa.string()),
+        ("collected_at", TIME),
     ]
 )
 ARTIFACTS = pa.schema(
@@ -646,6 +647,7 @@ def _list_runs(catalogue: _Catalogue) -> _Rows:
         | {
             "started_at": _parse_time(record.started_at),
             "finished_at": _parse_time(record.finished_at),
+            "collected_at": _parse_time(record.collected_at),
             "settings": _dump(record.settings),
             "versions": _dump(record.versions),
             "stages": _dump([stage.model_dump() for stage in record.stages]),
