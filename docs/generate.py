@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from types import UnionType
+from types import GenericAlias, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -122,6 +122,8 @@ def _drop_metadata(annotation: Any) -> Any:
         return _drop_metadata(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return reduce(or_, map(_drop_metadata, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return GenericAlias(tuple, tuple(map(_drop_metadata, get_args(annotation))))
     return annotation
 
 
