@@ -611,7 +611,13 @@ _FILE_TABLES = {
         "samples", "source_files", schemas.SOURCE_FILES, ("fingerprint",), _list_by_artifact
     ),
     "neurons": _FileTable("neurons", "neurons", schemas.NEURONS, _RUN_KEY, _list_by_run),
+    "neuron_stability": _FileTable(
+        "neuron_stability", "neuron_stability", schemas.NEURON_STABILITY, _RUN_KEY, _list_by_run
+    ),
     "layers": _FileTable("layers", "layers", schemas.LAYERS, _RUN_KEY, _list_by_run),
+    "layer_transfers": _FileTable(
+        "layer_transfers", "layer_transfers", schemas.LAYER_TRANSFERS, _RUN_KEY, _list_by_run
+    ),
     "components": _FileTable(
         "components", "components", schemas.COMPONENTS, _RUN_KEY, _list_by_run
     ),
@@ -634,7 +640,9 @@ _FILE_VIEWS = {
     "rejected_rows": _View(_PER_ARTIFACT, ("rejected_rows",)),
     "source_files": _View(_PER_ARTIFACT, ("source_files",)),
     "neurons": _View(_PER_RUN, ("neurons",)),
+    "neuron_stability": _View(_PER_RUN, ("neuron_stability",)),
     "layers": _View(_PER_RUN, ("layers",)),
+    "layer_transfers": _View(_PER_RUN, ("layer_transfers",)),
     "components": _View(_PER_RUN, ("components",)),
     "evaluations": _View(_PER_RUN, ("evaluations",)),
     "generations": _View(_GENERATIONS, ("continuations", "scores")),

@@ -82,6 +82,29 @@ def activations_schema(widths: dict[str, int], precision: str) -> pa.Schema:
     )
 
 
+def neuron_summaries_schema(precision: str) -> pa.Schema:
+    """Schema of a shard's neuron summaries: one row per layer, site, language and unit.
+
+    Args:
+        precision: "float16" or "float32", of the activations; the width of a key.
+    """
+    keys = pa.list_(pa.uint16() if precision == "float16" else pa.uint32())
+    return pa.schema(
+        [
+            describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+            describe_column("language", pa.string(), "Language of the samples; null if unknown"),
+            describe_column("layer", pa.int16(), "0 = first layer"),
+            describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+            describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+            describe_column("neuron_index", pa.int32(), "Unit within the site"),
+            describe_column("n_samples", pa.int64(), "Labelled samples of the shard and language"),
+            describe_column("n_nonfinite", pa.int64(), "Samples left out: NaN or infinite"),
+            describe_column("toxic_keys", keys, "Values on toxic samples as ordered integers"),
+            describe_column("nontoxic_keys", keys, "Values on non-toxic samples, likewise"),
+        ]
+    )
+
+
 NEURONS = pa.schema(
     [
         describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
@@ -104,22 +127,36 @@ NEURONS = pa.schema(
     ]
 )
 
+PROBE_COLUMNS = (
+    describe_column("probe_auroc", pa.float64(), "AUROC of a linear probe on rows it never saw"),
+    describe_column("probe_auroc_low", pa.float64(), "Lower end of its interval (DeLong)"),
+    describe_column("probe_auroc_high", pa.float64(), "Upper end of its interval (DeLong)"),
+    describe_column("probe_accuracy", pa.float64(), "Accuracy at log-odds 0 on these rows"),
+    describe_column("probe_accuracy_low", pa.float64(), "Lower end of its interval (Wilson)"),
+    describe_column("probe_accuracy_high", pa.float64(), "Upper end of its interval (Wilson)"),
+    describe_column("probe_f1", pa.float64(), "F1 of the toxic class on these rows"),
+    describe_column("probe_f1_low", pa.float64(), "Lower end of its interval (bootstrap)"),
+    describe_column("probe_f1_high", pa.float64(), "Upper end of its interval (bootstrap)"),
+)
+"""Shared by all tables of probes."""
+
 LAYERS = pa.schema(
     [
         describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
         describe_column("layer", pa.int16(), "0 = first layer"),
         describe_column("site", pa.string(), "residual, mlp_activation, ..."),
         describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
-        describe_column("probe_auroc", pa.float64(), "Cross-validated AUROC of a ridge probe"),
-        describe_column("probe_auroc_low", pa.float64(), "Lower end of its interval (DeLong)"),
-        describe_column("probe_auroc_high", pa.float64(), "Upper end of its interval (DeLong)"),
-        describe_column(
-            "probe_accuracy", pa.float64(), "Held-out accuracy at the probe's own zero"
-        ),
-        describe_column("probe_f1", pa.float64(), "Held-out F1 of the toxic class"),
+        *PROBE_COLUMNS,
         describe_column(
             "best_neuron_auroc", pa.float64(), "Held-out AUROC of the unit chosen on training folds"
         ),
+        describe_column(
+            "mean_neuron_heldout_auroc",
+            pa.float64(),
+            "Held-out AUROC, mean over units turned as on the training folds",
+        ),
+        describe_column("cluster_auroc", pa.float64(), "AUROC of two k-means clusters, unlabelled"),
+        describe_column("cluster_accuracy", pa.float64(), "Accuracy of the clusters, better way"),
         describe_column("mean_neuron_auroc", pa.float64(), "Mean over units of max(a, 1 - a)"),
         describe_column("share_above_055", pa.float64(), "Share of units with max(a, 1-a) > 0.55"),
         describe_column("share_above_060", pa.float64(), "Share of units with max(a, 1-a) > 0.60"),
@@ -127,6 +164,53 @@ LAYERS = pa.schema(
         describe_column("n_nontoxic", pa.int64(), "Non-toxic samples"),
         describe_column("n_folds", pa.int32(), "Folds of the cross-validation"),
         describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
+LAYER_TRANSFERS = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the rows it is judged on"),
+        describe_column("training_dataset", pa.string(), "Dataset it was fitted and chosen on"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        *PROBE_COLUMNS,
+        describe_column(
+            "best_neuron_auroc", pa.float64(), "AUROC of the unit best on the training dataset"
+        ),
+        describe_column(
+            "mean_neuron_auroc", pa.float64(), "Mean over units turned as on the training dataset"
+        ),
+        describe_column("top_k", pa.int32(), "Units compared in top_overlap"),
+        describe_column(
+            "top_overlap", pa.float64(), "Share of the top_k units by AUROC that both datasets have"
+        ),
+        describe_column(
+            "rank_correlation", pa.float64(), "Spearman's, of the units' AUROCs on both datasets"
+        ),
+        describe_column("n_toxic", pa.int64(), "Toxic samples it is judged on"),
+        describe_column("n_nontoxic", pa.int64(), "Non-toxic samples it is judged on"),
+        describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
+NEURON_STABILITY = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        describe_column(
+            "metric",
+            pa.string(),
+            "top_overlap, rank_correlation, share_above_050 (_055, _060), mean_auroc, best_auroc",
+        ),
+        describe_column("value", pa.float64(), "On all samples; overlaps: mean over resamples"),
+        describe_column("low", pa.float64(), "Lower end of the bootstrap interval"),
+        describe_column("high", pa.float64(), "Upper end of the bootstrap interval"),
+        describe_column("top_k", pa.int32(), "Units compared in top_overlap"),
+        describe_column("n_units", pa.int32(), "Units with an AUROC"),
+        describe_column("n_resamples", pa.int32(), "Bootstrap resamples of the samples"),
     ]
 )
 

@@ -244,7 +244,14 @@ class StatisticsSettings(Frozen):
     ridge: float = Field(
         1.0, gt=0, description="Ridge penalty of the probe, on standardised features."
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the probe's intervals.")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of all intervals here.")
+    n_resamples: int = Field(
+        200, ge=20, le=10_000, description="Bootstrap resamples for the stability of units."
+    )
+    top_units: int = Field(
+        50, ge=1, description="How many of the best units of a site are compared for overlap."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the resamples.")
 
 
 class PromptSettings(Frozen):

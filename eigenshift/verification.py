@@ -44,7 +44,9 @@ TABLES = (
     ("samples", "source_files", schemas.SOURCE_FILES),
     ("prompts", "", schemas.PROMPTS),
     ("neurons", "", schemas.NEURONS),
+    ("neuron_stability", "", schemas.NEURON_STABILITY),
     ("layers", "", schemas.LAYERS),
+    ("layer_transfers", "", schemas.LAYER_TRANSFERS),
     ("continuations", "", schemas.CONTINUATIONS),
     ("scores", "", schemas.SCORES),
     ("toxic_positions", "", schemas.TOXIC_POSITIONS),
@@ -53,7 +55,7 @@ TABLES = (
     ("fluency", "", schemas.FLUENCY),
     ("evaluation", "", schemas.EVALUATIONS),
 )
-"""Kind, beginning of the file's name, schema. Activations have their own check."""
+"""Kind, beginning of the file's name, schema. Kinds that depend on precision are checked apart."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -206,6 +208,12 @@ def _find_table_problem(kind: str, file: FileRecord, local: Path) -> str | None:
         return f"expected {file.rows} rows (manifest), found {rows}."
     if kind == "activations":
         return _find_activations_problem(schema)
+    if kind == "neuron_summaries":
+        is_half = schema.get_field_index("toxic_keys") >= 0 and pa.types.is_uint16(
+            schema.field("toxic_keys").type.value_type
+        )
+        precision = "float16" if is_half else "float32"
+        return _compare_schemas(schema, schemas.neuron_summaries_schema(precision))
     for known_kind, prefix, expected in TABLES:
         if kind == known_kind and file.name.startswith(prefix):
             return _compare_schemas(schema, expected)

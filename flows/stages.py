@@ -103,7 +103,7 @@ def identify_model(journal: RunJournal) -> ArtifactReference:
 
 
 def study_detection(journal: RunJournal, model: ArtifactReference, sources: Sources) -> None:
-    """Activations on every labelled dataset, then neuron and layer statistics."""
+    """Activations on every labelled dataset, their summaries, then the statistics."""
     settings = journal.settings
     shards: dict[str, list[FileReference]] = {
         dataset: journal.artifacts.open(reference).refer_to_files("samples-")
@@ -124,44 +124,83 @@ def study_detection(journal: RunJournal, model: ArtifactReference, sources: Sour
             for _, shard in flat
         ],
     )
-    activations: dict[str, list[ArtifactReference]] = {dataset: [] for dataset in shards}
-    for (dataset, _), reference in zip(flat, extracted, strict=True):
-        activations[dataset].append(reference)
+    summaries = journal.collect(
+        "summarise_neurons",
+        [
+            detection.summarise_neurons.submit(
+                settings.store, dataset, reference, shard, settings.activations
+            )
+            for (dataset, shard), reference in zip(flat, extracted, strict=True)
+        ],
+    )
+    summaries_of: dict[str, list[ArtifactReference]] = {dataset: [] for dataset in shards}
+    activations_of: dict[str, list[ArtifactReference]] = {dataset: [] for dataset in shards}
+    for (dataset, _), reference, summary in zip(flat, extracted, summaries, strict=True):
+        activations_of[dataset].append(reference)
+        summaries_of[dataset].append(summary)
+    detection_shards = [
+        detection.DetectionShards(
+            dataset=dataset, activations=tuple(activations_of[dataset]), samples=tuple(files)
+        )
+        for dataset, files in shards.items()
+    ]
     n_layers = journal.artifacts.open(model).manifest.facts["n_layers"]
     layers = settings.activations.layers or tuple(range(n_layers))
-    cells = [(dataset, layer) for dataset in shards for layer in layers]
+    _compare_datasets(journal, layers, detection_shards, summaries_of)
+
+
+def _compare_datasets(
+    journal: RunJournal,
+    layers: Sequence[int],
+    shards: Sequence[detection.DetectionShards],
+    summaries_of: Mapping[str, Sequence[ArtifactReference]],
+) -> None:
+    """Statistics of every layer: of each dataset by itself, and from each to each other one."""
+    settings = journal.settings
+    cells = [(item, layer) for item in shards for layer in layers]
     neurons = journal.collect(
         "compute_neuron_statistics",
         [
             detection.compute_neuron_statistics.submit(
                 settings.store,
-                dataset,
+                item.dataset,
                 layer,
-                activations[dataset],
-                shards[dataset],
+                list(summaries_of[item.dataset]),
                 settings.activations,
                 settings.execution,
             )
-            for dataset, layer in cells
+            for item, layer in cells
+        ],
+    )
+    how = (settings.activations, settings.statistics, settings.execution)
+    journal.collect(
+        "compute_neuron_stability",
+        [
+            detection.compute_neuron_stability.submit(settings.store, layer, item, *how)
+            for item, layer in cells
         ],
     )
     journal.collect(
         "compute_layer_statistics",
         [
-            detection.compute_layer_statistics.submit(
-                settings.store,
-                dataset,
-                layer,
-                activations[dataset],
-                shards[dataset],
-                found,
-                settings.activations,
-                settings.statistics,
-                settings.execution,
-            )
-            for (dataset, layer), found in zip(cells, neurons, strict=True)
+            detection.compute_layer_statistics.submit(settings.store, layer, item, found, *how)
+            for (item, layer), found in zip(cells, neurons, strict=True)
         ],
     )
+    if len(shards) > 1:
+        journal.collect(
+            "compute_layer_transfers",
+            [
+                detection.compute_layer_transfers.submit(
+                    settings.store,
+                    layer,
+                    list(shards),
+                    [found for cell, found in zip(cells, neurons, strict=True) if cell[1] == layer],
+                    *how,
+                )
+                for layer in layers
+            ],
+        )
 
 
 def generate(

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prefect.states import State
+from pydantic import BaseModel, ConfigDict
 
-from eigenshift import activations, aggregation, models, probes
+from eigenshift import (
+    activations,
+    layer_statistics,
+    layer_transfers,
+    models,
+    neuron_statistics,
+    neuron_summaries,
+    stability,
+)
 from eigenshift.artifacts import (
     ArtifactReference,
     ArtifactStore,
@@ -58,26 +67,51 @@ def extract_activations(
 
 
 @stage_task
+def summarise_neurons(
+    store: str,
+    dataset: str,
+    activation_shard: ArtifactReference,
+    sample_shard: FileReference,
+    settings: ActivationSettings,
+) -> State[StageResult]:
+    """Sort every unit's values of one shard by class."""
+    artifacts = ArtifactStore(store)
+    return report(
+        artifacts.produce(
+            "neuron_summaries",
+            step_version=neuron_summaries.STEP_VERSION,
+            settings={"dataset": dataset, "sites": _site_names(settings)},
+            inputs=[activation_shard, sample_shard],
+            work=lambda workspace: neuron_summaries.summarise_shard(
+                artifacts.open(activation_shard).fetch(activations.FILE_NAME),
+                artifacts.open(sample_shard).fetch(sample_shard.file),
+                dataset,
+                settings.sites,
+                workspace,
+            ),
+        )
+    )
+
+
+@stage_task
 def compute_neuron_statistics(
     store: str,
     dataset: str,
     layer: int,
-    shards: Sequence[ArtifactReference],
-    samples: Sequence[FileReference],
+    summaries: Sequence[ArtifactReference],
     settings: ActivationSettings,
     execution: ExecutionSettings,
 ) -> State[StageResult]:
-    """Aggregate every unit of one layer on one dataset in DuckDB."""
+    """Judge every unit of one layer on one dataset, from the summaries of its shards."""
     artifacts = ArtifactStore(store)
     return report(
         artifacts.produce(
             "neurons",
-            step_version=aggregation.STEP_VERSION,
+            step_version=neuron_statistics.STEP_VERSION,
             settings={"dataset": dataset, "layer": layer, "sites": _site_names(settings)},
-            inputs=[*shards, *samples],
-            work=lambda workspace: aggregation.compute_neuron_statistics(
-                _locate_activations(artifacts, shards),
-                _locate_samples(artifacts, samples),
+            inputs=summaries,
+            work=lambda workspace: neuron_statistics.compute_neuron_statistics(
+                [artifacts.open(item).locate(neuron_summaries.FILE_NAME) for item in summaries],
                 dataset,
                 layer,
                 settings.sites,
@@ -88,13 +122,32 @@ def compute_neuron_statistics(
     )
 
 
+class DetectionShards(BaseModel):
+    """The shards of one dataset: their activations and their samples."""
+
+    model_config = ConfigDict(frozen=True)
+    dataset: str
+    activations: tuple[ArtifactReference, ...]
+    samples: tuple[FileReference, ...]
+
+    @property
+    def inputs(self) -> list[ArtifactReference]:
+        """What a stage that reads all of them depends on."""
+        return [*self.activations, *self.samples]
+
+    def locate(self, artifacts: ArtifactStore) -> tuple[list[StoredFile], list[StoredFile]]:
+        """Where the activations and the samples are."""
+        return (
+            [artifacts.open(item).locate(activations.FILE_NAME) for item in self.activations],
+            [artifacts.open(item).locate(item.file) for item in self.samples],
+        )
+
+
 @stage_task
 def compute_layer_statistics(
     store: str,
-    dataset: str,
     layer: int,
-    shards: Sequence[ArtifactReference],
-    samples: Sequence[FileReference],
+    shards: DetectionShards,
     neurons: ArtifactReference,
     settings: ActivationSettings,
     statistics: StatisticsSettings,
@@ -104,11 +157,10 @@ def compute_layer_statistics(
     artifacts = ArtifactStore(store)
 
     def work(workspace: Workspace) -> None:
-        probes.compute_layer_statistics(
-            _locate_activations(artifacts, shards),
-            _locate_samples(artifacts, samples),
+        layer_statistics.compute_layer_statistics(
+            *shards.locate(artifacts),
             artifacts.open(neurons).read_table("neurons.parquet"),
-            dataset,
+            shards.dataset,
             layer,
             settings.sites,
             statistics,
@@ -119,14 +171,97 @@ def compute_layer_statistics(
     return report(
         artifacts.produce(
             "layers",
-            step_version=probes.STEP_VERSION,
+            step_version=layer_statistics.STEP_VERSION,
             settings={
-                "dataset": dataset,
+                "dataset": shards.dataset,
                 "layer": layer,
                 "sites": _site_names(settings),
-                "statistics": statistics,
+                "statistics": statistics.model_dump(include={"n_folds", "ridge", "confidence"}),
             },
-            inputs=[*shards, *samples, neurons],
+            inputs=[*shards.inputs, neurons],
+            work=work,
+        )
+    )
+
+
+@stage_task
+def compute_neuron_stability(
+    store: str,
+    layer: int,
+    shards: DetectionShards,
+    settings: ActivationSettings,
+    statistics: StatisticsSettings,
+    execution: ExecutionSettings,
+) -> State[StageResult]:
+    """Resample the samples of one dataset and see which units of a layer stay."""
+    artifacts = ArtifactStore(store)
+    return report(
+        artifacts.produce(
+            "neuron_stability",
+            step_version=stability.STEP_VERSION,
+            settings={
+                "dataset": shards.dataset,
+                "layer": layer,
+                "sites": _site_names(settings),
+                "statistics": statistics.model_dump(
+                    include={"n_resamples", "top_units", "seed", "confidence"}
+                ),
+            },
+            inputs=shards.inputs,
+            work=lambda workspace: stability.compute_neuron_stability(
+                *shards.locate(artifacts),
+                shards.dataset,
+                layer,
+                settings.sites,
+                statistics,
+                workspace,
+                execution.duckdb_memory_limit,
+            ),
+        )
+    )
+
+
+@stage_task
+def compute_layer_transfers(
+    store: str,
+    layer: int,
+    shards: Sequence[DetectionShards],
+    neurons: Sequence[ArtifactReference],
+    settings: ActivationSettings,
+    statistics: StatisticsSettings,
+    execution: ExecutionSettings,
+) -> State[StageResult]:
+    """Carry probes and units of one layer from each dataset to each other one."""
+    artifacts = ArtifactStore(store)
+
+    def work(workspace: Workspace) -> None:
+        layer_transfers.compute_layer_transfers(
+            [
+                layer_transfers.DatasetFiles(
+                    item.dataset,
+                    *item.locate(artifacts),
+                    artifacts.open(reference).read_table("neurons.parquet"),
+                )
+                for item, reference in zip(shards, neurons, strict=True)
+            ],
+            layer,
+            settings.sites,
+            statistics,
+            workspace,
+            execution.duckdb_memory_limit,
+        )
+
+    return report(
+        artifacts.produce(
+            "layer_transfers",
+            step_version=layer_transfers.STEP_VERSION,
+            settings={
+                "datasets": [item.dataset for item in shards],
+                "layer": layer,
+                "sites": _site_names(settings),
+                "statistics": statistics.model_dump(include={"ridge", "confidence", "top_units"}),
+            },
+            inputs=[*(reference for item in shards for reference in item.inputs), *neurons],
             work=work,
         )
     )
@@ -134,13 +269,3 @@ def compute_layer_statistics(
 
 def _site_names(settings: ActivationSettings) -> list[str]:
     return [site.column for site in settings.sites]
-
-
-def _locate_activations(
-    artifacts: ArtifactStore, shards: Sequence[ArtifactReference]
-) -> list[StoredFile]:
-    return [artifacts.open(shard).locate("activations.parquet") for shard in shards]
-
-
-def _locate_samples(artifacts: ArtifactStore, samples: Sequence[FileReference]) -> list[StoredFile]:
-    return [artifacts.open(sample).locate(sample.file) for sample in samples]

@@ -55,7 +55,7 @@ def describe_statistics(store_url: str, run_id: str) -> dict[str, list[str]]:
             ).manifest.files
         ]
         for use in read_run(artifacts.store, run_id).artifacts
-        if use.kind in ("neurons", "layers")
+        if use.kind in ("neurons", "neuron_stability", "layers", "layer_transfers")
     }
 
 
@@ -76,8 +76,11 @@ def test_new_files_and_appended_rows_cost_only_themselves(
         "read_file": 1,
         "ingest_source": 1,
         "extract_activations": 1,
+        "summarise_neurons": 1,
         "compute_neuron_statistics": 1,
+        "compute_neuron_stability": 1,
         "compute_layer_statistics": 1,
+        "compute_layer_transfers": 1,
     }
     write_part(folder, 3, [*parts[3], *parts[4][1:]])
     outcome = run_refresh(load_small(*growing))

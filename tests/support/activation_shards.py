@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eigenshift.artifacts import Workspace
+from eigenshift.neuron_statistics import compute_neuron_statistics
+from eigenshift.neuron_summaries import FILE_NAME, summarise_shard
 from eigenshift.schemas import SAMPLES, activations_schema
 from eigenshift.settings import Pooling, Site, SitePooling
 
@@ -44,7 +47,14 @@ def write_shard(
     widths = {name: values.shape[1] for name, values in layers[0].items()}
     precision = next(iter(layers[0].values())).dtype.name
     schema = activations_schema(widths, precision)
-    with pq.ParquetWriter(path, schema) as writer:
+    is_split = precision == "float32"
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=["sample_id"],
+        use_byte_stream_split=[f"{name}.list.element" for name in widths] if is_split else False,
+    ) as writer:
         for number, columns in enumerate(layers):
             arrays = [
                 pa.array(list(sample_ids)),
@@ -59,3 +69,28 @@ def write_shard(
             ]
             writer.write_table(pa.table(arrays, schema=schema))
     return path
+
+
+def compute_neurons(
+    shards: Sequence[Path],
+    samples: Path,
+    workspace: Workspace,
+    dataset: str = "demo",
+    layer: int = 0,
+    sites: Sequence[SitePooling] = (MLP_MAX,),
+    memory_limit: str = "500MB",
+) -> pa.Table:
+    """Summarise shards and compute the neurons table of one layer from the summaries."""
+    summaries = [summarise(shard, samples, dataset, sites) for shard in shards]
+    compute_neuron_statistics(summaries, dataset, layer, sites, memory_limit, workspace)
+    return pq.read_table(workspace.path("neurons.parquet"))
+
+
+def summarise(
+    shard: Path, samples: Path, dataset: str = "demo", sites: Sequence[SitePooling] = (MLP_MAX,)
+) -> Path:
+    """Write a shard's summary into a folder beside it."""
+    folder = shard.with_name(f"{shard.stem}-summary-of-{dataset}")
+    folder.mkdir(exist_ok=True)
+    summarise_shard(shard, samples, dataset, sites, Workspace(folder))
+    return folder / FILE_NAME

@@ -8,28 +8,36 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from eigenshift.aggregation import (
-    LEFT_OUT,
-    RankedUnits,
-    compute_neuron_statistics,
-    compute_unit_statistics,
+from eigenshift.artifacts import Workspace
+from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.labelled_layers import (
     connect,
     load_sql,
     open_labelled_layer,
     parse_memory_limit,
-    query_neuron_statistics,
     split_units,
 )
-from eigenshift.artifacts import Workspace
-from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.neuron_statistics import (
+    UnitStatistics,
+    compare_unit,
+    compute_neuron_statistics,
+    query_neuron_statistics,
+)
+from eigenshift.ranking import decode_keys, encode_keys
 from eigenshift.schemas import NEURONS
-from tests.support.activation_shards import MLP_MAX, RESIDUAL_MEAN, write_samples, write_shard
+from tests.support.activation_shards import (
+    MLP_MAX,
+    RESIDUAL_MEAN,
+    compute_neurons,
+    summarise,
+    write_samples,
+    write_shard,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "neuron_statistics"
 NUMBERS = [field.name for field in NEURONS if pa.types.is_floating(field.type)]
@@ -77,9 +85,9 @@ def compute_table(
     (folder / "out").mkdir()
     workspace = Workspace(folder / "out")
     order = shards[::-1] if reverse else shards
-    compute_neuron_statistics(order, [samples], "demo", 0, [MLP_MAX], memory_limit, workspace)
+    table = compute_neurons(order, samples, workspace, memory_limit=memory_limit)
     assert [path.name for path in workspace.folder.iterdir()] == ["neurons.parquet"]
-    return pq.read_table(workspace.path("neurons.parquet"))
+    return table
 
 
 def alternate(n_samples: int) -> list[bool | None]:
@@ -97,6 +105,17 @@ FINITE = st.one_of(
 )
 
 
+def compare_values(values: np.ndarray, is_toxic: np.ndarray) -> UnitStatistics:
+    """Statistics of one unit from its values, shape (sample,)."""
+    is_finite = np.isfinite(values)
+    keys = encode_keys(values)
+    return compare_unit(
+        keys[is_toxic & is_finite],
+        keys[~is_toxic & is_finite],
+        int(np.count_nonzero(~is_finite)),
+    )
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     rows=st.lists(st.tuples(FINITE, st.booleans()), min_size=1, max_size=40),
@@ -106,13 +125,13 @@ def test_statistics_equal_scikit_learn_and_numpy(rows, dtype):
     """Every statistic of a unit equals an independent one over its finite values, or is NaN."""
     values = np.array([row[0] for row in rows]).astype(dtype)
     is_toxic = np.array([row[1] for row in rows])
-    found = compute_unit_statistics(values[None, :], is_toxic)
+    found = compare_values(values, is_toxic)
     finite = np.isfinite(values)
     x, y = values[finite].astype(np.float64), is_toxic[finite]
     toxic, nontoxic = x[y], x[~y]
-    assert (found.n_toxic[0], found.n_nontoxic[0]) == (len(toxic), len(nontoxic))
-    assert found.n_nonfinite[0] == np.count_nonzero(~finite)
-    expected = dict.fromkeys(NUMBERS, np.nan)
+    assert (found.n_toxic, found.n_nontoxic) == (len(toxic), len(nontoxic))
+    assert found.n_nonfinite == np.count_nonzero(~finite)
+    expected: dict[str, float | None] = dict.fromkeys(NUMBERS)
     if len(toxic):
         expected["average_precision"] = average_precision_score(y, x)
         expected["mean_toxic"] = toxic.mean()
@@ -129,28 +148,37 @@ def test_statistics_equal_scikit_learn_and_numpy(rows, dtype):
             pooled = np.sqrt(spread / (len(x) - 2))
             expected["cohens_d"] = (toxic.mean() - nontoxic.mean()) / pooled
     for name, value in expected.items():
-        np.testing.assert_allclose(
-            getattr(found, name)[0], value, rtol=1e-9, atol=1e-9, err_msg=name
-        )
+        close = value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
+        assert getattr(found, name) == close, name
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(width=32), min_size=1, max_size=60))
-def test_sorted_values_survive_packing(numbers):
-    """Sorting integer images of float32 values gives numpy's sort of the finite ones."""
-    values = np.array([numbers], np.float32)
-    ranked = RankedUnits(values, np.zeros(len(numbers), np.uint8))
-    found = ranked.decode_values()[ranked.codes != LEFT_OUT]
-    np.testing.assert_array_equal(found, np.sort(values[np.isfinite(values)]))
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=60))
+def test_keys_have_the_order_of_their_values(numbers):
+    """Sorting the keys of float32 values gives numpy's sort of the values, bit for bit."""
+    values = np.array(numbers, np.float32)
+    found = decode_keys(np.sort(encode_keys(values)))
+    np.testing.assert_array_equal(found, np.sort(values).astype(np.float64))
+
+
+def test_every_half_has_its_own_key_in_order():
+    """All finite float16 values: keys rise with the values, only the two zeros share one."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    keys = encode_keys(halves)
+    np.testing.assert_array_equal(decode_keys(keys), halves.astype(np.float64))
+    order = np.argsort(halves, kind="stable")
+    assert (np.diff(keys[order].astype(int)) >= 0).all()
+    assert len(np.unique(keys)) == len(halves) - 1
 
 
 def test_constant_unit_has_auroc_of_exactly_one_half():
     """A unit that never changes says nothing: AUROC 0.5, and no Cohen's d, with the reason."""
-    found = compute_unit_statistics(np.full((1, 9), 0.1, np.float32), np.arange(9) < 4)
-    assert found.auroc[0] == 0.5
-    assert found.variance_toxic[0] == found.variance_nontoxic[0] == 0.0
-    assert np.isnan(found.cohens_d[0])
-    assert found.reasons == ["zero_variance"]
+    found = compare_values(np.full(9, 0.1, np.float32), np.arange(9) < 4)
+    assert found.auroc == 0.5
+    assert found.variance_toxic == found.variance_nontoxic == 0.0
+    assert found.cohens_d is None
+    assert found.reason == "zero_variance"
 
 
 @pytest.mark.parametrize(
@@ -164,22 +192,20 @@ def test_constant_unit_has_auroc_of_exactly_one_half():
     ],
 )
 def test_missing_statistics_have_a_reason(labels, reason):
-    """A statistic that does not exist is NaN and its reason says why."""
-    values = np.arange(len(labels), dtype=np.float16)[None, :]
-    found = compute_unit_statistics(values, np.array(labels, dtype=bool))
-    assert found.reasons == [reason]
-    assert np.isnan(found.variance_toxic[0]) or np.isnan(found.variance_nontoxic[0])
-    assert np.isnan(found.auroc[0]) == (len(set(labels)) < 2)
+    """A statistic that does not exist is None and its reason says why."""
+    values = np.arange(len(labels), dtype=np.float16)
+    found = compare_values(values, np.array(labels, dtype=bool))
+    assert found.reason == reason
+    assert found.variance_toxic is None or found.variance_nontoxic is None
+    assert (found.auroc is None) == (len(set(labels)) < 2)
 
 
 def test_statistics_do_not_depend_on_the_order_of_samples(random_values):
     """Shuffling the samples changes not a single bit."""
     is_toxic = np.arange(90) % 3 == 0
     order = np.random.default_rng(0).permutation(90)
-    one = compute_unit_statistics(random_values.T, is_toxic)
-    other = compute_unit_statistics(random_values[order].T, is_toxic[order])
-    for name in NUMBERS + COUNTS:
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for unit in random_values.T:
+        assert compare_values(unit, is_toxic) == compare_values(unit[order], is_toxic[order])
 
 
 # --- golden table and SQL ---------------------------------------------------------------------
@@ -202,8 +228,7 @@ def test_golden_table(tmp_path, dtype, way):
     if way == "stage":
         (tmp_path / "out").mkdir()
         workspace = Workspace(tmp_path / "out")
-        compute_neuron_statistics([shard], [samples], "demo", 0, [MLP_MAX], "500MB", workspace)
-        found = pq.read_table(workspace.path("neurons.parquet"))
+        found = compute_neurons([shard], samples, workspace)
     else:
         found = query_neuron_statistics(
             [shard], [samples], "demo", 0, MLP_MAX, range(4), "500MB", tmp_path
@@ -251,8 +276,9 @@ def test_several_languages_get_rows_of_their_own(tmp_path, random_values):
     table = compute_table(tmp_path / "run", random_values, alternate(90), languages=languages)
     assert table["language"].to_pylist() == ["all"] * 12 + ["en"] * 12 + ["zh"] * 12
     chinese = np.arange(90) % 2 == 1
-    expected = compute_unit_statistics(random_values[chinese].T, (np.arange(90) % 3 == 0)[chinese])
-    np.testing.assert_array_equal(table["auroc"].slice(24, 12).to_numpy(), expected.auroc)
+    labels = (np.arange(90) % 3 == 0)[chinese]
+    expected = [compare_values(unit, labels).auroc for unit in random_values[chinese].T]
+    assert table["auroc"].slice(24, 12).to_pylist() == expected
 
 
 def test_unlabelled_samples_and_other_datasets_take_no_part(tmp_path, random_values):
@@ -263,9 +289,7 @@ def test_unlabelled_samples_and_other_datasets_take_no_part(tmp_path, random_val
     assert table["n_toxic"][0].as_py() + table["n_nontoxic"][0].as_py() == 88
     workspace = Workspace(tmp_path / "run" / "out")
     shards = sorted((tmp_path / "run").glob("shard-*.parquet"))
-    samples = [tmp_path / "run" / "samples.parquet"]
-    compute_neuron_statistics(shards, samples, "other", 0, [MLP_MAX], "500MB", workspace)
-    other = pq.read_table(workspace.path("neurons.parquet"))
+    other = compute_neurons(shards, tmp_path / "run" / "samples.parquet", workspace, "other")
     assert set(other["reason"].to_pylist()) == {"no_toxic_values, no_nontoxic_values"}
     assert other["auroc"].null_count == other.num_rows == 12
 
@@ -275,8 +299,7 @@ def test_bytes_do_not_depend_on_shards_or_memory(tmp_path, random_values, monkey
     labels = alternate(90)
     compute_table(tmp_path / "one", random_values, labels)
     compute_table(tmp_path / "two", random_values, labels, rows_per_shard=13, reverse=True)
-    monkeypatch.setattr("eigenshift.aggregation.BLOCK_SHARE", 1e-9)
-    monkeypatch.setattr("eigenshift.aggregation.VALUES_PER_SORT", 1)
+    monkeypatch.setattr("eigenshift.labelled_layers.BLOCK_SHARE", 1e-9)
     compute_table(tmp_path / "three", random_values, labels)
     contents = {
         (tmp_path / name / "out" / "neurons.parquet").read_bytes()
@@ -302,10 +325,9 @@ def test_layers_and_sites_are_kept_apart(tmp_path):
     workspace = Workspace(tmp_path / "out")
     aurocs = []
     for layer in (0, 1):
-        compute_neuron_statistics(
-            [shard], [samples], "demo", layer, [RESIDUAL_MEAN, MLP_MAX], "500MB", workspace
+        table = compute_neurons(
+            [shard], samples, workspace, layer=layer, sites=[RESIDUAL_MEAN, MLP_MAX]
         )
-        table = pq.read_table(workspace.path("neurons.parquet"))
         assert table["site"].to_pylist() == ["residual", "residual", "mlp_activation"]
         assert table["layer"].to_pylist() == [layer] * 3
         aurocs.append(table["auroc"].to_pylist())
@@ -315,40 +337,54 @@ def test_layers_and_sites_are_kept_apart(tmp_path):
 # --- refusals ---------------------------------------------------------------------------------
 
 
-def test_a_shard_given_twice_is_refused(tmp_path, random_values):
-    """A sample with two rows is an error that names it, not a double count."""
+@pytest.fixture
+def shard(tmp_path, random_values) -> tuple[Path, Path]:
+    """A shard of random values and its samples."""
     ids = make_ids(90)
     samples = write_samples(tmp_path / "samples.parquet", ids, alternate(90))
-    shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: random_values}])
-    with pytest.raises(ArtifactError, match="found 2 for sample s0000"):
+    return write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: random_values}]), samples
+
+
+def test_a_summary_given_twice_is_refused(tmp_path, shard):
+    """Its samples would count twice: an error that names it."""
+    summary = summarise(*shard)
+    with pytest.raises(ArtifactError, match=r"neuron_summaries.parquet 2 times"):
         compute_neuron_statistics(
-            [shard, shard], [samples], "demo", 0, [MLP_MAX], "500MB", Workspace(tmp_path)
+            [summary, summary], "demo", 0, [MLP_MAX], "500MB", Workspace(tmp_path)
         )
 
 
-def test_a_missing_site_is_refused(tmp_path, random_values):
-    """A site the shards lack is an error that names the ones they have."""
-    ids = make_ids(90)
-    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(90))
-    shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: random_values}])
+def test_a_sample_with_two_rows_is_refused(tmp_path):
+    """A sample twice in one layer is an error that names it, not a double count."""
+    samples = write_samples(tmp_path / "samples.parquet", ["a", "b"], [True, False])
+    values = np.zeros((3, 2), np.float16)
+    shard = write_shard(tmp_path / "shard.parquet", ["a", "b", "a"], [{MLP_MAX.column: values}])
+    with pytest.raises(ArtifactError, match=r"layer 0: expected one row per sample, found 2 .* a"):
+        summarise(shard, samples)
+
+
+def test_a_missing_site_is_refused(shard):
+    """A site the shard lacks is an error that names the ones it has."""
     with pytest.raises(ArtifactError, match="'residual_mean', found mlp_activation_max"):
+        summarise(*shard, sites=[RESIDUAL_MEAN])
+
+
+def test_a_missing_layer_is_refused(tmp_path, shard):
+    """A layer without summaries is an error, not a table of nothing."""
+    with pytest.raises(ArtifactError, match="layer 7 of demo, found none"):
         compute_neuron_statistics(
-            [shard], [samples], "demo", 0, [RESIDUAL_MEAN], "500MB", Workspace(tmp_path)
+            [summarise(*shard)], "demo", 7, [MLP_MAX], "500MB", Workspace(tmp_path)
         )
 
 
-def test_shards_of_different_width_are_refused(tmp_path, random_values):
-    """Shards of two models are not mixed."""
-    ids = make_ids(90)
-    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(90))
-    shards = [
-        write_shard(tmp_path / "a.parquet", ids, [{MLP_MAX.column: random_values}]),
-        write_shard(tmp_path / "b.parquet", ids, [{MLP_MAX.column: random_values[:, :3]}]),
-    ]
-    with pytest.raises(ArtifactError, match="two models"):
-        compute_neuron_statistics(
-            shards, [samples], "demo", 0, [MLP_MAX], "500MB", Workspace(tmp_path)
-        )
+@pytest.mark.parametrize("change", ["width", "precision"])
+def test_shards_of_two_models_are_refused(tmp_path, random_values, shard, change):
+    """Shards of different width or precision are not mixed."""
+    values = random_values[:, :3] if change == "width" else random_values.astype(np.float16)
+    other = write_shard(tmp_path / "other.parquet", make_ids(90), [{MLP_MAX.column: values}])
+    summaries = [summarise(*shard), summarise(other, shard[1])]
+    with pytest.raises(ArtifactError, match=f"different {change}|two {change}s"):
+        compute_neuron_statistics(summaries, "demo", 0, [MLP_MAX], "500MB", Workspace(tmp_path))
 
 
 def test_too_small_a_memory_limit_names_the_setting(tmp_path):
@@ -357,10 +393,11 @@ def test_too_small_a_memory_limit_names_the_setting(tmp_path):
     values = np.random.default_rng(0).normal(size=(1000, 4000)).astype(np.float16)
     samples = write_samples(tmp_path / "samples.parquet", ids, alternate(1000))
     shard = write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: values}])
-    with pytest.raises(SettingsError, match="duckdb_memory_limit"):
-        compute_neuron_statistics(
-            [shard], [samples], "demo", 0, [MLP_MAX], "40MB", Workspace(tmp_path)
-        )
+    with (
+        open_labelled_layer([shard], [samples], "demo", 0, "40MB", tmp_path) as labelled,
+        pytest.raises(SettingsError, match="duckdb_memory_limit"),
+    ):
+        labelled.read_units(MLP_MAX.column, 0, 4000)
 
 
 # --- DuckDB -----------------------------------------------------------------------------------
@@ -420,4 +457,4 @@ def test_blocks_cover_every_unit_once():
     """Blocks are contiguous, cover all units and fit the share of memory."""
     blocks = list(split_units(1000, 20_000, 100 * 10**6))
     assert [unit for first, stop in blocks for unit in range(first, stop)] == list(range(1000))
-    assert max(stop - first for first, stop in blocks) * 20_000 * 4 <= 25 * 10**6
+    assert max(stop - first for first, stop in blocks) * 20_000 * 8 <= 25 * 10**6
