@@ -26,7 +26,6 @@ from eigenshift.errors import ArtifactError, SettingsError
 
 BLOCK_SHARE = 0.25
 """Share of the memory limit that one block of units may take; DuckDB keeps its own limit."""
-BYTES_PER_VALUE = 8
 ROWS_PER_BATCH = 2_048
 """DuckDB's vector size."""
 COPIES_PER_THREAD = 8
@@ -246,7 +245,7 @@ def limit_threads(
     """
     (default,) = connection.sql("SELECT current_setting('threads')").fetchall()[0]
     fitting = parse_memory_limit(memory_limit) // (
-        COPIES_PER_THREAD * ROWS_PER_BATCH * bytes_per_row
+        COPIES_PER_THREAD * ROWS_PER_BATCH * max(1, bytes_per_row)
     )
     connection.execute("SET threads = ?", [max(1, min(int(default), fitting))])
 
@@ -291,11 +290,12 @@ def parse_memory_limit(memory_limit: str) -> int:
     return int(float(match[1]) * MEMORY_UNITS[match[2]])
 
 
-def split_units(n_units: int, n_samples: int, memory_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, stop) of blocks of units of which eight bytes per value fit the memory share.
+def split_units(n_units: int, bytes_per_unit: int, memory_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, stop) of blocks of units that fit a quarter of the memory.
 
-    Which blocks there are changes no result.
+    Each block reads its files once more, so fewer blocks are faster; which blocks there are changes
+    no result.
     """
-    units = max(1, int(BLOCK_SHARE * memory_bytes / (BYTES_PER_VALUE * max(1, n_samples))))
+    units = max(1, int(BLOCK_SHARE * memory_bytes / max(1, bytes_per_unit)))
     for first in range(0, n_units, units):
         yield first, min(n_units, first + units)

@@ -165,7 +165,7 @@ def compute_neuron_statistics(
             extent = _measure_extent(connection, dataset, layer, site)
             n_samples, languages = extent.n_samples, extent.languages
             limit_threads(connection, extent.bytes_per_row, memory_limit)
-            for first, stop in split_units(extent.n_units, n_samples, memory_bytes):
+            for first, stop in split_units(extent.n_units, extent.bytes_per_unit, memory_bytes):
                 block = _read_block(connection, site, first, stop)
                 for language in (ALL_LANGUAGES, *languages):
                     statistics = [_compare(unit, language) for unit in block]
@@ -222,8 +222,13 @@ class _Extent:
 
     @property
     def bytes_per_row(self) -> int:
-        """Of the largest row of a summary, in DuckDB."""
-        return 4 * max(1, self.n_samples_of_largest)
+        """Of the largest row of a summary, at four bytes per key."""
+        return 4 * self.n_samples_of_largest
+
+    @property
+    def bytes_per_unit(self) -> int:
+        """Of all shards' rows of a unit."""
+        return 4 * self.n_samples
 
 
 def _measure_extent(

@@ -194,5 +194,7 @@ def _measure(values: FloatArray, counts: IntArray | None = None) -> tuple[float,
     if counts is None:
         mean = values.mean()
         return float(mean), float(np.square(values - mean).sum())
-    mean = (counts * values).sum() / counts.sum()
-    return float(mean), float((counts * np.square(values - mean)).sum())
+    weights = counts.astype(np.float64)
+    mean = np.einsum("i,i->", weights, values) / weights.sum()
+    squares = np.square(values - mean)
+    return float(mean), float(np.einsum("i,i->", weights, squares))

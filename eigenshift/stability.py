@@ -139,7 +139,7 @@ def _resample_site(
             resample_aurocs(
                 labelled.read_units(site.column, first, stop), labelled.is_toxic, weights
             )
-            for first, stop in split_units(n_units, labelled.n_samples, memory_bytes)
+            for first, stop in split_units(n_units, 8 * labelled.n_samples, memory_bytes)
         ]
     )
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -455,6 +458,49 @@ def test_a_limit_without_a_unit_is_refused():
 
 def test_blocks_cover_every_unit_once():
     """Blocks are contiguous, cover all units and fit the share of memory."""
-    blocks = list(split_units(1000, 20_000, 100 * 10**6))
+    blocks = list(split_units(1000, 20_000 * 8, 100 * 10**6))
     assert [unit for first, stop in blocks for unit in range(first, stop)] == list(range(1000))
     assert max(stop - first for first, stop in blocks) * 20_000 * 8 <= 25 * 10**6
+
+
+OUT_OF_CORE = """
+import sys
+from pathlib import Path
+from eigenshift.artifacts import Workspace
+from eigenshift.neuron_statistics import compute_neuron_statistics
+from tests.support.activation_shards import MLP_MAX
+folder = Path(sys.argv[1])
+files = sorted(folder.glob("summary-*.parquet"))
+compute_neuron_statistics(files, "demo", 0, [MLP_MAX], "400MB", Workspace(folder / "out"))
+status = Path("/proc/self/status").read_text()
+print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_more_values_than_memory_allows(tmp_path):
+    """Over a gigabyte of values under a limit of 400 MB: right, and under a gigabyte of memory."""
+    ids = [f"s{index:04d}" for index in range(2000)]
+    values = np.random.default_rng(0).normal(size=(2000, 4096)).astype(np.float16)
+    samples = write_samples(tmp_path / "samples.parquet", ids, alternate(2000))
+    summary = summarise(
+        write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: values}]), samples
+    )
+    n_shards = 70
+    for number in range(n_shards):
+        (tmp_path / f"summary-{number:02d}.parquet").hardlink_to(summary)
+    assert n_shards * values.nbytes > 1 << 30
+    (tmp_path / "out").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_CORE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    assert int(done.stdout) * 1024 < 1 << 30
+    found = pq.read_table(tmp_path / "out" / "neurons.parquet")
+    labels = np.array(alternate(2000), bool)
+    aurocs = [compare_values(unit, labels).auroc for unit in values.T[::512]]
+    np.testing.assert_allclose(found["auroc"].to_numpy()[::512], aurocs, rtol=0, atol=1e-15)
+    assert set(found["n_toxic"].to_pylist()) == {n_shards * labels.sum()}
