@@ -19,6 +19,7 @@ from eigenshift.audit import AuditSession, open_audit
 from eigenshift.errors import SettingsError
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
+from eigenshift.questions import fill_question
 from eigenshift.reporting import HEADLINE_COLUMNS, format_estimate, tabulate_headline
 from eigenshift.runs import RunRecord, choose_run
 from eigenshift.storage import Store
@@ -82,11 +83,15 @@ def gather_report(session: AuditSession, record: RunRecord, store: str) -> dict[
         "histogram": _describe_histogram(session, run),
         "slices": tabulate_slices(evaluations),
         "metrics": _tabulate_metrics(overall),
-        "layers": _ask(
+        "units": _ask(session, fill_question("paper_rq1", record.run_id)),
+        "layers": _ask(session, fill_question("paper_rq2", record.run_id)),
+        "transfers": _ask(session, fill_question("paper_datasets", record.run_id)),
+        "stability": _ask(
             session,
-            "SELECT dataset, layer, site, pooling, probe_auroc, probe_auroc_low, "
-            "probe_auroc_high, best_neuron_auroc, mean_neuron_auroc, n_toxic, n_nontoxic "
-            f"FROM layers WHERE run_id = {run} ORDER BY dataset, site, pooling, layer",
+            "SELECT dataset, site, pooling, layer, metric, value, low, high, top_k "
+            f"FROM neuron_stability WHERE run_id = {run} "
+            "AND metric IN ('top_overlap', 'rank_correlation') "
+            "ORDER BY dataset, site, pooling, layer, metric",
         ),
         "components": _ask(
             session,

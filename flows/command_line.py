@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eigenshift.errors import INPUT_ERRORS, EigenShiftError
+from eigenshift.errors import INPUT_ERRORS, EigenShiftError, SettingsError
 from eigenshift.settings import RefreshSettings, list_presets, load_preset, load_settings
 from flows.prefect_environment import create_home
 
@@ -131,7 +131,7 @@ def tune(
 
 @app.command()
 def audit(
-    sql: Annotated[str, typer.Argument(help="One SELECT over the audit views.")],
+    sql: Annotated[str | None, typer.Argument(help="One SELECT over the audit views.")] = None,
     store: RequiredStoreOption = "./.eigenshift",
     table_format: Annotated[
         TableFormat, typer.Option("--format", help="Output format.")
@@ -140,23 +140,49 @@ def audit(
         bool,
         typer.Option("--show-text", help="Show text columns that the query does not name."),
     ] = False,
+    question: Annotated[
+        str | None, typer.Option("--ask", help="Ask a saved question instead (see --list).")
+    ] = None,
+    run: RunOption = None,
+    lists_questions: Annotated[
+        bool, typer.Option("--list", help="List the saved questions.")
+    ] = False,
 ) -> None:
     """Ask the store a question in SQL. Read-only."""
-    from eigenshift.audit import open_audit
+    from eigenshift.audit import encode_table, open_audit
+    from eigenshift.questions import list_questions
 
-    with open_audit(store) as session:
-        result = session.query(sql, show_text=show_text)
-    if table_format is TableFormat.table:
-        table = Table()
-        for name in result.column_names:
-            table.add_column(name, overflow="fold")
-        for row in result.to_pylist():
-            table.add_row(*(escape(_show_cell(value)) for value in row.values()), style=None)
-        console.print(table)
+    if lists_questions:
+        _print_table(["question", "answers"], list_questions().items())
         return
-    from eigenshift.audit import encode_table
+    if (sql is None) == (question is None):
+        raise SettingsError(
+            "audit: expected either SQL or --ask with the name of a saved question, found "
+            f"{'both' if sql else 'neither'}. See `eigenshift audit --list`."
+        )
+    with open_audit(store) as session:
+        result = session.query(sql or _fill(store, str(question), run), show_text=show_text)
+    if table_format is TableFormat.table:
+        _print_table(result.column_names, (row.values() for row in result.to_pylist()))
+    else:
+        sys.stdout.buffer.write(encode_table(result, table_format.value))
 
-    sys.stdout.buffer.write(encode_table(result, table_format.value))
+
+def _fill(store: str, question: str, run: str | None) -> str:
+    from eigenshift.questions import fill_question
+    from eigenshift.runs import choose_run
+    from eigenshift.storage import Store
+
+    return fill_question(question, choose_run(Store(store), run).run_id)
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_show_cell(value)) for value in row), style=None)
+    console.print(table)
 
 
 @app.command()
@@ -165,10 +191,15 @@ def report(
     run: RunOption = None,
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
-    """Write one self-contained HTML file about a run."""
+    """Write one self-contained HTML file about a run; print its units and layers."""
+    from eigenshift.audit import open_audit
     from eigenshift.html_report import write_html_report
 
     run_id = write_html_report(store, run, out)
+    with open_audit(store) as session:
+        for question in ("paper_rq1", "paper_rq2"):
+            found = session.query(_fill(store, question, run_id))
+            _print_table(found.column_names, (row.values() for row in found.to_pylist()))
     console.print(f"Report of run {run_id}: {out}")
 
 

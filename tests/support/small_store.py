@@ -268,8 +268,19 @@ def _make_detection(builder: _Builder, model: ArtifactReference) -> None:
             "probe_auroc_low": 0.7,
             "probe_auroc_high": 0.95,
             "best_neuron_auroc": 0.75,
+            "mean_neuron_heldout_auroc": 0.55,
+            "cluster_auroc": 0.625,
             "mean_neuron_auroc": 0.6,
             "n_folds": 5,
+        }
+        overlap = {name: unit[name] for name in ("dataset", "layer", "site", "pooling")} | {
+            "metric": "top_overlap",
+            "value": 0.9,
+            "low": 0.8,
+            "high": 1.0,
+            "top_k": 2,
+            "n_units": 4,
+            "n_resamples": 20,
         }
         inputs = [activations, *samples]
         found = builder.make(
@@ -284,6 +295,15 @@ def _make_detection(builder: _Builder, model: ArtifactReference) -> None:
             "layers",
             lambda w, row=probe: w.write_rows("layers.parquet", [row], schemas.LAYERS),
             [*inputs, found],
+            layer=layer,
+        )
+        builder.make(
+            f"neuron_stability-{layer}",
+            "neuron_stability",
+            lambda w, row=overlap: w.write_rows(
+                "neuron_stability.parquet", [row], schemas.NEURON_STABILITY
+            ),
+            inputs,
             layer=layer,
         )
 
