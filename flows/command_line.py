@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from eigenshift.errors import INPUT_ERRORS, EigenShiftError, SettingsError
@@ -35,6 +37,7 @@ app = typer.Typer(
 )
 USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if "Click" in base.__name__)
 """Wrong words on the command line; newer typers carry a click of their own, so it is looked up."""
+MAX_CELL_WIDTH = 60
 console = Console()
 err_console = Console(stderr=True)
 logger = logging.getLogger("eigenshift.command_line")
@@ -177,12 +180,15 @@ def _fill(store: str, question: str, run: str | None) -> str:
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    table = Table()
+    """Cells stay whole; a table wider than the screen is printed as wide as it is."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", max_width=MAX_CELL_WIDTH)
     for row in rows:
         table.add_row(*(escape(_show_cell(value)) for value in row), style=None)
-    console.print(table)
+    unbounded = console.options.update(width=3 * MAX_CELL_WIDTH * max(1, len(columns)))
+    wanted = Measurement.get(console, unbounded, table).maximum
+    Console(width=max(console.width, wanted)).print(table)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from eigenshift.errors import SettingsError
 from eigenshift.questions import fill_question, list_questions
 from tests.support.small_store import SmallStore, build_small_store
 
-SITE = {"dataset": "comments", "site": "mlp_activation", "pooling": "max"}
+SITE = {"dataset": "comments", "read_at": "mlp_activation (max)"}
 
 
 @pytest.fixture(scope="module")

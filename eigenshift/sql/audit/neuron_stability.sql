@@ -1,8 +1,7 @@
 -- Do the same units stand out when the samples are drawn again? Bootstrap, per layer.
 SELECT
     dataset,
-    site,
-    pooling,
+    site || ' (' || pooling || ')' AS read_at,
     layer,
     metric,
     round(value, 3) AS value,

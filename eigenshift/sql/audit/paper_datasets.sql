@@ -4,8 +4,7 @@
 SELECT
     t.training_dataset AS trained_on,
     t.dataset AS judged_on,
-    t.site,
-    t.pooling,
+    t.site || ' (' || t.pooling || ')' AS read_at,
     t.layer,
     round(t.probe_auroc, 3) AS probe,
     round(l.probe_auroc, 3) AS here,

@@ -24,8 +24,7 @@ probes AS (
 )
 SELECT
     dataset,
-    site,
-    pooling,
+    site || ' (' || pooling || ')' AS read_at,
     layers,
     units,
     round(unit_auroc, 3) AS unit_auroc,

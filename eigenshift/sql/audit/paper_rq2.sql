@@ -3,8 +3,7 @@
 -- Probe and units are judged on the same held-out rows; clusters are found without labels.
 SELECT
     dataset,
-    site,
-    pooling,
+    site || ' (' || pooling || ')' AS read_at,
     layer,
     round(probe_auroc, 3) AS probe,
     '[' || round(probe_auroc_low, 3) || ', ' || round(probe_auroc_high, 3) || ']' AS probe_interval,
@@ -14,4 +13,4 @@ SELECT
     reason
 FROM layers
 WHERE run_id = {run}
-ORDER BY dataset, site, pooling, layer
+ORDER BY dataset, read_at, layer
