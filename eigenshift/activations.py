@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from eigenshift.artifacts import Workspace
 from eigenshift.errors import ArtifactError, ModelError, SettingsError
-from eigenshift.models import LanguageModel, get_trunk, list_layers
+from eigenshift.models import TextModel, list_layers
 from eigenshift.schemas import activations_schema
 from eigenshift.settings import ActivationSettings, Pooling, Site, SitePooling
 
@@ -38,10 +38,16 @@ FILE_NAME = "activations.parquet"
 
 # Names of the MLP's linear layers inside a block, as in transformers' model classes. To add an
 # architecture, add its name here; a dotted name matches the end of the path inside the block.
-UP_NAMES = ("up_proj", "c_fc", "dense_h_to_4h", "fc1", "fc_in", "ffn_up")
-GATE_NAMES = ("gate_proj", "ffn_gate")
+UP_NAMES = (
+    *("up_proj", "c_fc", "dense_h_to_4h", "fc1", "fc_in", "ffn_up"),
+    *("intermediate.dense", "lin1", "wi", "wi_1"),  # BERT, DistilBERT, T5
+)
+GATE_NAMES = ("gate_proj", "ffn_gate", "wi_0")
 FUSED_NAMES = ("gate_up_proj",)  # output = gate, then up
-DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "ffn_down")
+DOWN_NAMES = (
+    *("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "ffn_down"),
+    *("output.dense", "lin2", "wo"),
+)
 ATTENTION_NAMES = frozenset(
     {"attn", "attention", "self_attn", "self_attention", "crossattention", "encoder_attn"}
 )
@@ -96,7 +102,7 @@ class TokenMask:
 
 
 def extract_shard(
-    language_model: LanguageModel,
+    text_model: TextModel,
     samples: pa.Table,
     settings: ActivationSettings,
     tokens_per_batch: int,
@@ -107,7 +113,7 @@ def extract_shard(
     Holds one shard's values in memory: n_layers * n_samples * units * 2 or 4 bytes.
 
     Args:
-        language_model: The model; its lock is held while it runs.
+        text_model: The model; its lock is held while it runs.
         samples: Table with sample_id and text, at least one row.
         settings: Sites, poolings, layers, precision, truncation.
         tokens_per_batch: Token budget of a forward pass; changes the results by rounding only.
@@ -125,11 +131,11 @@ def extract_shard(
         raise ArtifactError(
             "samples: expected at least one row, found none. The shard is empty; ingest again."
         )
-    taps = find_taps(language_model.model, settings)
-    limit = find_token_limit(language_model.model, settings.max_tokens)
-    token_ids, n_truncated = encode_texts(language_model, samples["text"].to_pylist(), limit)
+    taps = find_taps(text_model.model, settings)
+    limit = find_token_limit(text_model.model, settings.max_tokens)
+    token_ids, n_truncated = encode_texts(text_model, samples["text"].to_pylist(), limit)
     values = pool_texts(
-        language_model, taps, token_ids, settings.sites, tokens_per_batch, settings.precision
+        text_model, taps, token_ids, settings.sites, tokens_per_batch, settings.precision
     )
     seconds = time.perf_counter() - started
     counts = np.array([len(row) for row in token_ids], dtype=np.int32)
@@ -195,13 +201,24 @@ def list_sites(block: nn.Module, layer: int) -> dict[Site, Tap]:
 
 
 def find_token_limit(model: Any, max_tokens: int) -> int:
-    """The setting, or the number of positions the model has if that is smaller."""
+    """The setting, or the number of positions the model has if that is smaller.
+
+    RoBERTa and its kin count positions from behind the padding's, so they have fewer of them.
+    """
     n_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(max_tokens, n_positions) if isinstance(n_positions, int) else max_tokens
+    if not isinstance(n_positions, int):
+        return max_tokens
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            n_positions -= module.padding_idx + 1
+    return min(max_tokens, n_positions)
 
 
 def encode_texts(
-    language_model: LanguageModel, texts: Sequence[str], max_tokens: int
+    text_model: TextModel, texts: Sequence[str], max_tokens: int
 ) -> tuple[list[list[int]], int]:
     """Tokenise texts with the tokenizer's default special tokens.
 
@@ -211,8 +228,8 @@ def encode_texts(
     Raises:
         ModelError: A token id is outside the model's vocabulary.
     """
-    tokenizer = language_model.tokenizer
-    with language_model.lock:
+    tokenizer = text_model.tokenizer
+    with text_model.lock:
         encoded = [list(row) for row in tokenizer(list(texts), verbose=False)["input_ids"]]
         too_long = [index for index, row in enumerate(encoded) if len(row) > max_tokens]
         for index in too_long:
@@ -221,9 +238,9 @@ def encode_texts(
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     encoded = [row or [start if start is not None else 0] for row in encoded]
     largest = max((max(row) for row in encoded), default=0)
-    if largest >= language_model.head.vocab:
+    if largest >= text_model.vocab:
         raise ModelError(
-            f"{language_model.id}: expected token ids below {language_model.head.vocab}, found "
+            f"{text_model.id}: expected token ids below {text_model.vocab}, found "
             f"{largest}. The tokenizer has tokens the model does not know; it is probably of "
             "another model. Use the model's own tokenizer files."
         )
@@ -231,7 +248,7 @@ def encode_texts(
 
 
 def pool_texts(
-    language_model: LanguageModel,
+    text_model: TextModel,
     taps: Sequence[Tap],
     token_ids: Sequence[Sequence[int]],
     sites: Sequence[SitePooling],
@@ -242,7 +259,7 @@ def pool_texts(
     """Run the model's trunk over all texts and pool each site.
 
     Args:
-        language_model: The model.
+        text_model: The model.
         taps: Where to read.
         token_ids: Ids of each text, at least one each.
         sites: Sites and poolings.
@@ -260,7 +277,7 @@ def pool_texts(
     values: dict[tuple[int, str], np.ndarray[Any, np.dtype[Any]]] = {}
     for batch in plan_batches([len(row) for row in token_ids], tokens_per_batch):
         rows = [token_ids[index] for index in batch]
-        pooled = _pool_batch(language_model, taps, rows, poolings, padding_side)
+        pooled = _pool_batch(text_model, taps, rows, poolings, padding_side)
         for key, tensor in pooled.items():
             array = tensor.to(dtype).cpu().numpy()
             if key not in values:
@@ -321,15 +338,15 @@ def pool_tokens(states: Tensor, mask: TokenMask, pooling: Pooling) -> Tensor:
 
 @torch.inference_mode()
 def _pool_batch(
-    language_model: LanguageModel,
+    text_model: TextModel,
     taps: Sequence[Tap],
     rows: Sequence[Sequence[int]],
     poolings: Mapping[Site, Sequence[SitePooling]],
     padding_side: Literal["right", "left"],
 ) -> dict[tuple[int, str], Tensor]:
     """One forward pass: (layer, column) -> shape (batch, unit), float32, on the device."""
-    input_ids, is_real = _pad(rows, language_model.tokenizer.pad_token_id, padding_side)
-    device = language_model.device
+    input_ids, is_real = _pad(rows, text_model.tokenizer.pad_token_id, padding_side)
+    device = text_model.device
     mask = TokenMask.of(is_real.to(device))
     pooled: dict[tuple[int, str], Tensor] = {}
 
@@ -345,8 +362,8 @@ def _pool_batch(
                 )
             pooled[key] = pool_tokens(states, mask, site_pooling.pooling)
 
-    with language_model.lock, _hook(taps, pool):
-        trunk = get_trunk(language_model.model)
+    with text_model.lock, _hook(taps, pool):
+        trunk = text_model.trunk
         arguments: dict[str, Any] = {
             "input_ids": input_ids.to(device),
             "attention_mask": mask.is_real.long(),
@@ -360,7 +377,7 @@ def _pool_batch(
     expected = sum(len(poolings[tap.site]) for tap in taps)
     if len(pooled) != expected:
         raise ModelError(
-            f"{language_model.id}: expected {expected} pooled sites from a forward pass, found "
+            f"{text_model.id}: expected {expected} pooled sites from a forward pass, found "
             f"{len(pooled)}. The model does not call some of its layers as modules; read another "
             "site."
         )

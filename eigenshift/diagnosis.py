@@ -24,7 +24,8 @@ from safetensors import safe_open
 
 from eigenshift.artifacts import describe_versions
 from eigenshift.datasets import digest_source
-from eigenshift.models import identify_model, resolve_device
+from eigenshift.model_files import identify_model
+from eigenshift.models import resolve_device
 from eigenshift.scorers import load_scorer
 from eigenshift.settings import (
     ModelSettings,

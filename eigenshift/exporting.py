@@ -23,14 +23,8 @@ from transformers import AutoModelForCausalLM
 from eigenshift.artifacts import Artifact, ArtifactReference, ArtifactStore
 from eigenshift.errors import ArtifactError, ModelError, SettingsError
 from eigenshift.evaluation.arms import PATCHED_ARM
-from eigenshift.models import (
-    TOKENIZER_NAMES,
-    LanguageModel,
-    ModelIdentity,
-    forget_models,
-    identify_model,
-    load_model,
-)
+from eigenshift.model_files import TOKENIZER_NAMES, ModelIdentity, identify_model
+from eigenshift.models import LanguageModel, forget_models, load_model
 from eigenshift.patching import (
     DESCRIPTION_NAME,
     TENSORS_NAME,

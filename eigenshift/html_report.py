@@ -19,7 +19,7 @@ from eigenshift.audit import AuditSession, open_audit
 from eigenshift.errors import SettingsError
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
-from eigenshift.questions import fill_question
+from eigenshift.questions import DESCRIBED_COMMANDS, fill_question
 from eigenshift.reporting import HEADLINE_COLUMNS, format_estimate, tabulate_headline
 from eigenshift.runs import RunRecord, choose_run
 from eigenshift.storage import Store
@@ -49,7 +49,7 @@ def write_html_report(store_url: str, run_id: str | None, out: Path) -> str:
 
     Args:
         store_url: Root URL of the store.
-        run_id: Any run; by default the latest refresh that ended.
+        run_id: Any run; by default the latest refresh or detection that ended.
         out: HTML file to write, replaced if it is there.
 
     Returns:
@@ -59,7 +59,7 @@ def write_html_report(store_url: str, run_id: str | None, out: Path) -> str:
         SettingsError: There is no such run, or the file cannot be written.
     """
     store = Store(store_url)
-    record = choose_run(store, run_id)
+    record = choose_run(store, run_id, DESCRIBED_COMMANDS)
     with open_audit(store_url) as session:
         html = render_report(gather_report(session, record, store.root))
     _write_whole(out, html)

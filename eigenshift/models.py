@@ -1,95 +1,67 @@
-"""Identify and load causal language models: from the hub, a folder, or any fsspec URL.
+"""Load language models: causal ones with their head, encoders for what they detect.
 
 Only safetensors weights and the classes shipped with transformers are used: nothing is unpickled
-and no code of the model's author runs. A model is known by a digest of its files, so that a run
-can tell whether two names mean the same weights. What the output head does is in `heads.py`.
+and no code of the model's author runs. Where the files are and which model they are is in
+`model_files.py`, what the output head does in `heads.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from enum import Enum
+from functools import partial
 from typing import Any
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
+from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
-from eigenshift.errors import EigenShiftError, ModelError, SettingsError
+from eigenshift.errors import ModelError, SettingsError
 from eigenshift.heads import HeadDescription, describe_head
+from eigenshift.model_files import VOCABULARY_NAMES, ModelIdentity, identify_model
 from eigenshift.settings import ModelSettings
-from eigenshift.storage import digest_file, fetch_path, has_protocol, is_folder
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_NAME = "model.safetensors"
-WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
-CONFIG_NAMES = ("config.json", "generation_config.json")
-VOCABULARY_NAMES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-TOKENIZER_NAMES = (
-    *VOCABULARY_NAMES,
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
-HUB_IGNORED = ["*/*", "consolidated*", "adapter_*"]
+UNFUSED_GELU = (NewGELUActivation, FastGELUActivation)
 MAX_LOADED_MODELS = 1
 """Models kept in memory by this process; a refresh studies one."""
 
-_loaded: dict[tuple[str, str, str], LanguageModel] = {}
+_loaded: dict[tuple[str, str, str], TextModel] = {}
 _loading = threading.Lock()
 
 
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model this is.
+class ModelKind(str, Enum):
+    """How a model reads and writes text."""
+
+    causal = "causal language model"
+    encoder = "encoder"
+    encoder_decoder = "encoder-decoder"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TextModel:
+    """A model that reads text, ready to run.
 
     Attributes:
-        id: As given in the settings.
-        revision: The hub commit where it is known, else None.
-        digest: sha256 over names and digests of weights, configuration and tokenizer files. The
-            only part that belongs in a fingerprint.
-        folder: Local folder with the files; differs between machines.
-    """
-
-    id: str
-    revision: str | None
-    digest: str
-    folder: Path = field(compare=False)
-
-
-@dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """A causal language model ready to run.
-
-    Attributes:
-        model: The `PreTrainedModel`, in eval mode, on `device`, without gradients.
+        model: The `PreTrainedModel`, in eval mode, on `device`, without gradients; of an
+            encoder-decoder its encoder.
         tokenizer: Its tokenizer; always has a pad token.
-        head: What its output head does.
+        kind: How it reads; the encoder of an encoder-decoder keeps that kind.
+        vocab: Number of tokens it knows.
         id: As given in the settings.
         digest: Digest of its files (`ModelIdentity.digest`).
         device: Where it runs.
@@ -99,11 +71,28 @@ class LanguageModel:
 
     model: Any
     tokenizer: Any
-    head: HeadDescription
+    kind: ModelKind
+    vocab: int
     id: str
     digest: str
     device: torch.device
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # type: ignore[valid-type, unused-ignore]
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its head."""
+        return get_trunk(self.model)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LanguageModel(TextModel):
+    """A causal language model ready to run.
+
+    Attributes:
+        head: What its output head does.
+    """
+
+    head: HeadDescription
 
     @property
     def head_module(self) -> nn.Linear:
@@ -116,45 +105,20 @@ class LanguageModel:
         """The head's weight in force, shape (vocab, hidden)."""
         return self.head_module.weight
 
-    @property
-    def trunk(self) -> nn.Module:
-        """The model without its head."""
-        return get_trunk(self.model)
 
-
-def identify_model(settings: ModelSettings) -> ModelIdentity:
-    """Find a model's files and digest them, without loading any weights.
-
-    A folder (local, or any fsspec URL) is taken before a hub id of the same name.
-
-    Raises:
-        ModelError: The folder or hub entry is missing or incomplete, or its weights are only
-            there in a pickled format or are damaged.
-    """
-    folder, revision = _find_folder(settings)
-    names = _list_weights(settings.id, folder)
-    names += [name for name in CONFIG_NAMES if (folder / name).is_file()]
-    names += sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and (path.name in TOKENIZER_NAMES or path.suffix == ".tiktoken")
-    )
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        digest.update(f"{name}\0{_digest_local(folder / name)}\n".encode())
-    return ModelIdentity(settings.id, revision, digest.hexdigest(), folder)
-
-
-def load_model(settings: ModelSettings, device: str = "auto") -> LanguageModel:
-    """Load a causal language model, or return it if this process has it already.
+def load_text_model(settings: ModelSettings, device: str = "auto") -> TextModel:
+    """Load a model that reads text, or return it if this process has it already.
 
     Args:
         settings: Which model, at which precision.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
 
+    Returns:
+        A `LanguageModel` if it is causal; of an encoder-decoder only the encoder.
+
     Raises:
-        ModelError: It cannot be identified or loaded, needs its author's code, is not a causal
-            language model, or has a head that is not supported.
+        ModelError: It cannot be identified or loaded, needs its author's code, or is causal and
+            has a head that is not supported.
         SettingsError: There is no such device here.
     """
     identity = identify_model(settings)
@@ -165,20 +129,57 @@ def load_model(settings: ModelSettings, device: str = "auto") -> LanguageModel:
             while len(_loaded) >= MAX_LOADED_MODELS:
                 _loaded.pop(next(iter(_loaded)))
             logger.info("model loading: id=%s device=%s dtype=%s", identity.id, place, key[1])
-            model = _load_weights(identity, settings.dtype).to(place)
+            model, kind = _load_weights(identity, settings.dtype)
             tokenizer = _load_tokenizer(identity)
-            _loaded[key] = wrap_model(
-                model, tokenizer, model_id=identity.id, digest=identity.digest
+            wrap = wrap_model if kind is ModelKind.causal else partial(wrap_encoder, kind=kind)
+            _loaded[key] = wrap(
+                model.to(place), tokenizer, model_id=identity.id, digest=identity.digest
             )
         return _loaded[key]
 
 
+def load_model(settings: ModelSettings, device: str = "auto") -> LanguageModel:
+    """Load a causal language model, or return it if this process has it already.
+
+    Raises:
+        ModelError: As `load_text_model`, or it is not a causal language model.
+        SettingsError: There is no such device here.
+    """
+    kind = find_kind(_read_config(identify_model(settings)))
+    if kind is not ModelKind.causal:
+        raise ModelError(explain_no_head(settings.id, kind))
+    found = load_text_model(settings, device)
+    assert isinstance(found, LanguageModel)  # noqa: S101 - by its kind
+    return found
+
+
+def explain_no_head(model_id: str, kind: ModelKind) -> str:
+    """Why a model that does not generate text is refused where one is needed."""
+    return (
+        f"{model_id}: expected a causal language model, found an {kind.value}, which has no head "
+        "that generates text token by token. Choose a model made to generate text, or study what "
+        "this one detects (eigenshift detect)."
+    )
+
+
 @contextmanager
-def use_model(settings: ModelSettings, device: str = "auto") -> Iterator[LanguageModel]:
+def use_text_model(settings: ModelSettings, device: str = "auto") -> Iterator[TextModel]:
     """Load a model and have it to oneself: its lock is held until the end of the block.
 
     Tasks in one process share one model; without this one task could run with another's hooks or
     patched head.
+
+    Raises:
+        ModelError, SettingsError: As `load_text_model`.
+    """
+    text_model = load_text_model(settings, device)
+    with text_model.lock:
+        yield text_model
+
+
+@contextmanager
+def use_model(settings: ModelSettings, device: str = "auto") -> Iterator[LanguageModel]:
+    """Load a causal language model and have it to oneself, as `use_text_model`.
 
     Raises:
         ModelError, SettingsError: As `load_model`.
@@ -188,15 +189,16 @@ def use_model(settings: ModelSettings, device: str = "auto") -> Iterator[Languag
         yield language_model
 
 
-def describe_model(language_model: LanguageModel, identity: ModelIdentity) -> dict[str, Any]:
-    """Facts about a model that fit into JSON and hold under any name: digest, size and head."""
-    head = language_model.head
+def describe_model(text_model: TextModel, identity: ModelIdentity) -> dict[str, Any]:
+    """Facts about a model that fit into JSON and hold under any name: digest, size, kind, head."""
+    head = getattr(text_model, "head", None)
     return {
         "digest": identity.digest,
-        "model_class": type(language_model.model).__name__,
-        "n_parameters": sum(item.numel() for item in language_model.model.parameters()),
-        "n_layers": len(list_layers(language_model.model)),
-        "head": {**asdict(head), "dtype": str(head.dtype).removeprefix("torch.")},
+        "model_class": type(text_model.model).__name__,
+        "kind": text_model.kind.name,
+        "n_parameters": sum(item.numel() for item in text_model.model.parameters()),
+        "n_layers": len(list_layers(text_model.model)),
+        "head": head and {**asdict(head), "dtype": str(head.dtype).removeprefix("torch.")},
     }
 
 
@@ -218,8 +220,7 @@ def wrap_model(model: Any, tokenizer: Any, *, model_id: str, digest: str) -> Lan
     Raises:
         ModelError: Its head is not supported, or it is not causal.
     """
-    model.eval()
-    model.requires_grad_(False)
+    _prepare(model)
     head = describe_head(model)
     _set_pad_token(tokenizer, head.vocab)
     if len(tokenizer) > head.vocab:
@@ -228,8 +229,51 @@ def wrap_model(model: Any, tokenizer: Any, *, model_id: str, digest: str) -> Lan
             len(tokenizer),
             head.vocab,
         )
-    device = model.get_output_embeddings().weight.device
-    return LanguageModel(model, tokenizer, head, model_id, digest, device)
+    return LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        kind=ModelKind.causal,
+        vocab=head.vocab,
+        id=model_id,
+        digest=digest,
+        device=model.get_output_embeddings().weight.device,
+        head=head,
+    )
+
+
+def wrap_encoder(
+    model: Any, tokenizer: Any, *, model_id: str, digest: str, kind: ModelKind = ModelKind.encoder
+) -> TextModel:
+    """Make a `TextModel` of an encoder and tokenizer already in memory, as `wrap_model` does."""
+    _prepare(model)
+    embeddings = model.get_input_embeddings().weight
+    _set_pad_token(tokenizer, len(embeddings))
+    return TextModel(
+        model=model,
+        tokenizer=tokenizer,
+        kind=kind,
+        vocab=len(embeddings),
+        id=model_id,
+        digest=digest,
+        device=embeddings.device,
+    )
+
+
+def _prepare(model: Any) -> None:
+    model.eval()
+    model.requires_grad_(False)
+    fuse_activations(model)
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Replace GELU written out in steps (GPT-2's) by torch's own, in place.
+
+    The same function in one pass over the values; results differ by rounding (measured: 6e-7).
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, UNFUSED_GELU):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -317,156 +361,15 @@ def _rank_blocks(blocks: nn.ModuleList) -> tuple[bool, int]:
     return is_uniform, sum(parameter.numel() for parameter in blocks.parameters())
 
 
-def _find_folder(settings: ModelSettings) -> tuple[Path, str | None]:
-    """Return a local folder with the model's files, and the hub commit if known."""
-    try:
-        if is_folder(settings.id):
-            folder = fetch_path(settings.id)
-            if settings.revision is not None:
-                logger.warning("model revision ignored: %s is a folder, not a hub id", settings.id)
-            return folder, _read_commit(folder)
-    except EigenShiftError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{settings.id}: expected a folder that can be read, found: {type(error).__name__}: "
-            f"{error}. Check the URL and the credentials in the environment."
-        ) from error
-    if _looks_like_path(settings.id):
-        raise ModelError(
-            f"{settings.id}: expected a folder with config.json and *.safetensors, found no such "
-            "folder. Check model.id; a hub id has the form owner/name."
-        )
-    return _fetch_from_hub(settings)
-
-
-def _looks_like_path(model_id: str) -> bool:
-    is_path = model_id.startswith(("/", ".", "~")) or "\\" in model_id
-    return has_protocol(model_id) or is_path or model_id.count("/") > 1
-
-
-def _fetch_from_hub(settings: ModelSettings) -> tuple[Path, str | None]:
-    try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                settings.id,
-                revision=settings.revision,
-                allow_patterns=HUB_PATTERNS,
-                ignore_patterns=HUB_IGNORED,
-            )
-        )
-    except HFValidationError as error:
-        raise ModelError(
-            f"{settings.id}: expected a folder or a hub id such as owner/name, found neither. "
-            "Check model.id."
-        ) from error
-    except Exception as error:
-        revision = f" at revision {settings.revision}" if settings.revision else ""
-        raise ModelError(
-            f"{settings.id}: looked for a folder of that name and found none, then for a model of "
-            f"that id{revision} on the Hugging Face hub and its local cache: "
-            f"{type(error).__name__}. Check model.id, the network, and HF_TOKEN for gated models; "
-            "without a hub, give a folder."
-        ) from error
-    return folder, _read_commit(folder)
-
-
-def _read_commit(folder: Path) -> str | None:
-    """The commit, where a folder is a snapshot in the hub's cache."""
-    is_snapshot = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
-    return folder.name if is_snapshot else None
-
-
-def _list_weights(model_id: str, folder: Path) -> list[str]:
-    """Names of the safetensors files the model is loaded from, checked to be whole."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{model_id}: expected config.json in {folder}, found none. The folder holds no model, "
-            "or only part of one. Check model.id, or fetch the model again."
-        )
-    index = folder / WEIGHTS_INDEX_NAME
-    if (folder / WEIGHTS_NAME).is_file():
-        names = [WEIGHTS_NAME]
-    elif index.is_file():
-        names = [WEIGHTS_INDEX_NAME, *_read_index(model_id, index)]
-    else:
-        raise ModelError(_explain_no_weights(model_id, folder))
-    for name in names:
-        if name.endswith(".safetensors"):
-            _check_weights(model_id, folder / name)
-    return names
-
-
-def _read_index(model_id: str, index: Path) -> list[str]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{model_id}: expected a weight_map in {index.name}, found: {type(error).__name__}. "
-            "The file is damaged. Fetch the model again."
-        ) from error
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise ModelError(
-            f"{model_id}: expected {len(names)} weight files ({index.name}), found "
-            f"{len(names) - len(missing)}; missing: {', '.join(missing[:3])}. The copy is not "
-            "complete. Fetch the model again."
-        )
-    return names
-
-
-def _explain_no_weights(model_id: str, folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    pickled = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-    expected = f"{model_id}: expected {WEIGHTS_NAME} (or its index and shards) in {folder}, found"
-    if any(name.startswith("adapter_model") for name in names):
-        return (
-            f"{expected} an adapter. An adapter is not a model by itself. Merge it into its base "
-            "model (peft merge_and_unload) and give that folder."
-        )
-    what = f"only {', '.join(pickled[:3])}" if pickled else "no safetensors weights"
-    return (
-        f"{expected} {what}. Pickled weights can run code when opened, so they are never opened "
-        "here. On a machine where you trust them, load the model with transformers, write it with "
-        "save_pretrained (that writes safetensors), and give the new folder."
-    )
-
-
-def _check_weights(model_id: str, path: Path) -> None:
-    """Read a safetensors header; it states how long the file must be."""
-    try:
-        with safe_open(str(path), framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{model_id}: expected a whole safetensors file in {path.name}, found: {error}. The "
-            "download was probably cut short, or the file is a git-lfs pointer. Fetch it again."
-        ) from error
-
-
-def _digest_local(path: Path) -> str:
-    status = path.stat()
-    return _digest_unchanged(str(path), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _digest_unchanged(path: str, _bytes: int, _modified: int) -> str:
-    """Digest of a local file, computed again when size or time of change differ."""
-    return digest_file(path)
-
-
-def _load_weights(identity: ModelIdentity, dtype: str) -> Any:
-    """Load a causal language model on the CPU; every weight must come from the files."""
+def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
+    """Load a model on the CPU; every weight that is read must come from the files."""
     transformers_logging.disable_progress_bar()
     folder = str(identity.folder)
+    config = _read_config(identity)
+    kind = find_kind(config)
+    model_class = AutoModelForCausalLM if kind is ModelKind.causal else AutoModel
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if config.is_encoder_decoder:
-            raise ModelError(
-                f"{identity.id}: expected a decoder-only causal language model, found an "
-                f"encoder-decoder ({config.model_type}). Choose another model."
-            )
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = model_class.from_pretrained(
             folder,
             config=config,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -479,13 +382,35 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> Any:
     absent = sorted(report["missing_keys"]) + sorted(
         str(item[0]) if isinstance(item, tuple) else str(item) for item in report["mismatched_keys"]
     )
+    if kind is not ModelKind.causal:
+        absent = [name for name in absent if "pooler" not in name.split(".")]
     if absent:
         raise ModelError(
             f"{identity.id}: expected every weight of {type(model).__name__} in the files, found "
             f"{len(absent)} missing or of another shape, e.g. {absent[0]}. They would be random. "
             "The weights are probably of a trunk or another task; choose a causal language model."
         )
-    return model
+    return model.get_encoder() if kind is ModelKind.encoder_decoder else model, kind
+
+
+def _read_config(identity: ModelIdentity) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(identity.folder), trust_remote_code=False)
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelError(_explain_load_error(identity.id, error)) from error
+
+
+def find_kind(config: Any) -> ModelKind:
+    """Tell from its configuration how a model reads text.
+
+    An encoder is of a type that transformers trains to fill in masked tokens and does not decode,
+    though many such types have a causal class too.
+    """
+    if config.is_encoder_decoder:
+        return ModelKind.encoder_decoder
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return ModelKind.encoder
+    return ModelKind.causal
 
 
 def _explain_load_error(model_id: str, error: Exception) -> str:
@@ -500,8 +425,8 @@ def _explain_load_error(model_id: str, error: Exception) -> str:
     if "Unrecognized configuration class" in text:
         return (
             f"{model_id}: expected a causal language model, found a configuration that "
-            "AutoModelForCausalLM does not know. It is probably an encoder, a vision or a speech "
-            "model. Choose a model made to generate text."
+            "AutoModelForCausalLM does not know. It is probably a vision or a speech model. Choose "
+            "a model made to read or generate text."
         )
     return (
         f"{model_id}: expected a causal language model that transformers can load, found "

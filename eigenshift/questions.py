@@ -9,6 +9,8 @@ from importlib import resources
 
 from eigenshift.errors import SettingsError
 
+DESCRIBED_COMMANDS = ("refresh", "detect")
+"""Commands whose latest run is meant where none is named."""
 FOLDER = resources.files("eigenshift").joinpath("sql").joinpath("audit")
 
 

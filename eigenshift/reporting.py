@@ -192,6 +192,18 @@ class ArmComparison(BaseModel):
         }
 
 
+class Detection(BaseModel):
+    """A run that studied which units and layers detect toxicity; its tables are in the store."""
+
+    run_id: str
+    store: str
+    stages: list[StageSummary]
+
+    def as_contract(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**self.model_dump(), "status": "finished"}
+
+
 class Trial(BaseModel):
     """One point of the grid that `tune` searches."""
 

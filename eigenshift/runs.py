@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -151,8 +152,10 @@ def list_run_ids(store: Store) -> list[str]:
     return [path[len("runs/") : -len(".json")] for path in paths if path.endswith(".json")]
 
 
-def choose_run(store: Store, run_id: str | None, command: str = "refresh") -> RunRecord:
-    """The run asked for, or the latest one of a command that ended with a result.
+def choose_run(
+    store: Store, run_id: str | None, commands: Sequence[str] = ("refresh",)
+) -> RunRecord:
+    """The run asked for, or the latest one of these commands that ended with a result.
 
     Raises:
         SettingsError: There is none.
@@ -161,9 +164,9 @@ def choose_run(store: Store, run_id: str | None, command: str = "refresh") -> Ru
         return read_run(store, run_id)
     for candidate in reversed(list_run_ids(store)):
         record = read_run(store, candidate)
-        if record.command == command and record.status in ("promoted", "held", "finished"):
+        if record.command in commands and record.status in ("promoted", "held", "finished"):
             return record
     raise SettingsError(
-        f"{store.root}: expected a finished {command} run, found none. Run "
-        f"`eigenshift {command}` on this store first, or check --store."
+        f"{store.root}: expected a finished {' or '.join(commands)} run, found none. Run "
+        f"`eigenshift {commands[0]}` on this store first, or check --store."
     )

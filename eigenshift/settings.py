@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -425,6 +425,8 @@ class ExecutionSettings(Frozen):
 class RefreshSettings(Frozen):
     """Everything one refresh needs: what to read, what to compute, when to release."""
 
+    required_roles: ClassVar[tuple[Role, ...]] = tuple(Role)
+
     store: Location = Field(
         "./.eigenshift", title="Store", description="Root URL of the store (any fsspec scheme)."
     )
@@ -478,7 +480,7 @@ class RefreshSettings(Frozen):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"source names must differ; repeated: {', '.join(repeated)}")
-        missing = [role.value for role in Role if not self.sources_for(role)]
+        missing = [role.value for role in self.required_roles if not self.sources_for(role)]
         if missing:
             raise ValueError(
                 f"at least one source of each role is needed; none for: {', '.join(missing)}"
@@ -490,9 +492,33 @@ class RefreshSettings(Frozen):
         return tuple(source for source in self.sources if source.effective_role is role)
 
 
+class DetectionSettings(RefreshSettings):
+    """What `detect` needs: the same settings, of which it reads those up to the statistics."""
+
+    required_roles: ClassVar[tuple[Role, ...]] = (Role.labelled,)
+
+
+AnySettings = TypeVar("AnySettings", bound=RefreshSettings)
+
+
 def list_presets() -> list[str]:
     """Names usable with `--preset`."""
     return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
+
+
+def find_preset(name: str) -> Path:
+    """Where a shipped preset is.
+
+    Raises:
+        SettingsError: There is no such preset.
+    """
+    path = PRESET_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise SettingsError(
+            f"preset {name!r}: expected one of {', '.join(list_presets())}, found no such preset. "
+            "Choose one of these with --preset, or give a file with --config."
+        )
+    return path
 
 
 def load_preset(name: str, overrides: Iterable[str] = ()) -> RefreshSettings:
@@ -501,16 +527,17 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> RefreshSettings:
     Raises:
         SettingsError: There is no such preset, or an override does not fit.
     """
-    path = PRESET_FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise SettingsError(
-            f"preset {name!r}: expected one of {', '.join(list_presets())}, found no such preset. "
-            "Choose one of these with --preset, or give a file with --config."
-        )
-    return load_settings(path, overrides)
+    return load_settings(find_preset(name), overrides)
 
 
 def load_settings(path: Path, overrides: Iterable[str] = ()) -> RefreshSettings:
+    """Load a refresh's settings, as `load_settings_as`."""
+    return load_settings_as(RefreshSettings, path, overrides)
+
+
+def load_settings_as(
+    kind: type[AnySettings], path: Path, overrides: Iterable[str] = ()
+) -> AnySettings:
     """Load settings from a YAML file and apply `key.path=value` overrides.
 
     Relative source, model and classifier paths in the file are relative to the file itself; the
@@ -535,17 +562,24 @@ def load_settings(path: Path, overrides: Iterable[str] = ()) -> RefreshSettings:
     document = _resolve_paths(document, path.resolve().parent)
     for override in overrides:
         _apply_override(document, override)
-    return parse_settings(document, place=str(path))
+    return parse_settings_as(kind, document, str(path))
 
 
 def parse_settings(document: Mapping[str, Any], place: str) -> RefreshSettings:
+    """Validate a refresh's settings, as `parse_settings_as`."""
+    return parse_settings_as(RefreshSettings, document, place)
+
+
+def parse_settings_as(
+    kind: type[AnySettings], document: Mapping[str, Any], place: str
+) -> AnySettings:
     """Validate a mapping; `place` names its origin in the error.
 
     Raises:
         SettingsError: One line per field that does not fit: where, what was found, why.
     """
     try:
-        return RefreshSettings.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in issue['loc']) or '(settings)'}: {issue['msg']}"

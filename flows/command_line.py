@@ -24,7 +24,14 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from eigenshift.errors import INPUT_ERRORS, EigenShiftError, SettingsError
-from eigenshift.settings import RefreshSettings, list_presets, load_preset, load_settings
+from eigenshift.settings import (
+    AnySettings,
+    DetectionSettings,
+    RefreshSettings,
+    find_preset,
+    list_presets,
+    load_settings_as,
+)
 from flows.prefect_environment import create_home
 
 EXIT_PROMOTED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_HELD = 0, 1, 2, 3
@@ -133,6 +140,27 @@ def tune(
 
 
 @app.command()
+def detect(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find which units and layers detect toxicity, in models of any kind; change nothing."""
+    settings = _load_as(DetectionSettings, preset, config, store, overrides)
+    create_home()
+    from flows.detect import run_detect
+
+    detection = run_detect(settings)
+    if as_json:
+        print(json.dumps(detection.as_contract()))  # noqa: T201
+        return
+    _print_paper_tables(settings.store, detection.run_id)
+    console.print(f"Run {detection.run_id}", highlight=False)
+
+
+@app.command()
 def audit(
     sql: Annotated[str | None, typer.Argument(help="One SELECT over the audit views.")] = None,
     store: RequiredStoreOption = "./.eigenshift",
@@ -172,11 +200,11 @@ def audit(
 
 
 def _fill(store: str, question: str, run: str | None) -> str:
-    from eigenshift.questions import fill_question
+    from eigenshift.questions import DESCRIBED_COMMANDS, fill_question
     from eigenshift.runs import choose_run
     from eigenshift.storage import Store
 
-    return fill_question(question, choose_run(Store(store), run).run_id)
+    return fill_question(question, choose_run(Store(store), run, DESCRIBED_COMMANDS).run_id)
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -191,6 +219,16 @@ def _print_table(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     Console(width=max(console.width, wanted)).print(table)
 
 
+def _print_paper_tables(store: str, run_id: str) -> None:
+    """Units against layers, then layer by layer."""
+    from eigenshift.audit import open_audit
+
+    with open_audit(store) as session:
+        for question in ("paper_rq1", "paper_rq2"):
+            found = session.query(_fill(store, question, run_id))
+            _print_table(found.column_names, (row.values() for row in found.to_pylist()))
+
+
 @app.command()
 def report(
     store: RequiredStoreOption = "./.eigenshift",
@@ -198,14 +236,10 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML file about a run; print its units and layers."""
-    from eigenshift.audit import open_audit
     from eigenshift.html_report import write_html_report
 
     run_id = write_html_report(store, run, out)
-    with open_audit(store) as session:
-        for question in ("paper_rq1", "paper_rq2"):
-            found = session.query(_fill(store, question, run_id))
-            _print_table(found.column_names, (row.values() for row in found.to_pylist()))
+    _print_paper_tables(store, run_id)
     console.print(f"Report of run {run_id}: {out}")
 
 
@@ -354,12 +388,22 @@ def _configure_logging() -> None:
 def _load(
     preset: str | None, config: Path | None, store: str | None, overrides: Sequence[str] | None
 ) -> RefreshSettings:
+    return _load_as(RefreshSettings, preset, config, store, overrides)
+
+
+def _load_as(
+    kind: type[AnySettings],
+    preset: str | None,
+    config: Path | None,
+    store: str | None,
+    overrides: Sequence[str] | None,
+) -> AnySettings:
     given = list(overrides or [])
     if store is not None:
         given.append(f"store={json.dumps(store)}")
     if (preset is None) == (config is None):
         raise typer.BadParameter("give either --preset or --config")
-    return load_settings(config, given) if config is not None else load_preset(preset or "", given)
+    return load_settings_as(kind, config or find_preset(preset or ""), given)
 
 
 def _print_outcome(outcome: Any) -> None:

@@ -29,8 +29,8 @@ def compare(settings: RefreshSettings) -> ArmComparison:
     use_credentials(settings.execution.credentials_block)
     journal = RunJournal("compare", settings)
     with journal.recording():
-        sources = stages.ingest(journal)
         model = stages.identify_model(journal)
+        sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
         factor, seed = settings.components.factor, settings.components.seed
         requests = {PATCHED_ARM: PatchRequest(factor=factor)} | {

@@ -34,7 +34,7 @@ class RunJournal:
     """Keeps a run's record up to date in the store.
 
     Args:
-        command: refresh, compare or tune.
+        command: refresh, compare, tune or detect.
         settings: The run's settings.
     """
 

@@ -22,7 +22,7 @@ from eigenshift.interventions import Intervention, PatchRequest
 from eigenshift.releases import promote_patch
 from eigenshift.reporting import RefreshOutcome, describe_outcome
 from eigenshift.runs import finish_run
-from eigenshift.settings import RefreshSettings
+from eigenshift.settings import RefreshSettings, Role
 from flows import stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
@@ -47,9 +47,9 @@ def refresh(settings: RefreshSettings) -> RefreshOutcome | State[RefreshOutcome]
 def _refresh(settings: RefreshSettings) -> RefreshOutcome:
     journal = RunJournal("refresh", settings)
     with journal.recording():
-        sources = stages.ingest(journal)
         model = stages.identify_model(journal)
-        stages.study_detection(journal, model, sources)
+        sources = stages.ingest(journal)
+        stages.study_detection(journal, model, sources.samples[Role.labelled])
         study = stages.study_components(journal, model, sources)
         patches = stages.build_patches(journal, model, study, _request_patches(settings))
         arms = {

@@ -17,6 +17,7 @@ def main() -> None:
 
     from eigenshift.settings import load_preset
     from flows.compare import compare
+    from flows.detect import detect
     from flows.refresh import refresh
     from flows.tune import tune
 
@@ -29,7 +30,7 @@ def main() -> None:
                 tags=["eigenshift"],
                 description=(flow.description or "").partition("\n")[0],
             )
-            for flow in (refresh, compare, tune)
+            for flow in (refresh, compare, tune, detect)
         )
     )
 

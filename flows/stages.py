@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from eigenshift.artifacts import ArtifactReference, FileReference
 from eigenshift.datasets import list_sources
+from eigenshift.errors import ModelError
 from eigenshift.evaluation.fluency import allot_texts
 from eigenshift.interventions import PatchRequest
+from eigenshift.models import ModelKind, explain_no_head
 from eigenshift.prompts import Part
 from eigenshift.settings import Role
 from flows.journal import RunJournal
@@ -57,29 +59,7 @@ class Arm:
 def ingest(journal: RunJournal) -> Sources:
     """Read all sources and choose prompts."""
     settings = journal.settings
-    names = [source.name for source in settings.sources]
-    files = [file for source in settings.sources for file in list_sources(source)]
-    records = journal.collect(
-        "read_file",
-        [ingestion.read_file.submit(settings.store, file, settings.ingestion) for file in files],
-    )
-    records_of: dict[str, list[ArtifactReference]] = {name: [] for name in names}
-    for file, reference in zip(files, records, strict=True):
-        records_of[file.name].append(reference)
-    references = journal.collect(
-        "ingest_source",
-        {
-            source.name: ingestion.ingest_source.submit(
-                settings.store, source, records_of[source.name], settings.ingestion
-            )
-            for source in settings.sources
-        },
-    )
-    by_name = dict(zip(names, references, strict=True))
-    samples = {
-        role: {source.name: by_name[source.name] for source in settings.sources_for(role)}
-        for role in Role
-    }
+    samples = ingest_samples(journal, tuple(Role))
     (prompts,) = journal.collect(
         "choose_prompts",
         [
@@ -91,23 +71,61 @@ def ingest(journal: RunJournal) -> Sources:
     return Sources(samples, prompts)
 
 
-def identify_model(journal: RunJournal) -> ArtifactReference:
-    """Digest and describe the model."""
+def ingest_samples(
+    journal: RunJournal, roles: Sequence[Role]
+) -> dict[Role, dict[str, ArtifactReference]]:
+    """Read the sources with these roles; their samples by role and name."""
+    settings = journal.settings
+    sources = [source for source in settings.sources if source.effective_role in roles]
+    files = [file for source in sources for file in list_sources(source)]
+    records = journal.collect(
+        "read_file",
+        [ingestion.read_file.submit(settings.store, file, settings.ingestion) for file in files],
+    )
+    records_of: dict[str, list[ArtifactReference]] = {source.name: [] for source in sources}
+    for file, reference in zip(files, records, strict=True):
+        records_of[file.name].append(reference)
+    references = journal.collect(
+        "ingest_source",
+        {
+            source.name: ingestion.ingest_source.submit(
+                settings.store, source, records_of[source.name], settings.ingestion
+            )
+            for source in sources
+        },
+    )
+    found: dict[Role, dict[str, ArtifactReference]] = {role: {} for role in roles}
+    for source, reference in zip(sources, references, strict=True):
+        found[source.effective_role][source.name] = reference
+    return found
+
+
+def identify_model(journal: RunJournal, *, must_generate: bool = True) -> ArtifactReference:
+    """Digest and describe the model.
+
+    Raises:
+        ModelError: It must generate text and is not a causal language model.
+    """
     settings = journal.settings
     (model,) = journal.collect(
         "identify_model",
         [model_tasks.identify_model.submit(settings.store, settings.model, settings.execution)],
     )
-    journal.record.model_digest = journal.artifacts.open(model).manifest.facts["digest"]
+    facts = journal.artifacts.open(model).manifest.facts
+    if must_generate and facts["kind"] != ModelKind.causal.name:
+        raise ModelError(explain_no_head(settings.model.id, ModelKind[facts["kind"]]))
+    journal.record.model_digest = facts["digest"]
     return model
 
 
-def study_detection(journal: RunJournal, model: ArtifactReference, sources: Sources) -> None:
+def study_detection(
+    journal: RunJournal, model: ArtifactReference, samples: Mapping[str, ArtifactReference]
+) -> None:
     """Activations on every labelled dataset, their summaries, then the statistics."""
     settings = journal.settings
     shards: dict[str, list[FileReference]] = {
         dataset: journal.artifacts.open(reference).refer_to_files("samples-")
-        for dataset, reference in sources.samples[Role.labelled].items()
+        for dataset, reference in samples.items()
     }
     flat = [(dataset, shard) for dataset, files in shards.items() for shard in files]
     extracted = journal.collect(

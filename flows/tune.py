@@ -30,8 +30,8 @@ def tune(settings: RefreshSettings) -> Tuning:
     use_credentials(settings.execution.credentials_block)
     journal = RunJournal("tune", settings)
     with journal.recording():
-        sources = stages.ingest(journal)
         model = stages.identify_model(journal)
+        sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
         requests = {
             f"k={k},factor={factor:g}": PatchRequest(n_components=k, factor=factor)

@@ -46,9 +46,9 @@ def extract_activations(
     artifacts = ArtifactStore(store)
 
     def work(workspace: Workspace) -> None:
-        with models.use_model(model_settings, execution.device) as language_model:
+        with models.use_text_model(model_settings, execution.device) as text_model:
             activations.extract_shard(
-                language_model,
+                text_model,
                 artifacts.read_table(shard),
                 settings,
                 execution.tokens_per_batch,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prefect.states import State
 
-from eigenshift import decomposition, models
+from eigenshift import decomposition, model_files, models
 from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
 from eigenshift.settings import ExecutionSettings, ModelSettings
 from tasks.stage import report, stage_task
 
-IDENTITY_STEP_VERSION = 1
+IDENTITY_STEP_VERSION = 2
 
 
 @stage_task
@@ -17,11 +17,11 @@ def identify_model(
     store: str, model_settings: ModelSettings, execution: ExecutionSettings
 ) -> State[StageResult]:
     """Digest the model's files and describe it; every stage that runs it depends on this."""
-    identity = models.identify_model(model_settings)
+    identity = model_files.identify_model(model_settings)
 
     def work(workspace: Workspace) -> None:
-        with models.use_model(model_settings, execution.device) as language_model:
-            description = models.describe_model(language_model, identity)
+        with models.use_text_model(model_settings, execution.device) as text_model:
+            description = models.describe_model(text_model, identity)
         workspace.write_json("model.json", description)
         workspace.facts = description
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eigenshift import exporting, models
+from eigenshift import exporting, model_files, models
 from eigenshift.errors import ModelError, SettingsError
 from eigenshift.exporting import export_patch
 from eigenshift.models import LanguageModel, load_model
@@ -132,7 +132,7 @@ def test_merged_export_gives_the_patched_logits(
     )
     assert model.config.tie_word_embeddings is False
     assert AutoTokenizer.from_pretrained(out)("The kettle")["input_ids"]
-    assert not any(path.suffix in models.PICKLE_SUFFIXES for path in out.iterdir())
+    assert not any(path.suffix in model_files.PICKLE_SUFFIXES for path in out.iterdir())
 
 
 def test_merged_export_does_not_change_models_in_use(

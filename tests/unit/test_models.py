@@ -16,15 +16,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from eigenshift import models
+from eigenshift import model_files, models
 from eigenshift.errors import ModelError, SettingsError
 from eigenshift.heads import describe_head
+from eigenshift.model_files import identify_model
 from eigenshift.models import (
     capture_head_states,
     describe_model,
     forget_models,
     get_trunk,
-    identify_model,
     list_layers,
     load_model,
     resolve_device,
@@ -276,7 +276,7 @@ def test_a_hub_id_is_fetched_at_its_revision(
         calls.append((model_id, arguments))
         return str(copy)
 
-    monkeypatch.setattr(models.huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(model_files.huggingface_hub, "snapshot_download", download)
     identity = identify_model(ModelSettings(id="owner/name", revision="main"))
     assert identity.revision == commit
     (model_id, arguments), *_ = calls
@@ -314,7 +314,7 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: Any, **__: Any) -> str:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(models.huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(model_files.huggingface_hub, "snapshot_download", fail)
     with pytest.raises(ModelError, match=r"looked for a folder.*give a folder"):
         identify_model(ModelSettings(id="owner/name"))
 
@@ -445,7 +445,8 @@ def test_a_trunk_with_a_missing_head_is_refused(tmp_path: Path, tiny_tokenizer: 
     ("changes", "message"),
     [
         ({"model_type": "vit"}, "expected a causal language model"),
-        ({"model_type": "t5"}, "expected a decoder-only"),
+        ({"model_type": "t5"}, "expected a causal language model, found an encoder-decoder"),
+        ({"model_type": "bert"}, "expected a causal language model, found an encoder"),
         (
             {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Config"}},
             "needs its author's code",
