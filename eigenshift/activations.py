@@ -179,6 +179,11 @@ def find_taps(model: Any, settings: ActivationSettings) -> list[Tap]:
     return taps
 
 
+def name_sites(text_model: TextModel) -> list[str]:
+    """Names of the sites the model's first block has."""
+    return [site.value for site in list_sites(list_layers(text_model.model)[0], 0)]
+
+
 def list_sites(block: nn.Module, layer: int) -> dict[Site, Tap]:
     """The sites one block has. A block with experts has only its output."""
     found = {Site.residual: Tap(layer, Site.residual, block)}

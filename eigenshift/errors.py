@@ -39,6 +39,10 @@ class ComponentError(EigenShiftError):
     """Components cannot be scored, selected or patched as asked."""
 
 
+class FoldingError(ComponentError):
+    """A change has no place in the weights of this architecture; it can be measured with hooks."""
+
+
 class EvaluationError(EigenShiftError):
     """A comparison cannot be made from the evidence at hand."""
 

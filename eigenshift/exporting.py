@@ -30,7 +30,7 @@ from eigenshift.patching import (
     TENSORS_NAME,
     Patch,
     apply_patch,
-    compute_patched_weight,
+    compute_parameters,
     digest_tensor,
     open_patch,
 )
@@ -177,12 +177,12 @@ def _write_patch_files(_: RunRecord, artifact: Artifact, folder: Path) -> str:
 
     from pathlib import Path
     from eigenshift.models import load_model
-    from eigenshift.patching import load_patch, patched_head
+    from eigenshift.patching import load_patch, patched_model
     from eigenshift.settings import ModelSettings
 
     language_model = load_model(ModelSettings(id="<base model>"))
     patch = load_patch(Path("{TENSORS_NAME}"), Path("{DESCRIPTION_NAME}"))
-    with patched_head(language_model, patch):
+    with patched_model(language_model, patch):
         ...
 
 ## Undo
@@ -202,13 +202,18 @@ def _write_lora(record: RunRecord, artifact: Artifact, folder: Path) -> str:
             "as it is merged. Use --format merged, which gives the head a tensor of its own."
         )
     weight = language_model.head_module.weight
-    compute_patched_weight(weight, patch)  # raises if the patch is for another head
-    name, k = language_model.head.name, patch.v.shape[1]
-    v = patch.v.to(torch.float32)
-    gain = (weight.float() @ v) * -(1.0 - patch.description.factor)
+    changed = compute_parameters(language_model, patch)  # raises if it is for another head
+    name, edit = language_model.head.name, patch.edit.head
+    if edit is None or set(changed) != {f"{name}.weight"}:
+        raise ModelError(
+            f"{record.model_id}: expected a patch of the head's weight alone, found one of "
+            f"{', '.join(changed)}. A LoRA holds no bias and no scaled units. Use --format merged."
+        )
+    k = edit.rank
+    gain = -(weight.float() @ edit.left.float())
     save_file(
         {
-            f"base_model.model.{name}.lora_A.weight": v.T.contiguous(),
+            f"base_model.model.{name}.lora_A.weight": edit.right.T.float().contiguous(),
             f"base_model.model.{name}.lora_B.weight": gain.contiguous(),
         },
         folder / "adapter_model.safetensors",

@@ -1,58 +1,82 @@
-"""Build, save, load and apply a patch of the output head.
+"""Build, save, load, apply, stack and undo a patch.
 
-W' = W - (1 - factor) (W V_k) V_k^T, identical to U diag(sigma') V^T with the chosen singular values
-multiplied by `factor`. A patch is k directions, not weights: a few hundred kilobytes that a load
-and an addition undo. Writes `patch.safetensors` (v, sigma) and `patch.json`. Tied heads are untied:
-only the head changes, never the input embedding (docs/decisions/0003-tied-heads.md).
+A patch is an edit (`edits.py`) with the model it fits: W' = W - (1 - factor) (W V_k) V_k^T for a
+damped head, identical to U diag(sigma') V^T with the chosen singular values multiplied by
+`factor`. It holds directions and factors, not weights: a few hundred kilobytes that a load and an
+addition undo. Writes `patch.safetensors` and `patch.json`. Tied heads are untied: only the head
+changes, never the input embedding (docs/decisions/0003-tied-heads.md). How an edit becomes weights
+is `folding.py`'s.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eigenshift.artifacts import Artifact, Workspace
-from eigenshift.decomposition import Matrix
-from eigenshift.errors import ComponentError
+from eigenshift.edits import HeadEdit, ModelEdit, UnitEdit
+from eigenshift.errors import ComponentError, FoldingError
+from eigenshift.folding import fold_edit, run_hooked
 from eigenshift.models import LanguageModel
 
 TENSORS_NAME = "patch.safetensors"
 DESCRIPTION_NAME = "patch.json"
-ROWS_PER_BLOCK = 8192
+FORMAT_VERSION = 2
+
+
+class TensorChange(BaseModel):
+    """sha256 of one parameter's dtype, shape and bytes, before and after."""
+
+    model_config = ConfigDict(frozen=True)
+    base: str
+    patched: str
 
 
 class PatchDescription(BaseModel):
     """What a patch does and to what; the JSON beside its tensors."""
 
     model_config = ConfigDict(frozen=True)
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
     intervention: str
-    component_indices: tuple[int, ...]
-    factor: float
+    component_indices: tuple[int, ...] = ()
+    factor: float | None = None
+    """What gains are multiplied by, where it is one number for all."""
+    parameters: dict[str, float | int | str] = {}
+    """Whatever else the intervention was given or chose."""
     model_id: str
     model_digest: str
     base_digest: str
-    """sha256 of the unpatched head's bytes: the only head this patch may be applied to."""
+    """Digest of the unpatched parameters: the only ones this patch may be applied to."""
     patched_digest: str
+    tensors: dict[str, TensorChange] = {}
+    """Parameter of the model -> its digests. Empty if the patch can only be hooked."""
+    obstacle: str | None = None
+    """Why it cannot be folded into weights: then it is for comparison only."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch in memory: v of shape (hidden, k) with orthonormal columns, sigma of shape (k,)."""
+    """A patch in memory.
+
+    Attributes:
+        description: What it fits and what it is.
+        edit: What it changes.
+        sigma: The head's gain |W v| along each direction, shape (k,); of components these are
+            their singular values. Empty if the head is not changed.
+    """
 
     description: PatchDescription
-    v: Tensor
+    edit: ModelEdit
     sigma: Tensor
 
 
@@ -71,101 +95,148 @@ def scale_components(head: Tensor, v: Tensor, factor: float) -> Tensor:
     Raises:
         ComponentError: Shapes do not fit, or the factor is outside 0 to 1.
     """
-    if not 0.0 <= factor <= 1.0:
-        raise ComponentError(f"factor: expected 0 to 1, found {factor}.")
-    if v.ndim != 2 or v.shape[0] != head.shape[1]:
-        raise ComponentError(
-            f"directions: expected shape ({head.shape[1]}, k) for a head of shape "
-            f"{tuple(head.shape)}, found {tuple(v.shape)}. The patch is for another model."
-        )
-    scaled = head.detach().clone()
-    if factor == 1.0:
-        return scaled
-    width = torch.float64 if head.dtype == torch.float64 else torch.float32
-    v = v.to(device=head.device, dtype=width)
-    for first in range(0, len(head), ROWS_PER_BLOCK):
-        rows = scaled[first : first + ROWS_PER_BLOCK]
-        wide = rows.to(width)
-        rows.copy_(wide - (1.0 - factor) * (wide @ v) @ v.T)
-    return scaled
+    return HeadEdit.scale_directions(v.double().cpu().numpy(), factor).fold_weight(head)
 
 
 def digest_tensor(tensor: Tensor) -> str:
     """sha256 over dtype, shape and bytes of a tensor."""
     digest = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)}:".encode())
     flat = tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1)
-    digest.update(flat.numpy().tobytes())
+    digest.update(flat.numpy().data)
     return digest.hexdigest()
 
 
-def write_patch(
+def combine_digests(digests: Mapping[str, str]) -> str:
+    """One digest for several parameters; of one alone its own."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    text = "".join(f"{name}\0{digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_patch(
     language_model: LanguageModel,
-    v: Matrix,
-    sigma: Matrix,
+    edit: ModelEdit,
     *,
     model_id: str,
     intervention: str,
-    component_indices: Sequence[int],
-    factor: float,
-    workspace: Workspace,
-) -> None:
-    """Write a patch that multiplies the head's gain along the given directions by `factor`.
+    component_indices: Sequence[int] = (),
+    factor: float | None = None,
+    parameters: Mapping[str, float | int | str] | None = None,
+) -> Patch:
+    """Describe an edit of a model; what cannot be folded becomes a patch with an obstacle.
 
     Args:
         language_model: The unpatched model.
-        v: Orthonormal directions, shape (hidden, k).
-        sigma: The head's gain |W v| along each, shape (k,).
+        edit: What changes.
         model_id: Name for the description.
         intervention: Name for the description.
         component_indices: Which singular components these are, empty if they are none.
-        factor: 0 removes, 1 changes nothing.
-        workspace: Receives the two files.
+        factor: 0 removes, 1 changes nothing; None where it differs by unit.
+        parameters: Whatever else describes the intervention.
 
     Raises:
-        ComponentError: An index is repeated, or the directions are not orthonormal.
+        ComponentError: An index is repeated, or the edit is for another model.
     """
     indices = list(component_indices)
     if len(set(indices)) != len(indices):
         raise ComponentError("components: expected distinct indices, found repeated ones.")
-    if not np.allclose(v.T @ v, np.eye(v.shape[1]), atol=1e-6):
-        raise ComponentError("directions: expected orthonormal columns, found others.")
-    weight = language_model.head_module.weight
-    directions = torch.from_numpy(np.ascontiguousarray(v))
+    obstacle: str | None = None
+    try:
+        folded = fold_edit(language_model, edit)
+    except FoldingError as error:
+        folded, obstacle = {}, str(error)
+    changes = {
+        name: TensorChange(
+            base=digest_tensor(language_model.model.get_parameter(name)),
+            patched=digest_tensor(value),
+        )
+        for name, value in folded.items()
+    }
+    head_digest = digest_tensor(language_model.head_weight) if obstacle else ""
     description = PatchDescription(
         intervention=intervention,
         component_indices=tuple(indices),
         factor=factor,
+        parameters=dict(parameters or {}),
         model_id=model_id,
         model_digest=language_model.digest,
-        base_digest=digest_tensor(weight),
-        patched_digest=digest_tensor(scale_components(weight, directions, factor)),
+        base_digest=head_digest or combine_digests({n: c.base for n, c in changes.items()}),
+        patched_digest=head_digest or combine_digests({n: c.patched for n, c in changes.items()}),
+        tensors=changes,
+        obstacle=obstacle,
     )
-    save_patch(
-        Patch(description, directions, torch.from_numpy(np.ascontiguousarray(sigma))),
-        workspace.folder,
-    )
+    return Patch(description, edit, _measure_gain(language_model, edit))
+
+
+def write_patch(patch: Patch, workspace: Workspace) -> None:
+    """Write a patch's two files and its facts into a workspace."""
+    save_patch(patch, workspace.folder)
+    description, head = patch.description, patch.edit.head
     workspace.facts = {
-        "intervention": intervention,
-        "n_components": v.shape[1],
-        "factor": factor,
+        "intervention": description.intervention,
+        "n_components": 0 if head is None else head.rank,
+        "n_units": sum(int((unit.scale != 1).sum()) for unit in patch.edit.units.values()),
+        "factor": description.factor,
+        "parameters": description.parameters,
         "model_digest": description.model_digest,
         "base_digest": description.base_digest,
         "patched_digest": description.patched_digest,
+        "obstacle": description.obstacle,
     }
 
 
 def save_patch(patch: Patch, folder: Path) -> None:
-    """Write a patch's two files into a folder."""
-    save_file({"v": patch.v.contiguous(), "sigma": patch.sigma}, folder / TENSORS_NAME)
+    """Write a patch's two files into a folder: V_k as `v`, its gains as `sigma`.
+
+    `left` and `target` are there where they are not (1 - factor) V_k and zero; units of the trunk
+    are `units/<module>/scale` and `units/<module>/shift`.
+    """
+    tensors: dict[str, Tensor] = {}
+    head = patch.edit.head
+    if head is not None:
+        tensors |= {"v": head.right, "sigma": patch.sigma}
+        factor = patch.description.factor
+        if factor is None or not torch.equal(head.left, (1.0 - factor) * head.right):
+            tensors["left"] = head.left
+        if head.has_shift:
+            tensors["target"] = head.target
+    for name, unit in patch.edit.units.items():
+        tensors[f"units/{name}/scale"] = unit.scale
+        if unit.has_shift:
+            tensors[f"units/{name}/shift"] = unit.shift
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / TENSORS_NAME)
     text = json.dumps(patch.description.model_dump(mode="json"), indent=2, sort_keys=True)
     (folder / DESCRIPTION_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def load_patch(tensors: Path, description: Path) -> Patch:
-    """Read a patch from its two files."""
+    """Read a patch from its two files, of this format or the one before it.
+
+    Raises:
+        ComponentError: The files are of a later format.
+    """
     found = load_file(tensors)
-    document = json.loads(description.read_text(encoding="utf-8"))
-    return Patch(PatchDescription.model_validate(document), found["v"], found["sigma"])
+    described = PatchDescription.model_validate_json(description.read_text(encoding="utf-8"))
+    if described.format_version > FORMAT_VERSION:
+        raise ComponentError(
+            f"{description}: expected patch format {FORMAT_VERSION} or lower, found "
+            f"{described.format_version}. The patch was made by a later version; upgrade."
+        )
+    head: HeadEdit | None = None
+    if "v" in found:
+        right = found["v"].double()
+        left = found.get("left", (1.0 - (described.factor or 0.0)) * right)
+        target = found.get("target", torch.zeros(right.shape[1], dtype=torch.float64))
+        head = HeadEdit(left, right, target)
+    names = {name.split("/")[1] for name in found if name.startswith("units/")}
+    units = {}
+    for name in sorted(names):
+        scale = found[f"units/{name}/scale"]
+        shift = found.get(f"units/{name}/shift", torch.zeros_like(scale))
+        units[name] = UnitEdit(scale, shift)
+    return Patch(described, ModelEdit(head, units), found.get("sigma", torch.empty(0)))
 
 
 def open_patch(artifact: Artifact) -> Patch:
@@ -174,60 +245,169 @@ def open_patch(artifact: Artifact) -> Patch:
 
 
 @contextmanager
-def patched_head(language_model: LanguageModel, patch: Patch | None) -> Iterator[None]:
-    """Run with the patch applied; afterwards the base's own parameter is back, byte for byte.
+def patched_model(language_model: LanguageModel, patch: Patch | None) -> Iterator[None]:
+    """Run with the patch applied; afterwards the base's own parameters are back, byte for byte.
 
-    Meanwhile the head has a parameter of its own, so a tied input embedding is not touched. With
-    `patch=None` nothing changes.
+    Meanwhile what changed has parameters of its own, so a tied input embedding is not touched. A
+    patch that cannot be folded is hooked. With `patch=None` nothing changes.
 
     Raises:
-        ComponentError: The patch was made for another head.
+        ComponentError: The patch was made for another model.
     """
     if patch is None:
         yield
-        return
-    head = language_model.head_module
-    base = head.weight
-    head.weight = nn.Parameter(compute_patched_weight(base, patch), requires_grad=False)
-    try:
-        yield
-    finally:
-        head.weight = base
+    elif patch.description.obstacle is not None:
+        check_base(language_model, patch)
+        with run_hooked(language_model, patch.edit):
+            yield
+    else:
+        base = _swap_parameters(language_model.model, compute_parameters(language_model, patch))
+        try:
+            yield
+        finally:
+            _swap_parameters(language_model.model, base)
 
 
-def apply_patch(language_model: LanguageModel, patch: Patch) -> None:
+@dataclass
+class AppliedPatch:
+    """A patch in force on a model, with what is needed to undo it."""
+
+    language_model: LanguageModel
+    base: dict[str, nn.Parameter]
+    configuration: dict[str, Any]
+
+    def undo(self) -> None:
+        """Put the base's own parameters and configuration back, byte for byte."""
+        _swap_parameters(self.language_model.model, self.base)
+        _restore_tying(self.language_model.model, self.configuration)
+        self.base = {}
+
+
+def apply_patch(language_model: LanguageModel, patch: Patch) -> AppliedPatch:
     """Patch a model for good: its head is untied first if needed, and the config says so.
 
     Without `tie_word_embeddings: false` a save and reload would silently tie the head again and
-    lose the patch.
+    lose the patch. Patches stack: one made on a patched model is applied after the other.
+
+    Returns:
+        What `undo` needs; it holds the former parameters in memory.
+
+    Raises:
+        ComponentError: The patch was made for another model.
+        FoldingError: It has no place in the weights.
     """
-    head = language_model.head_module
-    head.weight = nn.Parameter(compute_patched_weight(head.weight, patch), requires_grad=False)
-    untie_head(language_model.model)
+    if patch.description.obstacle is not None:
+        raise FoldingError(patch.description.obstacle)
+    model = language_model.model
+    base = _swap_parameters(model, compute_parameters(language_model, patch))
+    configuration = _read_tying(model)
+    if f"{language_model.head.name}.weight" in base:
+        untie_head(model)
+    return AppliedPatch(language_model, base, configuration)
+
+
+def stack_patches(language_model: LanguageModel, patches: Sequence[Patch]) -> Patch:
+    """The one patch of the base that does what all of these do, one after the other.
+
+    Args:
+        language_model: The unpatched base; every patch was made for it.
+        patches: At least one, in the order they are applied.
+
+    Raises:
+        ComponentError: One was made for another base, or changes the trunk after the first.
+    """
+    for patch in patches:
+        check_base(language_model, patch)
+    edit = patches[0].edit
+    for patch in patches[1:]:
+        edit = edit.then(patch.edit)
+    names = [patch.description.intervention for patch in patches]
+    return make_patch(
+        language_model,
+        edit,
+        model_id=patches[0].description.model_id,
+        intervention=" + ".join(names),
+    )
+
+
+def compute_parameters(language_model: LanguageModel, patch: Patch) -> dict[str, Tensor]:
+    """Name -> patched value of each parameter that changes.
+
+    Raises:
+        ComponentError: The patch was made for another model.
+        FoldingError: It has no place in the weights.
+    """
+    check_base(language_model, patch)
+    return fold_edit(language_model, patch.edit)
+
+
+def check_base(language_model: LanguageModel, patch: Patch) -> None:
+    """Refuse a model that is not the one a patch was made for.
+
+    Raises:
+        ComponentError: A parameter the patch changes has other bytes.
+    """
+    description = patch.description
+    head_name = f"{language_model.head.name}.weight"
+    # format 1 and hooked patches name no parameters: they are known by the head's digest
+    expected = {name: change.base for name, change in description.tensors.items()}
+    for name, digest in (expected or {head_name: description.base_digest}).items():
+        try:
+            found = digest_tensor(language_model.model.get_parameter(name))
+        except AttributeError:
+            found = "no such parameter"
+        if found != digest:
+            raise ComponentError(
+                f"patch for {description.model_id}: expected {name} with digest {digest[:12]}, "
+                f"found {found[:17]}. The model was changed, already patched, or loaded in another "
+                "dtype; load the base the patch names."
+            )
 
 
 def untie_head(model: Any) -> None:
     """Tell a model's configuration that its head is its own, so that saving keeps it."""
-    model.config.tie_word_embeddings = False
-    text_config = getattr(model.config, "get_text_config", lambda: model.config)()
-    text_config.tie_word_embeddings = False
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
     if hasattr(model, "_tied_weights_keys"):
         model._tied_weights_keys = None
     if hasattr(model, "all_tied_weights_keys"):
         model.all_tied_weights_keys = {}
 
 
-def compute_patched_weight(weight: Tensor, patch: Patch) -> Tensor:
-    """Return W' for this head.
+def _read_tying(model: Any) -> dict[str, Any]:
+    found = {
+        name: getattr(model, name)
+        for name in ("_tied_weights_keys", "all_tied_weights_keys")
+        if hasattr(model, name)
+    }
+    return found | {"tie_word_embeddings": model.config.get_text_config().tie_word_embeddings}
 
-    Raises:
-        ComponentError: The head is not the one the patch was made for.
-    """
-    found = digest_tensor(weight)
-    if found != patch.description.base_digest:
-        raise ComponentError(
-            f"patch for {patch.description.model_id}: expected a head with digest "
-            f"{patch.description.base_digest[:12]}, found {found[:12]}. The model was changed, "
-            "already patched, or loaded in another dtype; load the base the patch names."
-        )
-    return scale_components(weight, patch.v, patch.description.factor)
+
+def _restore_tying(model: Any, found: Mapping[str, Any]) -> None:
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = found["tie_word_embeddings"]
+    for name in ("_tied_weights_keys", "all_tied_weights_keys"):
+        if name in found:
+            setattr(model, name, found[name])
+
+
+def _swap_parameters(model: Any, values: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Set parameters, each on its own module only; return those that were there."""
+    former: dict[str, nn.Parameter] = {}
+    for name, value in values.items():
+        module_name, _, attribute = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        former[name] = getattr(module, attribute)
+        is_parameter = isinstance(value, nn.Parameter)
+        setattr(module, attribute, value if is_parameter else nn.Parameter(value, False))
+    return former
+
+
+def _measure_gain(language_model: LanguageModel, edit: ModelEdit) -> Tensor:
+    """|W v| per direction: what a singular value is to a singular vector."""
+    if edit.head is None:
+        return torch.empty(0, dtype=torch.float64)
+    weight = language_model.head_weight.detach().float()
+    directions = edit.head.right.to(weight)
+    gains: Tensor = (weight @ directions).norm(dim=0) / directions.norm(dim=0).clamp_min(1e-30)
+    return gains.double().cpu()

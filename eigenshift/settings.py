@@ -388,6 +388,29 @@ class TuneSettings(Frozen):
     )
 
 
+class CompareSettings(Frozen):
+    """What `eigenshift compare` puts beside each other."""
+
+    interventions: tuple[str, ...] = Field(
+        (
+            *("random_components", "label_permuted", "top_sigma", "det0", "damp", "aura"),
+            *("linear_act", "mean_difference", "leace", "eigenshift_centered"),
+        ),
+        description="Interventions beside eigenshift itself, by their names in the registry.",
+    )
+    unit_dataset: str | None = Field(
+        None,
+        description="Labelled source that interventions inside the trunk read; empty: the first.",
+    )
+    paper_share: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Arm eigenshift_paper removes this share of all components, ranked by "
+        "|difference| (the paper: 1,024 of 4,096).",
+    )
+
+
 class Overlap(str, Enum):
     """What a refresh does when another one of the same model is running."""
 
@@ -468,6 +491,9 @@ class RefreshSettings(Frozen):
     tune: TuneSettings = Field(
         TuneSettings(), title="Tuning", description="The grid that tune searches."
     )
+    compare: CompareSettings = Field(
+        CompareSettings(), title="Comparison", description="The arms that compare shows."
+    )
     execution: ExecutionSettings = Field(
         ExecutionSettings(),
         title="Execution",
@@ -484,6 +510,11 @@ class RefreshSettings(Frozen):
         if missing:
             raise ValueError(
                 f"at least one source of each role is needed; none for: {', '.join(missing)}"
+            )
+        labelled = [source.name for source in self.sources_for(Role.labelled)]
+        if self.compare.unit_dataset not in (None, *labelled):
+            raise ValueError(
+                f"compare.unit_dataset must name a labelled source: {', '.join(labelled)}"
             )
         return self
 

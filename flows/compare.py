@@ -6,17 +6,25 @@ what a refresh of the same settings has done is not done again.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from typing import Any
+
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
-from eigenshift.interventions import Intervention, PatchRequest
+from eigenshift.artifacts import ArtifactReference
+from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PAPER_ARM, PATCHED_ARM
+from eigenshift.interventions import Need, PatchRequest, find_recipe
+from eigenshift.interventions.unit_scaling import UNIT_SITES
 from eigenshift.reporting import ArmComparison
-from eigenshift.settings import RefreshSettings
+from eigenshift.settings import ComponentScore, RefreshSettings, Role
 from flows import stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
+
+logger = logging.getLogger("eigenshift.compare")
 
 
 @flow(name="compare", flow_run_name="compare-{settings.model.model_id}", result_serializer="json")
@@ -32,16 +40,14 @@ def compare(settings: RefreshSettings) -> ArmComparison:
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
-        factor, seed = settings.components.factor, settings.components.seed
-        requests = {PATCHED_ARM: PatchRequest(factor=factor)} | {
-            arm: PatchRequest(intervention=intervention, factor=factor, seed=seed)
-            for arm, intervention in {
-                RANDOM_ARM: Intervention.random_components,
-                "top_sigma": Intervention.top_sigma,
-                "mean_difference": Intervention.mean_difference,
-            }.items()
-        }
-        patches = stages.build_patches(journal, model, study, requests)
+        requests = _request_patches(settings, journal.artifacts.open(model).manifest.facts)
+        dataset = settings.compare.unit_dataset or settings.sources_for(Role.labelled)[0].name
+        units: list[ArtifactReference] = []
+        if any(Need.units in find_recipe(item.intervention).needs for item in requests.values()):
+            samples = sources.samples[Role.labelled][dataset]
+            units = stages.study_units(journal, model, dataset, samples)
+        evidence = stages.gather_evidence(journal, sources, study, dataset=dataset, units=units)
+        patches = stages.build_patches(journal, model, evidence, requests)
         arms = {
             BASE_ARM: stages.Arm(patch=None),
             AGAIN_ARM: stages.Arm(patch=None, stream="again"),
@@ -61,6 +67,32 @@ def compare(settings: RefreshSettings) -> ArmComparison:
         description="All arms on the same prompts, seeds and texts",
     )
     return comparison
+
+
+def _request_patches(
+    settings: RefreshSettings, facts: Mapping[str, Any]
+) -> dict[str, PatchRequest]:
+    """Ours, the paper's own setting, and every intervention asked for that the model allows."""
+    components = settings.components
+    common = {
+        "factor": components.factor,
+        "seed": components.seed,
+        "max_perplexity_increase": components.max_perplexity_increase,
+    }
+    n_paper = max(1, round(settings.compare.paper_share * facts["head"]["hidden"]))
+    requests = {
+        PATCHED_ARM: PatchRequest(**common),
+        PAPER_ARM: PatchRequest(
+            **common | {"factor": 0.0}, n_components=n_paper, score=ComponentScore.abs_delta
+        ),
+    }
+    has_units = any(site.value in facts["sites"] for site in UNIT_SITES)
+    for name in settings.compare.interventions:
+        if Need.units in find_recipe(name).needs and not has_units:
+            logger.warning("%s left out: the model's MLPs have no units of their own", name)
+            continue
+        requests[name] = PatchRequest(**common, intervention=name)
+    return requests
 
 
 def run_compare(settings: RefreshSettings) -> ArmComparison:

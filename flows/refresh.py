@@ -18,7 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from eigenshift.artifacts import Artifact, ArtifactReference
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.gate import Check, check_gate, summarise_metrics
-from eigenshift.interventions import Intervention, PatchRequest
+from eigenshift.interventions import PatchRequest
 from eigenshift.releases import promote_patch
 from eigenshift.reporting import RefreshOutcome, describe_outcome
 from eigenshift.runs import finish_run
@@ -51,7 +51,8 @@ def _refresh(settings: RefreshSettings) -> RefreshOutcome:
         sources = stages.ingest(journal)
         stages.study_detection(journal, model, sources.samples[Role.labelled])
         study = stages.study_components(journal, model, sources)
-        patches = stages.build_patches(journal, model, study, _request_patches(settings))
+        evidence = stages.gather_evidence(journal, sources, study)
+        patches = stages.build_patches(journal, model, evidence, _request_patches(settings))
         arms = {
             BASE_ARM: stages.Arm(patch=None),
             AGAIN_ARM: stages.Arm(patch=None, stream="again"),
@@ -71,7 +72,7 @@ def _request_patches(settings: RefreshSettings) -> dict[str, PatchRequest]:
     return {
         PATCHED_ARM: PatchRequest(factor=components.factor),
         RANDOM_ARM: PatchRequest(
-            intervention=Intervention.random_components,
+            intervention=RANDOM_ARM,
             factor=components.factor,
             seed=components.seed,
         ),

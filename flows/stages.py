@@ -14,13 +14,16 @@ from eigenshift.datasets import list_sources
 from eigenshift.errors import ModelError
 from eigenshift.evaluation.fluency import allot_texts
 from eigenshift.interventions import PatchRequest
+from eigenshift.interventions.unit_scaling import UNIT_SITES
 from eigenshift.models import ModelKind, explain_no_head
 from eigenshift.prompts import Part
-from eigenshift.settings import Role
+from eigenshift.settings import ActivationSettings, Pooling, Role, SitePooling
 from flows.journal import RunJournal
 from tasks import components as component_tasks
 from tasks import detection, evaluation, generation, ingestion
 from tasks import model as model_tasks
+from tasks import patches as patch_tasks
+from tasks.patches import EvidenceReferences
 
 
 @dataclass(frozen=True)
@@ -128,29 +131,7 @@ def study_detection(
         for dataset, reference in samples.items()
     }
     flat = [(dataset, shard) for dataset, files in shards.items() for shard in files]
-    extracted = journal.collect(
-        "extract_activations",
-        [
-            detection.extract_activations.submit(
-                settings.store,
-                shard,
-                model,
-                settings.model,
-                settings.activations,
-                settings.execution,
-            )
-            for _, shard in flat
-        ],
-    )
-    summaries = journal.collect(
-        "summarise_neurons",
-        [
-            detection.summarise_neurons.submit(
-                settings.store, dataset, reference, shard, settings.activations
-            )
-            for (dataset, shard), reference in zip(flat, extracted, strict=True)
-        ],
-    )
+    extracted, summaries = _extract(journal, model, flat, settings.activations)
     summaries_of: dict[str, list[ArtifactReference]] = {dataset: [] for dataset in shards}
     activations_of: dict[str, list[ArtifactReference]] = {dataset: [] for dataset in shards}
     for (dataset, _), reference, summary in zip(flat, extracted, summaries, strict=True):
@@ -313,10 +294,100 @@ def study_components(
     return ComponentStudy(decomposition, states, components)
 
 
+def study_units(
+    journal: RunJournal, model: ArtifactReference, dataset: str, samples: ArtifactReference
+) -> list[ArtifactReference]:
+    """Judge the units that interventions inside the trunk scale; one table per layer.
+
+    A model whose MLPs have no such units (mixtures of experts) gives none.
+    """
+    facts = journal.artifacts.open(model).manifest.facts
+    sites = tuple(
+        SitePooling(site=site, pooling=Pooling.max)
+        for site in UNIT_SITES
+        if site.value in facts["sites"]
+    )
+    if not sites:
+        return []
+    settings = journal.settings
+    activations = settings.activations.model_copy(update={"sites": sites, "layers": None})
+    files = journal.artifacts.open(samples).refer_to_files("samples-")
+    _, summaries = _extract(journal, model, [(dataset, file) for file in files], activations)
+    return journal.collect(
+        "compute_neuron_statistics",
+        [
+            detection.compute_neuron_statistics.submit(
+                settings.store, dataset, layer, summaries, activations, settings.execution
+            )
+            for layer in range(facts["n_layers"])
+        ],
+    )
+
+
+def _extract(
+    journal: RunJournal,
+    model: ArtifactReference,
+    shards: Sequence[tuple[str, FileReference]],
+    activations: ActivationSettings,
+) -> tuple[list[ArtifactReference], list[ArtifactReference]]:
+    """Activations of (dataset, shard) pairs and their summaries, in the same order."""
+    settings = journal.settings
+    extracted = journal.collect(
+        "extract_activations",
+        [
+            detection.extract_activations.submit(
+                settings.store, shard, model, settings.model, activations, settings.execution
+            )
+            for _, shard in shards
+        ],
+    )
+    summaries = journal.collect(
+        "summarise_neurons",
+        [
+            detection.summarise_neurons.submit(
+                settings.store, dataset, reference, shard, activations
+            )
+            for (dataset, shard), reference in zip(shards, extracted, strict=True)
+        ],
+    )
+    return extracted, summaries
+
+
+def gather_evidence(
+    journal: RunJournal,
+    sources: Sources,
+    study: ComponentStudy,
+    *,
+    dataset: str | None = None,
+    units: Sequence[ArtifactReference] = (),
+) -> EvidenceReferences:
+    """All that interventions may read; each takes what it needs.
+
+    Args:
+        journal: The run.
+        sources: Samples and prompts.
+        study: Of the head's components.
+        dataset: Whose labelled texts interventions inside the trunk read.
+        units: Statistics of the units they scale.
+    """
+    labelled: list[FileReference] = []
+    if dataset is not None:
+        reference = sources.samples[Role.labelled][dataset]
+        labelled = journal.artifacts.open(reference).refer_to_files("samples-")
+    return EvidenceReferences(
+        decomposition=study.decomposition,
+        components=study.components,
+        head_states=study.states,
+        units=tuple(units),
+        labelled_texts=tuple(labelled),
+        neutral_texts=tuple(file for file, _ in _list_neutral(journal, sources)),
+    )
+
+
 def build_patches(
     journal: RunJournal,
     model: ArtifactReference,
-    study: ComponentStudy,
+    evidence: EvidenceReferences,
     requests: Mapping[str, PatchRequest],
 ) -> dict[str, ArtifactReference]:
     """Build the patch of each named arm."""
@@ -324,15 +395,8 @@ def build_patches(
     references = journal.collect(
         "build_patch",
         {
-            arm: component_tasks.build_patch.submit(
-                settings.store,
-                request,
-                model,
-                study.decomposition,
-                study.components,
-                study.states,
-                settings.model,
-                settings.execution,
+            arm: patch_tasks.build_patch.submit(
+                settings.store, request, model, evidence, settings.model, settings.execution
             )
             for arm, request in requests.items()
         },

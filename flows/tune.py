@@ -38,7 +38,8 @@ def tune(settings: RefreshSettings) -> Tuning:
             for k in settings.tune.n_components
             for factor in settings.tune.factors
         }
-        patches = stages.build_patches(journal, model, study, requests)
+        evidence = stages.gather_evidence(journal, sources, study)
+        patches = stages.build_patches(journal, model, evidence, requests)
         arms = {BASE_ARM: stages.Arm(patch=None)} | {
             name: stages.Arm(patch=patch) for name, patch in patches.items()
         }

@@ -1,4 +1,4 @@
-"""Tasks from head states to a patch."""
+"""Tasks from head states to scored components."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect.states import State
 
 from eigenshift import components as scoring
 from eigenshift import decomposition as decompositions
-from eigenshift import head_states, interventions, models
+from eigenshift import head_states, models
 from eigenshift.artifacts import (
     ArtifactReference,
     ArtifactStore,
@@ -109,43 +109,6 @@ def score_components(
             step_version=scoring.STEP_VERSION,
             settings={"components": settings, "max_tokens": evaluation.max_tokens},
             inputs=[model, decomposition, states, *neutral],
-            work=work,
-        )
-    )
-
-
-@stage_task
-def build_patch(
-    store: str,
-    request: interventions.PatchRequest,
-    model: ArtifactReference,
-    decomposition: ArtifactReference,
-    components: ArtifactReference,
-    states: ArtifactReference,
-    model_settings: ModelSettings,
-    execution: ExecutionSettings,
-) -> State[StageResult]:
-    """Build the patch of one intervention."""
-    artifacts = ArtifactStore(store)
-
-    def work(workspace: Workspace) -> None:
-        with models.use_model(model_settings, execution.device) as language_model:
-            interventions.build_patch(
-                request,
-                language_model,
-                decompositions.open_decomposition(artifacts.open(decomposition)),
-                artifacts.open(components).read_table("components.parquet"),
-                artifacts.open(states).read_table("head_states.parquet"),
-                model_id=model_settings.model_id,
-                workspace=workspace,
-            )
-
-    return report(
-        artifacts.produce(
-            "patch",
-            step_version=interventions.STEP_VERSION,
-            settings={"request": request, "model_id": model_settings.model_id},
-            inputs=[model, decomposition, components, states],
             work=work,
         )
     )

@@ -12,7 +12,7 @@ from eigenshift.artifacts import (
     StageResult,
     Workspace,
 )
-from eigenshift.patching import open_patch, patched_head
+from eigenshift.patching import open_patch, patched_model
 from eigenshift.settings import (
     ComponentSettings,
     ExecutionSettings,
@@ -42,7 +42,7 @@ def generate_continuations(
         loaded = None if patch is None else open_patch(artifacts.open(patch))
         with (
             models.use_model(model_settings, execution.device) as language_model,
-            patched_head(language_model, loaded),
+            patched_model(language_model, loaded),
         ):
             generation.generate_continuations(
                 language_model,

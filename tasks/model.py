@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prefect.states import State
 
-from eigenshift import decomposition, model_files, models
+from eigenshift import activations, decomposition, model_files, models
 from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
 from eigenshift.settings import ExecutionSettings, ModelSettings
 from tasks.stage import report, stage_task
 
-IDENTITY_STEP_VERSION = 2
+IDENTITY_STEP_VERSION = 3
 
 
 @stage_task
@@ -22,6 +22,7 @@ def identify_model(
     def work(workspace: Workspace) -> None:
         with models.use_text_model(model_settings, execution.device) as text_model:
             description = models.describe_model(text_model, identity)
+            description["sites"] = activations.name_sites(text_model)
         workspace.write_json("model.json", description)
         workspace.facts = description
 

@@ -1,8 +1,9 @@
 """Perplexity, divergence and changed predictions on neutral text, for all arms in one pass.
 
 Reads neutral samples; writes `fluency.parquet` (`schemas.FLUENCY`), one row per arm and text. The
-trunk runs once per text: arms differ in the head only, so each arm's logits come from the same
-final states. Intervals and ratios are `comparison.py`'s.
+trunk runs once per text for all arms that differ in the head only, whose logits come from the same
+final states, and once more for each arm that changes the trunk. Intervals and ratios are
+`comparison.py`'s.
 
 Convention: the text is preceded by the tokenizer's BOS token if it has one; otherwise its first
 token is context and is not predicted. Texts are right-padded and truncated to `max_tokens`; sums
@@ -12,7 +13,7 @@ calibrated the choice of components (`calibration.py`) are the caller's to leave
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,13 +22,15 @@ from torch import Tensor
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
+from eigenshift.edits import HeadEdit, ModelEdit
 from eigenshift.evaluation.arms import BASE_ARM
-from eigenshift.forward import encode_text, iterate_head_states
+from eigenshift.folding import run_hooked
+from eigenshift.forward import encode_text, iterate_head_states, plan_batches
 from eigenshift.models import LanguageModel
-from eigenshift.patching import Patch, compute_patched_weight
+from eigenshift.patching import Patch, check_base
 from eigenshift.settings import EvaluationSettings
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 POSITIONS_PER_BLOCK = 256
 
 
@@ -64,19 +67,17 @@ def measure_fluency(
         tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives the table.
     """
-    base = language_model.head_module.weight
-    weights = {BASE_ARM: base} | {
-        arm: base if patch is None else compute_patched_weight(base, patch)
-        for arm, patch in patches.items()
-    }
+    edits: dict[str, ModelEdit] = {BASE_ARM: ModelEdit()}
+    for arm, patch in patches.items():
+        if patch is not None:
+            check_base(language_model, patch)
+        edits[arm] = ModelEdit() if patch is None else patch.edit
     encoded, n_skipped = _encode_texts(language_model, texts, settings.max_tokens)
     rows: list[dict[str, Any]] = []
-    sequences = [token_ids for _, _, token_ids in encoded]
-    for place, states in iterate_head_states(language_model, sequences, tokens_per_batch):
-        sample_id, language, token_ids = encoded[place]
-        targets = torch.tensor(token_ids[1:], device=states.device)
-        for arm, sums in _measure_text(language_model, weights, states[:-1], targets).items():
-            rows.append({"arm": arm, "sample_id": sample_id, "language": language, **sums})
+    lengths = [len(token_ids) for _, _, token_ids in encoded]
+    for batch in plan_batches(lengths, tokens_per_batch):
+        texts_of_batch = [encoded[place] for place in batch]
+        rows.extend(_measure_batch(language_model, edits, texts_of_batch, tokens_per_batch))
     rows.sort(key=lambda row: (row["arm"], row["sample_id"]))
     workspace.write_rows("fluency.parquet", rows, schemas.FLUENCY)
     workspace.facts = {
@@ -102,37 +103,66 @@ def _encode_texts(
 
 
 @torch.inference_mode()
-def _measure_text(
+def _measure_batch(
     language_model: LanguageModel,
-    weights: Mapping[str, Tensor],
+    edits: Mapping[str, ModelEdit],
+    texts: Sequence[_Encoded],
+    tokens_per_batch: int,
+) -> Iterator[dict[str, Any]]:
+    """Rows of all arms; the trunk runs once, and once more for each arm that changes it."""
+    sequences = [token_ids for _, _, token_ids in texts]
+    states_of: dict[str, dict[int, Tensor]] = {}
+    for arm, edit in edits.items():
+        if arm == BASE_ARM or edit.changes_trunk:
+            with run_hooked(language_model, ModelEdit(units=edit.units)):
+                states_of[arm] = dict(
+                    iterate_head_states(language_model, sequences, tokens_per_batch)
+                )
+    for place, (sample_id, language, token_ids) in enumerate(texts):
+        targets = torch.tensor(token_ids[1:], device=language_model.device)
+        for arm, edit in edits.items():
+            states = states_of.get(arm, states_of[BASE_ARM])[place][:-1]
+            base = states_of[BASE_ARM][place][:-1]
+            sums = _compare_text(language_model, base, states, edit.head, targets)
+            yield {"arm": arm, "sample_id": sample_id, "language": language, **sums}
+
+
+def _compare_text(
+    language_model: LanguageModel,
+    base_states: Tensor,
     states: Tensor,
+    edit: HeadEdit | None,
     targets: Tensor,
-) -> dict[str, dict[str, float | int]]:
-    """Sums over one text for each arm: nll and KL(base || arm) in nats, changed argmax tokens."""
-    sums: dict[str, dict[str, float | int]] = {
-        arm: {"n_tokens": len(targets), "nll": 0.0, "kl_to_base": 0.0, "n_changed_argmax": 0}
-        for arm in weights
+) -> dict[str, float | int]:
+    """Sums over one text: nll and KL(base || arm) in nats, changed argmax tokens.
+
+    Args:
+        language_model: The unpatched model.
+        base_states: What enters the head of the base, shape (position, hidden).
+        states: What enters it in this arm, before its edit of the head; may be the same tensor.
+        edit: The arm's edit of the head.
+        targets: Tokens that follow, shape (position,).
+    """
+    is_base = edit is None and states is base_states
+    sums: dict[str, float | int] = {
+        "n_tokens": len(targets),
+        "nll": 0.0,
+        "kl_to_base": 0.0,
+        "n_changed_argmax": 0,
     }
     for first in range(0, len(targets), POSITIONS_PER_BLOCK):
         block = slice(first, first + POSITIONS_PER_BLOCK)
-        base = _log_probabilities(language_model, states[block], weights[BASE_ARM])
-        for arm, weight in weights.items():
-            found = (
-                base
-                if weight is weights[BASE_ARM]
-                else _log_probabilities(language_model, states[block], weight)
-            )
-            nll = -found.gather(1, targets[block, None]).double().sum()
-            sums[arm]["nll"] += float(nll)
-            if found is not base:
-                divergence = (base.exp() * (base - found)).double().sum()
-                sums[arm]["kl_to_base"] += float(divergence)
-                changed = (found.argmax(1) != base.argmax(1)).sum()
-                sums[arm]["n_changed_argmax"] += int(changed)
+        found = base = _log_probabilities(language_model, base_states[block])
+        if not is_base:
+            changed = states[block] if edit is None else edit.apply_to_states(states[block])
+            found = _log_probabilities(language_model, changed)
+            sums["kl_to_base"] += float((base.exp() * (base - found)).double().sum())
+            sums["n_changed_argmax"] += int((found.argmax(1) != base.argmax(1)).sum())
+        sums["nll"] -= float(found.gather(1, targets[block, None]).double().sum())
     return sums
 
 
-def _log_probabilities(language_model: LanguageModel, states: Tensor, weight: Tensor) -> Tensor:
-    bias = language_model.head_module.bias
-    logits = language_model.head.compute_logits(states, weight, bias)
+def _log_probabilities(language_model: LanguageModel, states: Tensor) -> Tensor:
+    head = language_model.head_module
+    logits = language_model.head.compute_logits(states, head.weight, head.bias)
     return torch.log_softmax(logits.float(), dim=-1)

@@ -388,18 +388,18 @@ def _write_patch(
     language_model: LanguageModel | None,
 ) -> None:
     if language_model is not None:
-        from eigenshift.patching import write_patch
+        from eigenshift.edits import HeadEdit, ModelEdit
+        from eigenshift.patching import make_patch, write_patch
 
-        write_patch(
+        patch = make_patch(
             language_model,
-            v,
-            sigma,
+            ModelEdit(HeadEdit.scale_directions(v, 0.0)),
             model_id="tiny",
             intervention=arm,
             component_indices=indices,
             factor=0.0,
-            workspace=workspace,
         )
+        write_patch(patch, workspace)
         return
     save_file(
         {"v": np.ascontiguousarray(v), "sigma": np.ascontiguousarray(sigma)},

@@ -15,7 +15,7 @@ from eigenshift import exporting, model_files, models
 from eigenshift.errors import ModelError, SettingsError
 from eigenshift.exporting import export_patch
 from eigenshift.models import LanguageModel, load_model
-from eigenshift.patching import compute_patched_weight, load_patch, patched_head
+from eigenshift.patching import compute_parameters, load_patch, patched_model
 from eigenshift.runs import write_run
 from eigenshift.settings import ModelSettings
 from tests.support.small_store import SmallStore, build_small_store
@@ -69,7 +69,7 @@ def compute_patched_logits(language_model: LanguageModel, small: SmallStore) -> 
         small.find_file("patch-eigenshift", "patch.safetensors"),
         small.find_file("patch-eigenshift", "patch.json"),
     )
-    with patched_head(language_model, patch), torch.inference_mode():
+    with patched_model(language_model, patch), torch.inference_mode():
         return language_model.model(TOKENS).logits.clone()
 
 
@@ -79,7 +79,7 @@ def test_patch_export_is_the_patch_itself(
     """The exported files load and fit the base's head."""
     out = export_patch(tied.url, None, "patch", tmp_path / "new" / "out")
     patch = load_patch(out / "patch.safetensors", out / "patch.json")
-    compute_patched_weight(tiny_language_model.head_module.weight, patch)
+    compute_parameters(tiny_language_model, patch)
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
         "patch.json",
@@ -174,7 +174,7 @@ def test_merged_export_of_a_changed_base_is_refused(tmp_path: Path, tiny_tokeniz
     assert not (tmp_path / "out").exists()
 
 
-def test_lora_export_adds_up_to_the_patched_head(
+def test_lora_export_adds_up_to_the_patched_model(
     untied: SmallStore, untied_model: LanguageModel, tmp_path: Path
 ) -> None:
     """W + B A, with scale lora_alpha / r = 1, is the patched head."""
@@ -190,7 +190,9 @@ def test_lora_export_adds_up_to_the_patched_head(
         untied.find_file("patch-eigenshift", "patch.safetensors"),
         untied.find_file("patch-eigenshift", "patch.json"),
     )
-    assert torch.allclose(weight + b @ a, compute_patched_weight(weight, patch), atol=1e-5)
+    assert torch.allclose(
+        weight + b @ a, compute_parameters(untied_model, patch)["lm_head.weight"], atol=1e-5
+    )
 
 
 def test_lora_export_loads_in_peft(

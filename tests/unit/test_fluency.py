@@ -12,16 +12,10 @@ import torch
 
 from eigenshift.artifacts import Workspace
 from eigenshift.decomposition import decompose_head
+from eigenshift.edits import HeadEdit, ModelEdit
 from eigenshift.evaluation.fluency import allot_texts, measure_fluency
 from eigenshift.models import LanguageModel
-from eigenshift.patching import (
-    DESCRIPTION_NAME,
-    TENSORS_NAME,
-    Patch,
-    load_patch,
-    patched_head,
-    write_patch,
-)
+from eigenshift.patching import Patch, make_patch, patched_model
 from eigenshift.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(max_tokens=24)
@@ -41,20 +35,17 @@ def texts(neutral_texts: list[str]) -> pa.Table:
 
 
 @pytest.fixture
-def patch(tiny_language_model: LanguageModel, workspace: Workspace) -> Patch:
+def patch(tiny_language_model: LanguageModel) -> Patch:
     """A patch that halves the largest five components."""
     decomposition = decompose_head(tiny_language_model.head_module.weight)
-    write_patch(
+    return make_patch(
         tiny_language_model,
-        decomposition.v[:, :5],
-        decomposition.sigma[:5],
+        ModelEdit(HeadEdit.scale_directions(decomposition.v[:, :5], 0.5)),
         model_id="tiny",
         intervention="top_sigma",
         component_indices=range(5),
         factor=0.5,
-        workspace=workspace,
     )
-    return load_patch(workspace.path(TENSORS_NAME), workspace.path(DESCRIPTION_NAME))
 
 
 def measure(
@@ -89,7 +80,7 @@ def test_likelihoods_equal_transformers_own_loss_one_text_at_a_time(
         input_ids = torch.tensor([tokens])
         with (
             torch.inference_mode(),
-            patched_head(tiny_language_model, patch if arm == "top_sigma" else None),
+            patched_model(tiny_language_model, patch if arm == "top_sigma" else None),
         ):
             loss = tiny_language_model.model(input_ids, labels=input_ids).loss
         assert row["n_tokens"] == len(tokens) - 1
@@ -106,7 +97,7 @@ def test_divergence_and_changed_tokens_follow_their_definitions(
     input_ids = torch.tensor([tokens[: SETTINGS.max_tokens]])
     with torch.inference_mode():
         base = tiny_language_model.model(input_ids).logits[0, :-1].double().log_softmax(-1)
-        with patched_head(tiny_language_model, patch):
+        with patched_model(tiny_language_model, patch):
             arm = tiny_language_model.model(input_ids).logits[0, :-1].double().log_softmax(-1)
     assert row["kl_to_base"] == pytest.approx(float((base.exp() * (base - arm)).sum()), rel=1e-4)
     assert row["n_changed_argmax"] == int((base.argmax(-1) != arm.argmax(-1)).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from eigenshift.artifacts import Workspace
 from eigenshift.decomposition import decompose_head
+from eigenshift.edits import HeadEdit, ModelEdit
 from eigenshift.errors import ComponentError
 from eigenshift.models import LanguageModel, load_model
 from eigenshift.patching import (
@@ -21,11 +23,13 @@ from eigenshift.patching import (
     TENSORS_NAME,
     Patch,
     apply_patch,
-    compute_patched_weight,
+    compute_parameters,
     digest_tensor,
     load_patch,
-    patched_head,
+    make_patch,
+    patched_model,
     scale_components,
+    stack_patches,
     write_patch,
 )
 from eigenshift.settings import ModelSettings
@@ -35,20 +39,24 @@ TOKENS = torch.tensor([[5, 9, 17, 3, 40, 2]])
 
 @pytest.fixture
 def patch(tiny_language_model: LanguageModel, workspace: Workspace) -> Patch:
-    """A patch that removes three components of the tiny model's head."""
-    decomposition = decompose_head(tiny_language_model.head_module.weight)
-    indices = [1, 4, 9]
-    write_patch(
-        tiny_language_model,
-        decomposition.v[:, indices],
-        decomposition.sigma[indices],
+    """A patch that removes three components of the tiny model's head, saved and loaded."""
+    write_patch(make_head_patch(tiny_language_model, [1, 4, 9]), workspace)
+    return load_patch(workspace.path(TENSORS_NAME), workspace.path(DESCRIPTION_NAME))
+
+
+def make_head_patch(
+    language_model: LanguageModel, indices: list[int], factor: float = 0.0
+) -> Patch:
+    """A patch that damps some components of a model's head."""
+    v = decompose_head(language_model.head_module.weight).v[:, indices]
+    return make_patch(
+        language_model,
+        ModelEdit(HeadEdit.scale_directions(v, factor)),
         model_id="tiny",
         intervention="eigenshift",
         component_indices=indices,
-        factor=0.0,
-        workspace=workspace,
+        factor=factor,
     )
-    return load_patch(workspace.path(TENSORS_NAME), workspace.path(DESCRIPTION_NAME))
 
 
 @pytest.fixture
@@ -115,7 +123,7 @@ def test_a_saved_patch_gives_the_logits_of_the_formula(
     sigma[[1, 4, 9]] = 0.0
     with torch.inference_mode():
         states = tiny_language_model.trunk(TOKENS).last_hidden_state.double().numpy()
-    with patched_head(tiny_language_model, patch):
+    with patched_model(tiny_language_model, patch):
         found = compute_logits(tiny_language_model).numpy()
     np.testing.assert_allclose(found, states @ (u * sigma @ vt).T, atol=1e-4)
 
@@ -128,7 +136,7 @@ def test_leaving_the_patch_restores_the_base_byte_for_byte(
     before, parameter = digest_tensor(head.weight), head.weight
 
     def fail_under_the_patch() -> None:
-        with patched_head(tiny_language_model, patch):
+        with patched_model(tiny_language_model, patch):
             assert digest_tensor(head.weight) == patch.description.patched_digest
             raise RuntimeError("midway")
 
@@ -169,23 +177,72 @@ def test_a_patch_for_another_head_is_refused(
     tiny_language_model: LanguageModel, patch: Patch
 ) -> None:
     """A head with other bytes, for instance an already patched one, is told by its digest."""
-    patched = compute_patched_weight(tiny_language_model.head_module.weight, patch)
-    with pytest.raises(ComponentError, match="digest"):
-        compute_patched_weight(patched, patch)
+    with patched_model(tiny_language_model, patch), pytest.raises(ComponentError, match="digest"):
+        compute_parameters(tiny_language_model, patch)
 
 
-def test_directions_that_are_not_orthonormal_are_refused(
-    tiny_language_model: LanguageModel, workspace: Workspace
-) -> None:
+def test_directions_that_are_not_orthonormal_are_refused() -> None:
     """The rank-k form only scales singular values if V_k has orthonormal columns."""
     with pytest.raises(ComponentError, match="orthonormal"):
-        write_patch(
-            tiny_language_model,
-            np.ones((32, 2)),
-            np.ones(2),
-            model_id="tiny",
-            intervention="eigenshift",
-            component_indices=[0, 1],
-            factor=0.0,
-            workspace=workspace,
-        )
+        HeadEdit.scale_directions(np.ones((32, 2)), 0.0)
+
+
+def test_an_applied_patch_is_undone_to_the_bytes_and_the_tying(
+    own_model: LanguageModel, patch: Patch
+) -> None:
+    """After undo the head is the embedding again and the configuration says so."""
+    model, before = own_model.model, own_model.head_weight
+    applied = apply_patch(own_model, patch)
+    assert not model.config.tie_word_embeddings
+    applied.undo()
+    assert own_model.head_weight is before is model.get_input_embeddings().weight
+    assert model.config.tie_word_embeddings
+    assert digest_tensor(before) == patch.description.base_digest
+
+
+def test_patches_applied_one_on_the_other_are_undone_in_turn(own_model: LanguageModel) -> None:
+    """A second patch is made on the patched model; undoing both gives the base's bytes."""
+    before = digest_tensor(own_model.head_weight)
+    first = apply_patch(own_model, make_head_patch(own_model, [2, 3]))
+    between = digest_tensor(own_model.head_weight)
+    second = apply_patch(own_model, make_head_patch(own_model, [0]))
+    second.undo()
+    assert digest_tensor(own_model.head_weight) == between
+    first.undo()
+    assert digest_tensor(own_model.head_weight) == before
+
+
+def test_a_stack_does_what_its_patches_do_in_turn(own_model: LanguageModel) -> None:
+    """Two patches of one base as one patch: the same logits as one after the other."""
+    patches = [make_head_patch(own_model, [2, 5]), make_head_patch(own_model, [5, 7], 0.25)]
+    stack = stack_patches(own_model, patches)
+    weight = own_model.head_weight
+    expected = patches[1].edit.head.fold_weight(patches[0].edit.head.fold_weight(weight))
+    torch.testing.assert_close(
+        compute_parameters(own_model, stack)["lm_head.weight"], expected, atol=1e-6, rtol=0
+    )
+    with patched_model(own_model, patches[0]), pytest.raises(ComponentError, match="digest"):
+        stack_patches(own_model, patches)
+
+
+def test_a_patch_file_of_the_first_format_still_loads(
+    tiny_language_model: LanguageModel, patch: Patch, workspace: Workspace
+) -> None:
+    """Format 1 held v, sigma and a factor."""
+    path = workspace.path(DESCRIPTION_NAME)
+    kept = ("intervention", "component_indices", "factor", "model_id", "model_digest")
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name in kept}
+    old |= {"format_version": 1, "patched_digest": patch.description.patched_digest}
+    path.write_text(json.dumps(old | {"base_digest": patch.description.base_digest}))
+    loaded = load_patch(workspace.path(TENSORS_NAME), path)
+    with patched_model(tiny_language_model, loaded):
+        found = digest_tensor(tiny_language_model.head_weight)
+    assert found == patch.description.patched_digest
+
+
+def test_a_patch_file_of_a_later_format_is_refused(patch: Patch, workspace: Workspace) -> None:
+    """What it holds is not known here."""
+    path = workspace.path(DESCRIPTION_NAME)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(ComponentError, match="later version"):
+        load_patch(workspace.path(TENSORS_NAME), path)

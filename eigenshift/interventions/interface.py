@@ -1,0 +1,128 @@
+"""What an intervention is given and what it returns; no intervention's own arithmetic.
+
+An intervention is a function from evidence to an edit of the model (`edits.py`), so that all of
+them are exported and judged alike. `registry.py` names them and the evidence each reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from eigenshift.decomposition import Decomposition, Matrix
+from eigenshift.edits import ModelEdit
+from eigenshift.errors import ComponentError
+from eigenshift.models import LanguageModel
+from eigenshift.settings import ComponentScore
+
+
+class PatchRequest(BaseModel):
+    """Which patch to build; enters its fingerprint."""
+
+    model_config = ConfigDict(frozen=True)
+    intervention: str = "eigenshift"
+    n_components: int | None = None
+    """Components or units to change. None: as many as the component table selects, or, for units,
+    as many as the budget allows."""
+    factor: float = 0.0
+    score: ComponentScore | None = None
+    """Ranking that `n_components` takes the top of; None: the component table's own."""
+    seed: int = 0
+    max_perplexity_increase: float = 0.05
+    """Budget of what an intervention tunes by itself, on the calibration texts."""
+
+
+class Need(str, Enum):
+    """Evidence an intervention may read."""
+
+    decomposition = "decomposition"
+    components = "components"
+    head_states = "head_states"
+    units = "units"
+    labelled_texts = "labelled_texts"
+    neutral_texts = "neutral_texts"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an intervention may read: only what its entry in the registry asks for is there.
+
+    Attributes:
+        language_model: The unpatched model.
+        given: The evidence by kind.
+    """
+
+    language_model: LanguageModel
+    given: Mapping[Need, Any] = field(default_factory=dict)
+
+    @property
+    def decomposition(self) -> Decomposition:
+        """Of the output head."""
+        return cast(Decomposition, self._read(Need.decomposition))
+
+    @property
+    def components(self) -> pa.Table:
+        """`schemas.COMPONENTS` rows, most toxic first."""
+        return self._read(Need.components).sort_by("rank")
+
+    @property
+    def head_states(self) -> pa.Table:
+        """`schemas.HEAD_STATES` rows."""
+        return self._read(Need.head_states)
+
+    @property
+    def units(self) -> pa.Table:
+        """`schemas.NEURONS` rows of the MLPs' linear layers, pooled by max, on one dataset."""
+        return self._read(Need.units)
+
+    @property
+    def labelled_texts(self) -> pa.Table:
+        """`schemas.SAMPLES` rows with labels."""
+        return self._read(Need.labelled_texts)
+
+    @property
+    def neutral_texts(self) -> pa.Table:
+        """`schemas.SAMPLES` rows of neutral texts; half of them calibrate (`calibration.py`)."""
+        return self._read(Need.neutral_texts)
+
+    def _read(self, need: Need) -> Any:
+        if need not in self.given:
+            raise ComponentError(
+                f"intervention: expected {need.value} among its evidence, found "
+                f"{', '.join(item.value for item in self.given) or 'none'}. Add it to the needs of "
+                "its entry in eigenshift/interventions/registry.py."
+            )
+        return self.given[need]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an intervention changes, and how to describe it.
+
+    Attributes:
+        edit: The change.
+        component_indices: Singular components it damps, empty if it is not about components.
+        factor: What their gain is multiplied by; None where it is not one number.
+        parameters: What it chose by itself, for the patch's description.
+    """
+
+    edit: ModelEdit
+    component_indices: tuple[int, ...] = ()
+    factor: float | None = None
+    parameters: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+Builder = Callable[[Evidence, PatchRequest], Outcome]
+
+
+def split_states(states: pa.Table) -> tuple[Matrix, Matrix]:
+    """Toxic and non-toxic head states, each of shape (position, hidden), float64."""
+    is_toxic = states["is_toxic"].to_numpy(zero_copy_only=False).astype(bool)
+    values = np.stack(states["state"].to_numpy(zero_copy_only=False)).astype(np.float64)
+    return values[is_toxic], values[~is_toxic]
