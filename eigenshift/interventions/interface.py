@@ -59,7 +59,7 @@ class Evidence:
     """
 
     language_model: LanguageModel
-    given: Mapping[Need, Any] = field(default_factory=dict)
+    given: Mapping[Need, Any] = field(default_factory=dict, repr=False)  # holds texts
 
     @property
     def decomposition(self) -> Decomposition:
