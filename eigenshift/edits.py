@@ -20,6 +20,8 @@ from eigenshift.errors import ComponentError
 
 ROWS_PER_BLOCK = 8192
 ORTHONORMAL_TOLERANCE = 1e-6
+MIN_REMAINING_GAIN = 0.01
+"""Below this a direction counts as removed: what is left of it cannot carry a shift."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,11 @@ class HeadEdit:
         """A constant d with (I - left right^T)(h + d) = h', shape (hidden,).
 
         It moves the shift to what precedes the head (the bias of a norm), where the head has no
-        bias. None where the edit removes a direction entirely: then no d exists.
+        bias. None where the edit removes a direction (nearly) entirely: then no d exists, or it
+        is so large that rounding would show.
         """
         small = torch.eye(self.rank, dtype=torch.float64) - self.right.T @ self.left
-        if torch.linalg.cond(small) > 1e6:
+        if float(torch.linalg.svdvals(small)[-1]) < MIN_REMAINING_GAIN:
             return None
         shift: Tensor = self.left @ torch.linalg.solve(small, self.target)
         return shift

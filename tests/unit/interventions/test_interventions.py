@@ -46,11 +46,14 @@ def compute_logits(language_model: LanguageModel) -> torch.Tensor:
     return logits.clone()
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.3])
 @pytest.mark.parametrize("name", sorted(INTERVENTIONS))
-def test_weights_give_the_logits_of_hooks(name: str, evidence: Evidence, tmp_path: Path) -> None:
+def test_weights_give_the_logits_of_hooks(
+    name: str, factor: float, evidence: Evidence, tmp_path: Path
+) -> None:
     """Folded into weights, every intervention is what it is as hooks, to 1e-5 relative."""
     model = evidence.language_model
-    patch = build(name, evidence, tmp_path, factor=0.3)
+    patch = build(name, evidence, tmp_path, factor=factor)
     base = compute_logits(model)
     with run_hooked(model, patch.edit):
         hooked = compute_logits(model)
@@ -81,9 +84,18 @@ def test_only_constants_without_a_place_keep_an_intervention_out_of_the_weights(
     if name in NO_BIAS and not has_biases:
         assert "bias" in str(patch.description.obstacle)
         assert patch.description.tensors == {}
-    elif name != "leace":  # takes its direction out entirely: no norm's bias can make up for it
+    else:
         assert patch.description.obstacle is None
         assert patch.description.tensors
+
+
+@pytest.mark.parametrize("name", ["leace", "eigenshift_centered"])
+def test_a_norm_cannot_carry_a_shift_along_a_removed_direction(
+    name: str, evidence: Evidence, tmp_path: Path
+) -> None:
+    """With factor 0 nothing in the weights can keep the mean, unless the head has a bias."""
+    patch = build(name, evidence, tmp_path, factor=0.0)
+    assert patch.description.obstacle is not None
 
 
 def test_a_factor_of_one_changes_nothing(evidence: Evidence, tmp_path: Path) -> None:
