@@ -46,9 +46,11 @@ check: $(STAMP) ## Format, lint, types, import contract, generated docs
 format: $(STAMP) ## Format and fix what can be fixed
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
 
-bench: $(STAMP) ## Benchmarks: JSON with ratios
+bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (half an hour)
 	@$(BIN)/python tests/benchmarks/bench_neuron_statistics.py
+	@$(BIN)/python tests/benchmarks/bench_extraction.py
 	@$(BIN)/python tests/benchmarks/bench_incremental.py
+	@test ! -e .venv-s3/.installed || $(BIN)/python tests/benchmarks/bench_incremental.py --s3
 	@$(BIN)/python tests/benchmarks/bench_orchestration.py
 
 docs: $(STAMP) ## Write the generated pages of docs/

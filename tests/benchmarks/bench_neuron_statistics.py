@@ -12,16 +12,17 @@ are its own and a noisy minute hits all of them:
     read              the floor: reading the Parquet bytes of the shards once
     sql               sql/neuron_statistics.sql over an eighth of the units in one query
 
-`growth` repeats `from_scratch` with half and a tenth of the samples and of the units. The values
-are made up: Gaussian, SiLU-like, rectified and dead units. Prints one JSON object; CPU seconds are
-the medians of the rounds, a ratio above 1 means that EigenShift needs less. No timing here is a
-promise for another machine.
+`growth` repeats `summarise` and `merge` with half and a tenth of the samples and of the units. The
+values are made up: Gaussian, SiLU-like, rectified and dead units. CPU seconds are the medians of
+the rounds, a ratio above 1 means that EigenShift needs less. No timing here is a promise for
+another machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -32,14 +33,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.benchmarks.bars import Bar, at_least, at_most, publish  # noqa: E402 - started as a file
+
 N_SHARDS = 10
 SQL_SHARE = 8
+GROWTH_TOLERANCE = 1.2
 VARIANTS = (
     "summarise",
     "merge",
@@ -180,16 +185,16 @@ def measure_peak_rss() -> int:
     return int(line.split()[1]) // 1024
 
 
-def start(variant: str, folder: Path) -> dict[str, object]:
+def start(variant: str, folder: Path) -> dict[str, Any]:
     """Run one variant in a process of its own."""
     command = [sys.executable, __file__, "--variant", variant, "--folder", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def compare(folder: Path, rounds: int) -> dict[str, object]:
+def compare(folder: Path, rounds: int) -> dict[str, Any]:
     """All variants in turn, a few times."""
-    runs: dict[str, list[dict[str, object]]] = {variant: [] for variant in VARIANTS}
+    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
     for _ in range(rounds):
         for variant in VARIANTS:
             runs[variant].append(start(variant, folder))
@@ -229,21 +234,83 @@ def divide(found: dict[str, dict[str, float]], ours: str) -> dict[str, dict[str,
     }
 
 
-def measure_growth(folder: Path, n_samples: int, n_units: int) -> list[dict[str, object]]:
-    """CPU seconds from scratch over a tenfold range of samples and of units."""
+def measure_growth(
+    folder: Path, n_samples: int, n_units: int, full: dict[str, float], rounds: int
+) -> list[dict[str, Any]]:
+    """CPU seconds of both steps over a tenfold range of samples and of units.
+
+    `times_of_expected` is what the full size takes over what this size foretells: linear in units,
+    n log n in samples.
+    """
     sizes = [(n_samples, n_units // 10), (n_samples, n_units // 2)]
     sizes += [(n_samples // 10, n_units), (n_samples // 2, n_units)]
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for samples, units in sizes:
         place = folder / f"{samples}-{units}"
         make_data(place, samples, units)
-        cpu = {name: start(name, place)["cpu_seconds"] for name in ("summarise", "merge")}
-        rows.append({"n_samples": samples, "n_units": units, "cpu_seconds": cpu})
+        cpu = {
+            name: statistics.median(start(name, place)["cpu_seconds"] for _ in range(rounds))
+            for name in full
+        }
+        foretold = n_units / units * n_samples * math.log(n_samples) / samples / math.log(samples)
+        rows.append(
+            {
+                "n_samples": samples,
+                "n_units": units,
+                "cpu_seconds": cpu,
+                "times_of_expected": round(sum(full.values()) / (sum(cpu.values()) * foretold), 2),
+            }
+        )
     return rows
 
 
+def judge(document: dict[str, Any]) -> list[Bar]:
+    """The bars: CPU, memory, exactness and growth."""
+    scratch, merge = document["ratios_to_from_scratch"], document["ratios_to_merge"]
+    peaks = {name: found["peak_rss_mb"] for name, found in document["variants"].items()}
+    errors = document["largest_auroc_error_against_sklearn"]
+    growth = document["growth"]
+    return [
+        at_least(
+            "CPU of the per-unit scikit-learn loop over ours from scratch",
+            scratch["sklearn_pool"]["cpu_seconds"],
+            5,
+        ),
+        at_least(
+            "CPU of scipy's rankdata over ours from scratch",
+            scratch["scipy_rankdata"]["cpu_seconds"],
+            2,
+        ),
+        at_least(
+            "CPU of scipy's rankdata over merging stored summaries",
+            merge["scipy_rankdata"]["cpu_seconds"],
+            10,
+        ),
+        at_most(
+            "peak memory from scratch over that of rankdata",
+            round(peaks["from_scratch"] / peaks["scipy_rankdata"], 2),
+            1,
+        ),
+        at_most(
+            "largest difference of an AUROC from scikit-learn's",
+            max(errors["from_scratch"], errors["merge"]),
+            1e-9,
+        ),
+        at_most(
+            "CPU at ten times the units over ten times the CPU",
+            growth[0]["times_of_expected"],
+            GROWTH_TOLERANCE,
+        ),
+        at_most(
+            "CPU at ten times the samples over what n log n foretells",
+            growth[2]["times_of_expected"],
+            GROWTH_TOLERANCE,
+        ),
+    ]
+
+
 def main() -> None:
-    """Run the variants one after the other and print the comparison."""
+    """Run the variants one after the other and publish the comparison."""
     parser = argparse.ArgumentParser(description="Benchmark of the neuron statistics")
     parser.add_argument("--small", action="store_true", help="4,000 samples x 512 units")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of every variant")
@@ -256,15 +323,16 @@ def main() -> None:
     n_samples, n_units = (4_000, 512) if arguments.small else (20_000, 3_072)
     with tempfile.TemporaryDirectory() as name:
         make_data(Path(name) / "data", n_samples, n_units)
+        found = compare(Path(name) / "data", arguments.rounds)
+        full = {step: found["variants"][step]["cpu_seconds"] for step in ("summarise", "merge")}
         document = {
             "n_samples": n_samples,
             "n_units": n_units,
-            "n_cores": os.cpu_count(),
             "rounds": arguments.rounds,
-            **compare(Path(name) / "data", arguments.rounds),
-            "growth": measure_growth(Path(name), n_samples, n_units),
+            **found,
+            "growth": measure_growth(Path(name), n_samples, n_units, full, arguments.rounds),
         }
-    print(json.dumps(document, indent=2))
+    publish("neuron-statistics", document, judge(document), is_small=arguments.small)
 
 
 if __name__ == "__main__":
