@@ -2,8 +2,8 @@
 
 The demo's first labelled source is cut into 21 files of one shard each. Stage work is the time
 tasks spent on artifacts that were not there yet, summed over tasks: of the cold run, of the run
-with one more file, and of a run with nothing new. Requests and bytes are reported per stage, with `--s3`
-those of the S3 server of `.ci/s3_server`.
+with one more file, and of a run with nothing new. Requests and bytes are reported per stage; with
+`--s3` the store is on the S3 server of `.ci/s3_server`.
 
 Bars: one more file costs at most a tenth of the cold stage work, nothing new costs none. What a
 refresh with nothing new takes as a command is measured by bench_orchestration.py.
