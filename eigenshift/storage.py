@@ -168,7 +168,7 @@ class Store:
             with explain_faults(self.uri(path), "write"):
                 _replace_file(Path(full), lambda partial_path: _write_synced(partial_path, data))
         else:
-            self._ask(path, "write", partial(self._filesystem.pipe_file, full, data))
+            self._put(path, partial(self._filesystem.pipe_file, full, data))
         current_meter().count(written=len(data))
 
     def publish_file(self, local: Path, path: str) -> None:
@@ -183,7 +183,7 @@ class Store:
                 _sync_file(local)
                 _move_file(local, Path(full))
         else:
-            self._ask(path, "write", partial(self._filesystem.put_file, str(local), full))
+            self._put(path, partial(self._filesystem.put_file, str(local), full))
         current_meter().count(written=n_bytes)
 
     def remove(self, path: str) -> None:
@@ -307,6 +307,16 @@ class Store:
         except FileNotFoundError as error:
             raise self._describe_missing(path) from error
         current_meter().count(read=local.stat().st_size)
+
+    def _put(self, path: str, operation: Callable[[], Any]) -> None:
+        """Write to an object store, where only the bucket can be missing."""
+        try:
+            self._ask(path, "write", operation)
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"{self.uri(path)}: expected a bucket to write to, found none of this name. Check "
+                "the URL of the store, or make the bucket first."
+            ) from error
 
     def _ask(self, path: str, verb: str, operation: Callable[[], T]) -> T:
         """Make a request that may be tried again; the caller counts it when it worked."""

@@ -83,16 +83,46 @@ class Verdict:
         return not self.problems
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to check."""
+        counts = (self.n_artifacts, self.n_runs, self.n_releases, self.n_orphans)
+        return not any((*counts, *self.problems))
+
+    @property
     def summary(self) -> str:
         """One line for people."""
         counted = (
             f"{self.store}: {self.n_artifacts} artifacts ({self.n_files} files, {self.n_bytes:,} "
             f"bytes), {self.n_runs} runs, {self.n_releases} releases"
         )
-        orphans = f"; {self.n_orphans} files without a manifest, ignored" if self.n_orphans else ""
+        orphans = (
+            f"; {self.n_orphans} files without a manifest, ignored (`eigenshift gc` removes them)"
+            if self.n_orphans
+            else ""
+        )
+        if self.is_empty:
+            return f"{self.store}: nothing is stored here. Is this the URL of the store?"
         if self.is_fine:
             return f"{counted}: everything fits{orphans}."
         return f"{counted}: {len(self.problems)} problems{orphans}."
+
+    @property
+    def advice(self) -> str | None:
+        """What to do about the problems, None if there are none."""
+        if self.is_fine:
+            return None
+        if self.damaged:
+            return (
+                f"{len(self.damaged)} objects are damaged, and what depends on them is named too. "
+                "The same refresh finds them and makes them again; --repair sets them aside first, "
+                "with a copy below damaged/."
+            )
+        if self.unsettled_models:
+            return "The next run settles the release pointer; --repair does it now."
+        return (
+            "Nothing that is here is damaged, but something is missing. The same refresh makes "
+            "artifacts again; run and release records are left to you."
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""

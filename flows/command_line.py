@@ -296,6 +296,8 @@ def verify(
         console.print(verdict.summary, markup=False, highlight=False, soft_wrap=True)
         if repaired:
             console.print("Start the same refresh again: what was set aside is made again.")
+        elif verdict.advice:
+            console.print(verdict.advice, markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(EXIT_FAILED if verdict.problems else EXIT_PROMOTED)
 
 

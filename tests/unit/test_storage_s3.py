@@ -160,6 +160,13 @@ def test_wrong_or_insufficient_credentials_are_refused_without_naming_them(
     assert secret not in str(caught.value) + caplog.text
 
 
+@pytest.mark.usefixtures("s3_store_url")
+def test_a_missing_bucket_is_named_before_any_work() -> None:
+    """As a newcomer meets it: no traceback, the URL and what to do."""
+    with pytest.raises(SettingsError, match=r"s3://no-such-bucket/.*make the bucket first"):
+        Store("s3://no-such-bucket/store").check_writable()
+
+
 def test_a_server_that_is_gone_is_said_to_be_gone(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

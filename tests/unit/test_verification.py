@@ -72,9 +72,10 @@ def test_sound_store_has_no_problems(small: SmallStore) -> None:
 
 
 def test_empty_store_has_no_problems(tmp_path: Path) -> None:
-    """Nothing to check is no problem, and no folder appears."""
+    """Nothing to check is no problem, but the summary asks for the URL; no folder appears."""
     verdict = verify_store(str(tmp_path / "none"))
     assert verdict.is_fine
+    assert "nothing is stored here" in verdict.summary
     assert not (tmp_path / "none").exists()
 
 
