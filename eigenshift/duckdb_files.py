@@ -1,4 +1,4 @@
-"""Parquet files of a store as DuckDB reads them: local ones directly, remote ones in place.
+"""Parquet files of a store as they are read: local ones directly, remote ones in place.
 
 DuckDB reads one file from several threads through one handle, and a stock fsspec file keeps one
 position for all of them: sums came out wrong without an error (docs/decisions/
@@ -58,10 +58,16 @@ def name_file(file: TableFile) -> str:
 
 def read_schema(file: TableFile) -> pa.Schema:
     """Arrow schema of a file; of a remote one only the end is read."""
+    with open_parquet(file) as opened:
+        return opened.schema_arrow
+
+
+def open_parquet(file: TableFile) -> pq.ParquetFile:
+    """Open a file for reading by row groups and columns; of a remote one only these are read."""
     located = _locate(file)
     if isinstance(located, Path):
-        return pq.read_schema(located)
-    return pq.read_schema(pa.PythonFile(_Handle(located.reader()), mode="r"))
+        return pq.ParquetFile(located)
+    return pq.ParquetFile(pa.PythonFile(_Handle(located.reader()), mode="r"), pre_buffer=True)
 
 
 def describe_file(file: TableFile) -> str:

@@ -2,7 +2,8 @@
 
 Reads activation shards and samples (Parquet of the store, in place); writes nothing but what DuckDB
 spills. Samples are in the order of their ids, so nothing that is computed from them depends on the
-order of rows, shards or threads. What is computed is in `probes.py` and `stability.py`.
+order of rows, shards or threads; which of too many are kept depends on their ids alone. What is
+computed is in `probes.py` and `stability.py`.
 """
 
 from __future__ import annotations
@@ -206,8 +207,11 @@ def open_labelled_layer(
     layer: int,
     memory_limit: str,
     folder: Path,
+    max_samples: int | None = None,
 ) -> Iterator[LabelledLayer]:
     """Open one layer of one dataset; what DuckDB spills in `folder` is removed at the end.
+
+    With `max_samples`, at most that many labelled samples, chosen by a digest of their ids.
 
     Raises:
         ArtifactError: The shards do not have the same columns.
@@ -224,6 +228,7 @@ def open_labelled_layer(
             sample_files=names[len(activation_files) :],
             dataset=dataset,
             layer=layer,
+            max_samples=max_samples,
         )
         # Rows carry their position, so DuckDB need not buffer them to keep their order; and the
         # hash table of the join must hold the labels, as written, not the wide activations.

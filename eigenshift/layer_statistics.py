@@ -91,7 +91,7 @@ def compute_layer_statistics(
 
     A site's activations are held in memory as stored, plus one fold of them in float64 and one
     (unit, unit) matrix per fold, or, where a layer has more units than training rows, the training
-    rows in float64; for the clusters all of them in float32.
+    rows in float64; for the clusters all of them in float32. `max_probe_samples` bounds that.
 
     Args:
         activation_files: Activation shards; together one row per layer and sample.
@@ -100,7 +100,7 @@ def compute_layer_statistics(
         dataset: Name of the dataset.
         layer: 0 = first layer.
         sites: Sites and poolings, in the order of the rows.
-        settings: Folds, ridge penalty, confidence.
+        settings: Folds, ridge penalty, confidence, most samples.
         workspace: Where the table is written.
         memory_limit: DuckDB's limit; no number depends on it.
 
@@ -111,7 +111,13 @@ def compute_layer_statistics(
     rows = []
     n_imputed = 0
     with open_labelled_layer(
-        activation_files, sample_files, dataset, layer, memory_limit, workspace.folder
+        activation_files,
+        sample_files,
+        dataset,
+        layer,
+        memory_limit,
+        workspace.folder,
+        settings.max_probe_samples,
     ) as labelled:
         folds = assign_folds(labelled.sample_ids, settings.n_folds)
         is_toxic = labelled.is_toxic

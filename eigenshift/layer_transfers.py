@@ -67,7 +67,7 @@ def compute_layer_transfers(
         datasets: Two or more, each with its files.
         layer: 0 = first layer.
         sites: Sites and poolings, in the order of the rows.
-        settings: Ridge penalty, confidence, top units.
+        settings: Ridge penalty, confidence, top units, most samples.
         workspace: Where the table is written.
         memory_limit: DuckDB's limit; no number depends on it.
 
@@ -85,6 +85,7 @@ def compute_layer_transfers(
                     layer,
                     memory_limit,
                     workspace.folder,
+                    settings.max_probe_samples,
                 )
             )
             for files in datasets

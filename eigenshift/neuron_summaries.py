@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eigenshift.artifacts import Workspace
+from eigenshift.duckdb_files import TableFile, describe_file, open_parquet
 from eigenshift.errors import ArtifactError
 from eigenshift.labelled_layers import BoolArray, IntArray, ValueArray
 from eigenshift.ranking import encode_keys
@@ -42,7 +43,7 @@ class _Labels:
 
 
 def summarise_shard(
-    activation_path: Path,
+    activation_file: TableFile,
     sample_path: Path,
     dataset: str,
     sites: Sequence[SitePooling],
@@ -53,7 +54,7 @@ def summarise_shard(
     Holds one layer of one site in memory, twice.
 
     Args:
-        activation_path: Activations, one row per layer and sample.
+        activation_file: Activations, one row per layer and sample; read in place.
         sample_path: Samples with labels; those of other datasets and those without a label are
             left out, and so are labels without activations.
         dataset: Name of the dataset.
@@ -66,18 +67,19 @@ def summarise_shard(
     """
     labels = _read_labels(sample_path, dataset)
     n_samples = 0
-    with pq.ParquetFile(activation_path) as shard:
-        _check_sites(shard.schema_arrow, sites, activation_path)
+    place = describe_file(activation_file)
+    with open_parquet(activation_file) as shard:
+        _check_sites(shard.schema_arrow, sites, place)
         value_type = shard.schema_arrow.field(sites[0].column).type.value_type
         schema = neuron_summaries_schema(
             "float16" if pa.types.is_float16(value_type) else "float32"
         )
         with _open_writer(workspace.path(FILE_NAME), schema) as writer:
             for layer, table in _read_layers(shard, sites):
-                rows, positions = _match(table["sample_id"], labels, layer, activation_path)
+                rows, positions = _match(table["sample_id"], labels, layer, place)
                 n_samples = max(n_samples, len(rows))
                 for site in sites:
-                    values = _read_values(table[site.column], activation_path)[rows]
+                    values = _read_values(table[site.column], place)[rows]
                     for part in _summarise(values, labels, positions, schema):
                         writer.write_table(
                             _describe_rows(part, dataset, layer, site, schema),
@@ -97,12 +99,12 @@ def _read_labels(path: Path, dataset: str) -> _Labels:
     )
 
 
-def _check_sites(schema: pa.Schema, sites: Sequence[SitePooling], path: Path) -> None:
+def _check_sites(schema: pa.Schema, sites: Sequence[SitePooling], place: str) -> None:
     found = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
     for site in sites:
         if site.column not in found:
             raise ArtifactError(
-                f"{path}: expected a column {site.column!r}, found {', '.join(sorted(found))}. "
+                f"{place}: expected a column {site.column!r}, found {', '.join(sorted(found))}. "
                 "The shard was made with other sites. Ask for these sites, or extract the "
                 "activations again with the sites you want."
             )
@@ -129,7 +131,7 @@ def _read_layers(
 
 
 def _match(
-    sample_ids: pa.ChunkedArray, labels: _Labels, layer: int, path: Path
+    sample_ids: pa.ChunkedArray, labels: _Labels, layer: int, place: str
 ) -> tuple[IntArray, IntArray]:
     """Rows of the layer that have a label, and where in `labels` each label is."""
     found = pc.index_in(sample_ids, labels.sample_ids).combine_chunks()
@@ -139,19 +141,20 @@ def _match(
     if counts.max(initial=0) > 1:
         worst = int(counts.argmax())
         raise ArtifactError(
-            f"{path}, layer {layer}: expected one row per sample, found {counts[worst]} for sample "
-            f"{labels.sample_ids[worst]}. The shard was damaged. Extract the activations again."
+            f"{place}, layer {layer}: expected one row per sample, found {counts[worst]} for "
+            f"sample {labels.sample_ids[worst]}. The shard was damaged. Extract the activations "
+            "again."
         )
     return rows, positions
 
 
-def _read_values(column: pa.ChunkedArray, path: Path) -> ValueArray:
+def _read_values(column: pa.ChunkedArray, place: str) -> ValueArray:
     """Shape (sample, unit), as stored."""
     width = column.type.list_size
     flat: ValueArray = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     if len(flat) != width * len(column):
         raise ArtifactError(
-            f"{path}: expected {width} values for each of {len(column)} samples, found "
+            f"{place}: expected {width} values for each of {len(column)} samples, found "
             f"{len(flat)} values. A row is null or cut short; the shard was damaged. Extract the "
             "activations again."
         )

@@ -208,7 +208,8 @@ def _fit_from_moments(parts: Sequence[_Moments], ridge: float) -> _Probe:
     lowest = np.min([part.lowest for part in parts], axis=0)
     highest = np.max([part.highest for part in parts], axis=0)
     inverse_sd = _invert_sd(np.diag(covariance), lowest == highest)
-    system = covariance * n_samples
+    system = covariance
+    system *= n_samples
     system *= inverse_sd[:, None]
     system *= inverse_sd
     difference = inverse_sd * (mean_toxic - mean_nontoxic)

@@ -251,6 +251,12 @@ class StatisticsSettings(Frozen):
     top_units: int = Field(
         50, ge=1, description="How many of the best units of a site are compared for overlap."
     )
+    max_probe_samples: int | None = Field(
+        20_000,
+        ge=100,
+        description="Layer probes and clusters use at most this many samples of a dataset, chosen "
+        "by a digest of their ids; empty means all. Bounds memory (docs/scale.md).",
+    )
     seed: int = Field(0, ge=0, description="Seed of the resamples.")
 
 

@@ -34,6 +34,8 @@ from eigenshift.settings import SitePooling, StatisticsSettings
 STEP_VERSION = 1
 
 DECIMALS = 10
+STORED_BYTES, PLACED_BYTES = 2, 8
+"""Of a value as it is usually stored, and of its placement."""
 THRESHOLDS = {"share_above_050": 0.50, "share_above_055": 0.55, "share_above_060": 0.60}
 """Share of units whose AUROC is above this: the experts of AurA (Suau et al., 2024) at 0.50."""
 
@@ -50,7 +52,7 @@ def compute_neuron_stability(
 ) -> None:
     """Write `neuron_stability.parquet` for one dataset and layer: some rows per site and pooling.
 
-    Holds a (resample, sample) and a (unit, resample) matrix of float64, and a block of units.
+    Holds a (resample, sample) and a (unit, resample) matrix of float64, and two blocks of units.
 
     Args:
         activation_files: Activation shards; together one row per layer and sample.
@@ -133,15 +135,16 @@ def resample_aurocs(values: ValueArray, is_toxic: BoolArray, weights: FloatArray
 def _resample_site(
     labelled: LabelledLayer, site: SitePooling, weights: FloatArray, memory_bytes: int
 ) -> FloatArray:
-    n_units = labelled.count_units(site.column)
-    return np.concatenate(
-        [
-            resample_aurocs(
-                labelled.read_units(site.column, first, stop), labelled.is_toxic, weights
-            )
-            for first, stop in split_units(n_units, 8 * labelled.n_samples, memory_bytes)
+    """Blocks as stored, in as few passes over the files as fit; each in blocks of float64."""
+    n_units, n_samples = labelled.count_units(site.column), labelled.n_samples
+    parts = []
+    for first, stop in split_units(n_units, STORED_BYTES * n_samples, memory_bytes):
+        values = labelled.read_units(site.column, first, stop)
+        parts += [
+            resample_aurocs(values[start:end], labelled.is_toxic, weights)
+            for start, end in split_units(len(values), PLACED_BYTES * n_samples, memory_bytes)
         ]
-    )
+    return np.concatenate(parts)
 
 
 def describe_stability(aurocs: FloatArray, settings: StatisticsSettings) -> list[dict[str, Any]]:

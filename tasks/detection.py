@@ -83,7 +83,7 @@ def summarise_neurons(
             settings={"dataset": dataset, "sites": _site_names(settings)},
             inputs=[activation_shard, sample_shard],
             work=lambda workspace: neuron_summaries.summarise_shard(
-                artifacts.open(activation_shard).fetch(activations.FILE_NAME),
+                artifacts.open(activation_shard).locate(activations.FILE_NAME),
                 artifacts.open(sample_shard).fetch(sample_shard.file),
                 dataset,
                 settings.sites,
@@ -176,7 +176,9 @@ def compute_layer_statistics(
                 "dataset": shards.dataset,
                 "layer": layer,
                 "sites": _site_names(settings),
-                "statistics": statistics.model_dump(include={"n_folds", "ridge", "confidence"}),
+                "statistics": statistics.model_dump(
+                    include={"n_folds", "ridge", "confidence", "max_probe_samples"}
+                ),
             },
             inputs=[*shards.inputs, neurons],
             work=work,
@@ -259,7 +261,9 @@ def compute_layer_transfers(
                 "datasets": [item.dataset for item in shards],
                 "layer": layer,
                 "sites": _site_names(settings),
-                "statistics": statistics.model_dump(include={"ridge", "confidence", "top_units"}),
+                "statistics": statistics.model_dump(
+                    include={"ridge", "confidence", "top_units", "max_probe_samples"}
+                ),
             },
             inputs=[*(reference for item in shards for reference in item.inputs), *neurons],
             work=work,

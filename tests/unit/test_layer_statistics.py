@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from eigenshift.layer_statistics import (
     judge_units,
     summarise_neurons,
 )
-from eigenshift.probes import assign_folds
+from eigenshift.probes import assign_folds, cross_validate_probe
 from eigenshift.schemas import LAYERS
 from eigenshift.settings import StatisticsSettings
 from tests.support.activation_shards import (
@@ -163,6 +164,22 @@ def test_row_puts_probe_and_units_side_by_side(tmp_path):
     for name in ("probe_accuracy", "probe_f1"):
         assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
     assert row["reason"] is None
+
+
+def test_too_many_samples_are_thinned_by_their_ids(tmp_path):
+    """The row is that of the samples with the smallest md5 of their ids, and of no others."""
+    values, is_toxic = make_layer(300, 15)
+    row = run_stage(tmp_path, values, is_toxic.tolist(), max_probe_samples=120)
+    ids = make_ids(300)
+    digests = [hashlib.md5(name.encode(), usedforsecurity=False).hexdigest() for name in ids]
+    kept = np.sort(np.argsort(digests)[:120])
+    kept = kept[np.argsort([ids[index] for index in kept])]
+    values, is_toxic = values[:, kept], is_toxic[kept]
+    folds = assign_folds([ids[index] for index in kept], 5)
+    assert (row["n_toxic"], row["n_nontoxic"]) == (is_toxic.sum(), (~is_toxic).sum())
+    assert row["best_neuron_auroc"] == judge_units(values, is_toxic, folds, 5).best_neuron_auroc
+    scores = cross_validate_probe(values, is_toxic, folds, 5, 1.0)
+    assert row["probe_auroc"] == pytest.approx(roc_auc_score(is_toxic, scores))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import csv
 import io
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,10 @@ from eigenshift.neuron_statistics import (
     compute_neuron_statistics,
     query_neuron_statistics,
 )
+from eigenshift.neuron_summaries import FILE_NAME, summarise_shard
 from eigenshift.ranking import decode_keys, encode_keys
 from eigenshift.schemas import NEURONS
+from eigenshift.storage import Store, StoredFile, scratch_folder
 from tests.support.activation_shards import (
     MLP_MAX,
     RESIDUAL_MEAN,
@@ -346,6 +349,20 @@ def shard(tmp_path, random_values) -> tuple[Path, Path]:
     ids = make_ids(90)
     samples = write_samples(tmp_path / "samples.parquet", ids, alternate(90))
     return write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: random_values}]), samples
+
+
+def test_a_remote_shard_is_summarised_in_place(tmp_path, shard):
+    """The same bytes as from a local file, without a copy of the shard on this machine."""
+    path, samples = shard
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.write_bytes("shard.parquet", path.read_bytes())
+    sha256 = store.digest("shard.parquet")
+    remote = StoredFile(store, "shard.parquet", path.stat().st_size, sha256)
+    (tmp_path / "remote").mkdir()
+    summarise_shard(remote, samples, "demo", [MLP_MAX], Workspace(tmp_path / "remote"))
+    local = summarise(path, samples)
+    assert (tmp_path / "remote" / FILE_NAME).read_bytes() == local.read_bytes()
+    assert not (scratch_folder() / sha256).exists()
 
 
 def test_a_summary_given_twice_is_refused(tmp_path, shard):
