@@ -4,7 +4,8 @@ DuckDB reads one file from several threads through one handle, and a stock fsspe
 position for all of them: sums came out wrong without an error (docs/decisions/
 0010-reading-parquet-in-place.md). The handles here keep a position per thread and read ranges that
 need none. Only the files handed over can be opened, under names of their own; a file is immutable,
-so its end, where Parquet keeps its table of contents, is read once and kept.
+so its end, where Parquet keeps its table of contents, is read once and kept. Small files are read
+whole, up to a budget: one request in place of ten.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from eigenshift.storage import RangeReader, StoredFile
 
 PROTOCOL = "stored"
 TAIL_BYTES = 16 << 10
+SMALL_BYTES = 256 << 10
+KEPT_BYTES = 64 << 20
 LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)
 
 TableFile = Path | StoredFile
@@ -96,6 +99,8 @@ class StoredFileSystem(AbstractFileSystem):  # type: ignore[misc]
         super().__init__(skip_instance_cache=True)
         self._readers = {name: (file, file.reader()) for name, file in files.items()}
         self._tails: dict[str, bytes] = {}
+        is_small = [file.n_bytes <= SMALL_BYTES for file in files.values()]
+        self._keeps_small = sum(is_small) * SMALL_BYTES <= KEPT_BYTES
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> _Handle:
         """Open one of the files for reading.
@@ -108,7 +113,8 @@ class StoredFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise PermissionError(f"{path}: these files are read only")
         file, reader = self._find(path)
         if path not in self._tails:
-            start = max(0, file.n_bytes - TAIL_BYTES)
+            is_whole = self._keeps_small and file.n_bytes <= SMALL_BYTES
+            start = 0 if is_whole else max(0, file.n_bytes - TAIL_BYTES)
             self._tails[path] = reader.read_range(start, file.n_bytes)
         return _Handle(reader, self._tails[path])
 

@@ -115,7 +115,7 @@ class Verdict:
             return (
                 f"{len(self.damaged)} objects are damaged, and what depends on them is named too. "
                 "The same refresh finds them and makes them again; --repair sets them aside first, "
-                "with a copy below damaged/."
+                "with a copy below damaged/. What no run needs any more goes with `eigenshift gc`."
             )
         if self.unsettled_models:
             return "The next run settles the release pointer; --repair does it now."

@@ -110,6 +110,21 @@ def test_only_the_columns_and_row_groups_asked_for_are_read() -> None:
     assert meter.traffic.requests <= 4
 
 
+def test_a_small_file_costs_one_request() -> None:
+    """However many columns and row groups a question needs."""
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"number": range(900), "other": range(900)}), buffer, row_group_size=90)
+    store.write_bytes("small.parquet", buffer.getvalue())
+    file = StoredFile(store, "small.parquet", len(buffer.getvalue()), store.digest("small.parquet"))
+    with metering() as meter:
+        connection = duckdb.connect()
+        (name,) = register_files(connection, [file])
+        found = connection.sql(f"SELECT sum(number + other) FROM read_parquet('{name}')").fetchall()
+    assert found == [(899 * 900,)]
+    assert (meter.traffic.requests, meter.traffic.bytes_read) == (1, file.n_bytes)
+
+
 def test_only_the_files_handed_over_can_be_opened() -> None:
     """Another name, or writing, is refused."""
     files, _ = write_files(f"memory://{uuid.uuid4().hex}")
