@@ -17,7 +17,8 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -33,7 +34,7 @@ from eigenshift import __version__
 from eigenshift.errors import ArtifactError, StorageError
 from eigenshift.filesystems import explain_full_disk
 from eigenshift.storage import Store, StoredFile, digest_local_file
-from eigenshift.traffic import Traffic, metering
+from eigenshift.traffic import Meter, Traffic, metering
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,29 @@ class StageResult:
     traffic: Traffic = field(default_factory=Traffic)
 
 
+@dataclass(frozen=True)
+class Order:
+    """What one artifact is made of.
+
+    Attributes:
+        settings: Exactly the settings the work reads: pydantic models or plain values.
+        inputs: The artifacts or files the work reads.
+    """
+
+    settings: Mapping[str, Any]
+    inputs: Sequence[ArtifactReference]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What is known of a manifest before the work."""
+
+    reference: ArtifactReference
+    step_version: int
+    settings: dict[str, Any]
+    inputs: list[InputRecord]
+
+
 class ArtifactStore:
     """Artifacts under one root URL."""
 
@@ -327,39 +351,119 @@ class ArtifactStore:
             inputs: The artifacts or files the work reads.
             work: Writes the files into a workspace. Nothing is visible unless it returns.
         """
-        started = time.perf_counter()
-        settings_document = {name: _to_json(value) for name, value in settings.items()}
-        records = [_record_input(reference) for reference in inputs]
-        fingerprint = compute_fingerprint(kind, step_version, settings_document, records)
-        reference = ArtifactReference(kind=kind, fingerprint=fingerprint)
+
+        def do_alone(workspaces: Mapping[str, Workspace]) -> Generator[Sequence[str], None, None]:
+            work(workspaces[kind])
+            yield (kind,)
+
+        orders = {kind: Order(settings, inputs)}
+        return self.produce_together(kind, step_version=step_version, orders=orders, work=do_alone)[
+            kind
+        ]
+
+    def produce_together(
+        self,
+        kind: str,
+        *,
+        step_version: int,
+        orders: Mapping[str, Order],
+        work: Callable[[Mapping[str, Workspace]], Generator[Sequence[str], None, None]],
+    ) -> dict[str, StageResult]:
+        """Return several artifacts of one piece of work, doing it only for those not there yet.
+
+        Each is complete by itself and published as soon as the work says that its files are
+        written: what stops the work later does not undo it. Seconds of the work, and its traffic,
+        are shared out, so that they add up.
+
+        Args:
+            kind: Kind of all of them.
+            step_version: As in `produce`.
+            orders: What each artifact is made of, by name. Equal orders are one artifact.
+            work: Given the workspaces of the missing ones by name, yields the names of those
+                whose files are written.
+
+        Raises:
+            ArtifactError: The work ended without writing all that was missing.
+        """
+        drafts = {name: _draft(kind, step_version, order) for name, order in orders.items()}
+        results: dict[ArtifactReference, StageResult] = {}
+        missing: dict[ArtifactReference, str] = {}
         with metering() as meter:
-            found = self.find(reference)
-            if found is not None:
+            for name, draft in drafts.items():
+                reference = draft.reference
+                if reference in results or reference in missing:
+                    continue
+                started = time.perf_counter()
+                found = self.find(reference)
+                if found is None:
+                    missing[reference] = name
+                    continue
                 elapsed = time.perf_counter() - started
-                return StageResult(reference, True, elapsed, found.manifest.rows, meter.traffic)
-            folder = self.store.make_workspace()
-            try:
-                workspace = Workspace(folder)
-                with explain_full_disk(str(folder)):
-                    work(workspace)
-                manifest = Manifest(
-                    kind=kind,
-                    fingerprint=fingerprint,
-                    step_version=step_version,
-                    settings=settings_document,
-                    inputs=records,
-                    files=self._publish_files(workspace, reference),
-                    facts=workspace.facts,
-                    versions=describe_versions(),
-                    created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    elapsed_seconds=round(time.perf_counter() - started, 4),
-                    traffic=meter.traffic,
+                results[reference] = StageResult(
+                    reference, True, elapsed, found.manifest.rows, meter.take()
                 )
-                self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", manifest.encode())
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-            elapsed = time.perf_counter() - started
-            return StageResult(reference, False, elapsed, manifest.rows, meter.traffic)
+            if missing:
+                wanted = {name: drafts[name] for name in missing.values()}
+                results |= self._make(wanted, work, meter)
+        return {name: results[draft.reference] for name, draft in drafts.items()}
+
+    def _make(
+        self,
+        drafts: Mapping[str, _Draft],
+        work: Callable[[Mapping[str, Workspace]], Generator[Sequence[str], None, None]],
+        meter: Meter,
+    ) -> dict[ArtifactReference, StageResult]:
+        """Do work and publish what it makes, piece by piece."""
+        workspaces: dict[str, Workspace] = {}
+        made: dict[ArtifactReference, StageResult] = {}
+        try:
+            for name in drafts:
+                workspaces[name] = Workspace(self.store.make_workspace())
+            # closed here, not whenever it is collected: it may hold a lock of this thread
+            with closing(work(workspaces)) as pieces:
+                while True:
+                    started = time.perf_counter()
+                    with explain_full_disk(str(next(iter(workspaces.values())).folder)):
+                        names = next(pieces, None)
+                    if names is None:
+                        break
+                    share = (time.perf_counter() - started) / max(1, len(names))
+                    for name in names:
+                        result = self._publish(drafts[name], workspaces[name], share, meter)
+                        made[result.reference] = result
+        finally:
+            for workspace in workspaces.values():
+                shutil.rmtree(workspace.folder, ignore_errors=True)
+        absent = [name for name, draft in drafts.items() if draft.reference not in made]
+        if absent:
+            raise ArtifactError(
+                f"{next(iter(drafts.values())).reference.kind}: expected the work to write "
+                f"{', '.join(absent)} too, found that it ended before. A defect; please report it."
+            )
+        return made
+
+    def _publish(
+        self, draft: _Draft, workspace: Workspace, share: float, meter: Meter
+    ) -> StageResult:
+        """Publish a workspace's files, the manifest last."""
+        started = time.perf_counter()
+        reference = draft.reference
+        manifest = Manifest(
+            kind=reference.kind,
+            fingerprint=reference.fingerprint,
+            step_version=draft.step_version,
+            settings=draft.settings,
+            inputs=draft.inputs,
+            files=self._publish_files(workspace, reference),
+            facts=workspace.facts,
+            versions=describe_versions(),
+            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            elapsed_seconds=round(share + time.perf_counter() - started, 4),
+            traffic=meter.traffic,
+        )
+        self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", manifest.encode())
+        elapsed = share + time.perf_counter() - started
+        return StageResult(reference, False, elapsed, manifest.rows, meter.take())
 
     def _publish_files(
         self, workspace: Workspace, reference: ArtifactReference
@@ -430,6 +534,14 @@ def describe_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _draft(kind: str, step_version: int, order: Order) -> _Draft:
+    settings = {name: _to_json(value) for name, value in order.settings.items()}
+    inputs = [_record_input(reference) for reference in order.inputs]
+    fingerprint = compute_fingerprint(kind, step_version, settings, inputs)
+    reference = ArtifactReference(kind=kind, fingerprint=fingerprint)
+    return _Draft(reference, step_version, settings, inputs)
 
 
 def _record_input(reference: ArtifactReference) -> InputRecord:

@@ -47,6 +47,12 @@ class Meter:
         """One request that has to be made again."""
         self._add(Traffic(requests=1, retries=1))
 
+    def take(self) -> Traffic:
+        """What came in since the last time it was asked for."""
+        with self._lock:
+            taken, self.traffic = self.traffic, Traffic()
+        return taken
+
     def _add(self, traffic: Traffic) -> None:
         with self._lock:
             self.traffic = self.traffic + traffic

@@ -115,29 +115,53 @@ class RunJournal:
         for place, (label, future) in enumerate(labelled, start=1):
             result: StageResult = future.result()
             results.append(result)
-            self.record.artifacts.append(
-                ArtifactUse(
-                    stage=stage,
-                    kind=result.reference.kind,
-                    fingerprint=result.reference.fingerprint,
-                    was_cached=result.was_cached,
-                    elapsed_seconds=round(result.elapsed_seconds, 3),
-                    label=label,
-                    traffic=result.traffic,
-                )
-            )
-            if not result.was_cached:
-                logger.info(
-                    "%-28s %d/%d  rows=%d seconds=%.1f%s",
-                    stage,
-                    place,
-                    len(labelled),
-                    result.rows,
-                    result.elapsed_seconds,
-                    f" ({label})" if label else "",
-                )
+            self._record(stage, result, label, f"{place}/{len(labelled)}")
         self._summarise(stage, results, time.perf_counter() - started)
         return [result.reference for result in results]
+
+    def collect_together(
+        self, stage: str, futures: Sequence[Any]
+    ) -> list[dict[str, ArtifactReference]]:
+        """Wait for tasks that make several artifacts each, by name, and record them.
+
+        Returns:
+            The artifacts' references by name, in the order of the tasks.
+        """
+        started = time.perf_counter()
+        results: list[StageResult] = []
+        made: list[dict[str, ArtifactReference]] = []
+        for place, future in enumerate(futures, start=1):
+            found: dict[str, StageResult] = future.result()
+            made.append({name: result.reference for name, result in found.items()})
+            different = {result.reference: (name, result) for name, result in found.items()}
+            for name, result in different.values():
+                results.append(result)
+                self._record(stage, result, None, f"{place}/{len(futures)} {name}")
+        self._summarise(stage, results, time.perf_counter() - started)
+        return made
+
+    def _record(self, stage: str, result: StageResult, label: str | None, place: str) -> None:
+        """Enter one artifact in the run's record."""
+        self.record.artifacts.append(
+            ArtifactUse(
+                stage=stage,
+                kind=result.reference.kind,
+                fingerprint=result.reference.fingerprint,
+                was_cached=result.was_cached,
+                elapsed_seconds=round(result.elapsed_seconds, 3),
+                label=label,
+                traffic=result.traffic,
+            )
+        )
+        if not result.was_cached:
+            logger.info(
+                "%-28s %s  rows=%d seconds=%.1f%s",
+                stage,
+                place,
+                result.rows,
+                result.elapsed_seconds,
+                f" ({label})" if label else "",
+            )
 
     def _summarise(self, stage: str, results: Sequence[StageResult], waited: float) -> None:
         """Add to the stage's summary; a stage may be collected several times (once per arm)."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from eigenshift.artifacts import ArtifactReference, FileReference
 from eigenshift.datasets import list_sources
 from eigenshift.errors import ModelError
+from eigenshift.evaluation.arms import BASE_ARM
 from eigenshift.evaluation.fluency import allot_texts
 from eigenshift.interventions import PatchRequest
 from eigenshift.interventions.unit_scaling import UNIT_SITES
@@ -23,6 +24,7 @@ from tasks import components as component_tasks
 from tasks import detection, evaluation, generation, ingestion
 from tasks import model as model_tasks
 from tasks import patches as patch_tasks
+from tasks.generation import Arm
 from tasks.patches import EvidenceReferences
 
 
@@ -49,14 +51,6 @@ class ComponentStudy:
     decomposition: ArtifactReference
     states: ArtifactReference
     components: ArtifactReference
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One thing to compare: a patch (None: the base) and a stream of random numbers."""
-
-    patch: ArtifactReference | None
-    stream: str = "main"
 
 
 def ingest(journal: RunJournal) -> Sources:
@@ -203,35 +197,45 @@ def _compare_datasets(
 
 
 def generate(
-    journal: RunJournal, model: ArtifactReference, prompts: ArtifactReference, part: Part, arm: Arm
-) -> Generated:
-    """Continue one part of the prompts with one arm and score the continuations."""
+    journal: RunJournal,
+    model: ArtifactReference,
+    prompts: ArtifactReference,
+    part: Part,
+    arms: Mapping[str, Arm],
+) -> dict[str, Generated]:
+    """Continue one part of the prompts with all arms and score the continuations."""
     settings = journal.settings
-    shards = journal.artifacts.open(prompts).refer_to_files(f"{part.value}-")
-    running = [
-        generation.generate_continuations.submit(
-            settings.store,
-            shard,
-            model,
-            arm.patch,
-            arm.stream,
-            settings.model,
-            settings.generation,
-            settings.execution,
-        )
-        for shard in shards
-    ]
-    continuations = journal.collect("generate_continuations", running)
+    continued = journal.collect_together(
+        "generate_continuations",
+        [
+            generation.generate_continuations.submit(
+                settings.store,
+                shard,
+                model,
+                dict(arms),
+                settings.model,
+                settings.generation,
+                settings.execution,
+            )
+            for shard in journal.artifacts.open(prompts).refer_to_files(f"{part.value}-")
+        ],
+    )
+    continuations = {name: [shard[name] for shard in continued] for name in arms}
+    to_score = list(dict.fromkeys(item for found in continuations.values() for item in found))
     scores = journal.collect(
         "score_continuations",
         [
             generation.score_continuations.submit(
                 settings.store, reference, settings.scorer, settings.execution
             )
-            for reference in continuations
+            for reference in to_score
         ],
     )
-    return Generated(continuations, scores)
+    score_of = dict(zip(to_score, scores, strict=True))
+    return {
+        name: Generated(found, [score_of[item] for item in found])
+        for name, found in continuations.items()
+    }
 
 
 def study_components(
@@ -239,7 +243,8 @@ def study_components(
 ) -> ComponentStudy:
     """From continuations of the selection prompts to scored components of the head."""
     settings = journal.settings
-    generated = generate(journal, model, sources.prompts, Part.selection, Arm(patch=None))
+    base = {BASE_ARM: Arm(patch=None)}
+    generated = generate(journal, model, sources.prompts, Part.selection, base)[BASE_ARM]
     positions = journal.collect(
         "locate_toxic_words",
         [
@@ -413,9 +418,7 @@ def evaluate_arms(
 ) -> ArtifactReference:
     """Generate, score and compare all arms on the same prompts, seeds and neutral texts."""
     settings = journal.settings
-    generated = {
-        name: generate(journal, model, sources.prompts, part, arm) for name, arm in arms.items()
-    }
+    generated = generate(journal, model, sources.prompts, part, arms)
     fluency = measure_fluency(
         journal, model, sources, {name: arm.patch for name, arm in arms.items()}
     )

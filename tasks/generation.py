@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
 from prefect.states import State
 
 from eigenshift import generation, models, scorers, scoring
@@ -9,10 +12,11 @@ from eigenshift.artifacts import (
     ArtifactReference,
     ArtifactStore,
     FileReference,
+    Order,
     StageResult,
     Workspace,
 )
-from eigenshift.patching import open_patch, patched_model
+from eigenshift.patching import Patch, open_patch
 from eigenshift.settings import (
     ComponentSettings,
     ExecutionSettings,
@@ -20,7 +24,15 @@ from eigenshift.settings import (
     ModelSettings,
     ScorerSettings,
 )
-from tasks.stage import report, stage_task
+from tasks.stage import report, report_all, stage_task
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to compare: a patch (None: the base) and a stream of random numbers."""
+
+    patch: ArtifactReference | None
+    stream: str = "main"
 
 
 @stage_task
@@ -28,40 +40,55 @@ def generate_continuations(
     store: str,
     prompts: FileReference,
     model: ArtifactReference,
-    patch: ArtifactReference | None,
-    stream: str,
+    arms: Mapping[str, Arm],
     model_settings: ModelSettings,
     settings: GenerationSettings,
     execution: ExecutionSettings,
-) -> State[StageResult]:
-    """Continue one shard of prompts with the base model or with a patch."""
+) -> State[dict[str, StageResult]]:
+    """Continue one shard of prompts with the base model and with patches, in one pass if possible.
+
+    One artifact per arm; arms already in the store are not generated again.
+    """
     artifacts = ArtifactStore(store)
 
-    def work(workspace: Workspace) -> None:
+    def work(workspaces: Mapping[str, Workspace]) -> Generator[Sequence[str], None, None]:
         table = artifacts.read_table(prompts)
-        loaded = None if patch is None else open_patch(artifacts.open(patch))
-        with (
-            models.use_model(model_settings, execution.device) as language_model,
-            patched_model(language_model, loaded),
-        ):
-            generation.generate_continuations(
+        loaded = {
+            name: generation.GenerationArm(_open(artifacts, arms[name].patch), arms[name].stream)
+            for name in workspaces
+        }
+        with models.use_model(model_settings, execution.device) as language_model:
+            yield from generation.generate_continuations(
                 language_model,
                 table,
+                loaded,
                 settings,
-                stream=stream,
                 sequences_per_batch=execution.sequences_per_batch,
-                workspace=workspace,
+                workspaces=workspaces,
             )
 
-    return report(
-        artifacts.produce(
+    return report_all(
+        artifacts.produce_together(
             "continuations",
             step_version=generation.STEP_VERSION,
-            settings={"generation": settings, "stream": stream, "dtype": model_settings.dtype},
-            inputs=[model, prompts] if patch is None else [model, prompts, patch],
+            orders={
+                name: Order(
+                    {
+                        "generation": settings,
+                        "stream": arm.stream,
+                        "dtype": model_settings.dtype,
+                    },
+                    [model, prompts] if arm.patch is None else [model, prompts, arm.patch],
+                )
+                for name, arm in arms.items()
+            },
             work=work,
         )
     )
+
+
+def _open(artifacts: ArtifactStore, patch: ArtifactReference | None) -> Patch | None:
+    return None if patch is None else open_patch(artifacts.open(patch))
 
 
 @stage_task

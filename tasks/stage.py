@@ -7,7 +7,7 @@ artifact ends in a state named "Cached".
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from prefect import task
@@ -56,6 +56,16 @@ def report(result: StageResult) -> State[StageResult]:
     if result.was_cached:
         return Completed(name="Cached", message=f"{rows} rows, already there", data=result)
     return Completed(message=f"{rows} rows in {seconds:.1f} s", data=result)
+
+
+def report_all(results: Mapping[str, StageResult]) -> State[dict[str, StageResult]]:
+    """Return the results of one piece of work that makes several artifacts."""
+    n_cached = sum(result.was_cached for result in results.values())
+    if n_cached == len(results):
+        return Completed(name="Cached", message="all already there", data=dict(results))
+    seconds = sum(result.elapsed_seconds for result in results.values())
+    message = f"{len(results) - n_cached} of {len(results)} made in {seconds:.1f} s"
+    return Completed(message=message, data=dict(results))
 
 
 def is_transient(error: BaseException) -> bool:

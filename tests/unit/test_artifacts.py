@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from eigenshift.artifacts import (
     ArtifactReference,
     ArtifactStore,
     InputRecord,
+    Order,
     StageResult,
     Workspace,
     compute_fingerprint,
@@ -174,3 +176,101 @@ def test_kind_version_settings_and_inputs_all_count() -> None:
         compute_fingerprint("k", 1, {"a": 1}, [other, one]),
     }
     assert len(found) == 7
+
+
+class TogetherWork:
+    """Writes tables for all that is wanted, in pieces; may fail after some of them."""
+
+    def __init__(self, *pieces: Sequence[str], fails: bool = False) -> None:
+        self.pieces, self.fails = pieces, fails
+        self.wanted: list[list[str]] = []
+        self.is_closed = False
+
+    def __call__(self, workspaces: Mapping[str, Workspace]) -> Generator[Sequence[str], None, None]:
+        """Do the work for those among the pieces that are wanted."""
+        self.wanted.append(sorted(workspaces))
+        try:
+            for piece in self.pieces:
+                names = [name for name in piece if name in workspaces]
+                for name in names:
+                    row = {"value": ord(name)}
+                    workspaces[name].write_rows("part.parquet", [row], SCHEMA)
+                yield names
+            if self.fails:
+                raise ArtifactError("made up")
+        finally:
+            self.is_closed = True
+
+
+def produce_letters(
+    artifacts: ArtifactStore, work: TogetherWork, letters: str
+) -> dict[str, StageResult]:
+    """Produce one artifact per letter, in one piece of work."""
+    orders = {letter: Order({"letter": letter.lower()}, []) for letter in letters}
+    return artifacts.produce_together("table", step_version=1, orders=orders, work=work)
+
+
+def test_one_piece_of_work_makes_only_the_artifacts_that_are_missing(
+    artifacts: ArtifactStore,
+) -> None:
+    """Each is an artifact of its own, as if it had been produced alone."""
+    alone = produce(artifacts, CountingWork(), letter="a")
+    work = TogetherWork("abc")
+    results = produce_letters(artifacts, work, "abc")
+    assert work.wanted == [["b", "c"]]
+    assert [results[name].was_cached for name in "abc"] == [True, False, False]
+    assert results["a"].reference == alone.reference
+    table = artifacts.open(results["c"].reference).read_table("part.parquet")
+    assert table["value"].to_pylist() == [ord("c")]
+    again = TogetherWork("abc")
+    assert all(result.was_cached for result in produce_letters(artifacts, again, "abc").values())
+    assert again.wanted == []
+
+
+def test_work_that_fails_keeps_what_it_had_finished(artifacts: ArtifactStore) -> None:
+    """The next attempt goes on from there."""
+    work = TogetherWork("a", "b", fails=True)
+    with pytest.raises(ArtifactError, match="made up"):
+        produce_letters(artifacts, work, "abc")
+    again = TogetherWork("abc")
+    results = produce_letters(artifacts, again, "abc")
+    assert again.wanted == [["c"]]
+    assert [results[name].was_cached for name in "abc"] == [True, True, False]
+
+
+def test_work_that_ends_early_is_a_defect(artifacts: ArtifactStore) -> None:
+    """What it forgot is named."""
+    with pytest.raises(ArtifactError, match="write c too"):
+        produce_letters(artifacts, TogetherWork("ab"), "abc")
+
+
+def test_equal_orders_are_one_artifact(artifacts: ArtifactStore) -> None:
+    """Two names for the same thing: made once, found under both."""
+    work = TogetherWork("aAb")
+    results = produce_letters(artifacts, work, "aAb")
+    assert work.wanted == [["a", "b"]]
+    assert results["a"] == results["A"]
+
+
+def test_work_is_closed_when_publishing_fails(
+    artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold a lock, which only the thread that took it can give back."""
+    work = TogetherWork("ab")
+
+    def fail(*_: Any) -> None:
+        raise OSError("made up")
+
+    monkeypatch.setattr(artifacts.store, "publish_file", fail)
+    with pytest.raises(OSError, match="made up") as caught:
+        produce_letters(artifacts, work, "ab")
+    assert caught.traceback  # which keeps the frames alive
+    assert work.is_closed
+
+
+def test_seconds_and_traffic_of_common_work_add_up(artifacts: ArtifactStore) -> None:
+    """They are shared out, not counted once per artifact."""
+    results = produce_letters(artifacts, TogetherWork("abc"), "abc")
+    written = sum(result.traffic.bytes_written for result in results.values())
+    stored = sum(artifacts.open(result.reference).manifest.bytes for result in results.values())
+    assert stored < written < 3 * stored + 12_000

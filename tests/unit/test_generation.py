@@ -1,7 +1,9 @@
-"""Generation: seeded per (prompt, sample), independent of batches, equal to a plain reference."""
+"""Generation: seeded per (prompt, sample), the same beside other arms, equal to a reference."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
-from eigenshift.generation import draw_uniforms, generate_continuations, pick_tokens
+from eigenshift.decomposition import decompose_head
+from eigenshift.edits import HeadEdit, ModelEdit, UnitEdit
+from eigenshift.errors import ComponentError
+from eigenshift.generation import GenerationArm, generate_continuations
 from eigenshift.models import LanguageModel
+from eigenshift.patching import Patch, make_patch, patched_model
+from eigenshift.sampling import draw_keys, spread_noise
 from eigenshift.settings import GenerationSettings
 
 SETTINGS = GenerationSettings(n_samples=3, n_tokens=6)
+BASE = GenerationArm(None)
+Rows = list[dict[str, Any]]
 
 
 @pytest.fixture
@@ -37,43 +48,201 @@ def prompts(neutral_texts: list[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.PROMPTS)
 
 
+def generate_all(
+    language_model: LanguageModel,
+    prompts: pa.Table,
+    folder: Path,
+    arms: Mapping[str, GenerationArm],
+    settings: GenerationSettings = SETTINGS,
+    sequences_per_batch: int = 64,
+) -> dict[str, Rows]:
+    """Generate with arms in one call and read back."""
+    workspaces = {}
+    for name in arms:
+        (folder / name).mkdir(exist_ok=True, parents=True)
+        workspaces[name] = Workspace(folder / name)
+    written = list(
+        generate_continuations(
+            language_model,
+            prompts,
+            arms,
+            settings,
+            sequences_per_batch=sequences_per_batch,
+            workspaces=workspaces,
+        )
+    )
+    assert sorted(name for names in written for name in names) == sorted(arms)
+    return {
+        name: pq.read_table(workspace.path("continuations.parquet")).to_pylist()
+        for name, workspace in workspaces.items()
+    }
+
+
 def generate(
     language_model: LanguageModel,
     prompts: pa.Table,
     workspace: Workspace,
     settings: GenerationSettings = SETTINGS,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """Generate and read back."""
-    options = {"stream": "main", "sequences_per_batch": 64, **options}
-    generate_continuations(language_model, prompts, settings, workspace=workspace, **options)
-    return pq.read_table(workspace.path("continuations.parquet")).to_pylist()
+    *,
+    stream: str = "main",
+    sequences_per_batch: int = 64,
+) -> Rows:
+    """Generate with the base alone and read back."""
+    arms = {"base": GenerationArm(None, stream)}
+    found = generate_all(
+        language_model, prompts, workspace.folder, arms, settings, sequences_per_batch
+    )
+    return found["base"]
 
 
-def test_a_continuation_equals_sampling_one_sequence_without_cache_or_padding(
-    tiny_language_model: LanguageModel, prompts: pa.Table, workspace: Workspace
+@pytest.fixture(scope="module")
+def arms(tiny_language_model: LanguageModel) -> dict[str, GenerationArm]:
+    """Base, A/A, patches of the head of three kinds and ranks, and one of the trunk."""
+    v = decompose_head(tiny_language_model.head_weight).v
+    edits = {
+        "removed": ModelEdit(HeadEdit.scale_directions(v[:, :6], 0.0)),
+        "halved": ModelEdit(HeadEdit.scale_directions(v[:, 3:4], 0.5)),
+        "centred": ModelEdit(
+            HeadEdit.scale_directions(v[:, :4], 0.2, target=np.array([1.0, -2.0, 0.5, 3.0]))
+        ),
+        "units": ModelEdit(
+            units={
+                "transformer.h.1.mlp.c_fc": UnitEdit.scale_units(np.linspace(0, 1, 128)),
+            }
+        ),
+    }
+    patches = {
+        name: make_patch(tiny_language_model, edit, model_id="tiny", intervention=name)
+        for name, edit in edits.items()
+    }
+    return {
+        "base": BASE,
+        "again": GenerationArm(None, "again"),
+        **{name: GenerationArm(patch) for name, patch in patches.items()},
+    }
+
+
+class RaceProcessor(LogitsProcessor):  # type: ignore[no-untyped-call, misc, unused-ignore]
+    """Leaves transformers' own greedy search nothing but the winner of our race."""
+
+    def __init__(self, noise: Tensor, n_prompt: int, end: int) -> None:
+        self.noise, self.n_prompt, self.end = noise, n_prompt, end
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Nucleus by sorting, then log p minus log E."""
+        step = input_ids.shape[1] - self.n_prompt
+        scores = scores.double()
+        if step < SETTINGS.min_tokens:
+            scores[:, self.end] = -torch.inf
+        log_p = torch.log_softmax(scores, -1)
+        ordered, token_ids = log_p.exp().sort(descending=True)
+        kept = token_ids[0, (ordered.cumsum(1) - ordered < SETTINGS.top_p)[0]]
+        race = torch.full_like(log_p, -torch.inf)
+        race[0, kept] = log_p[0, kept] - self.noise[step, kept].double().log()
+        return race
+
+
+def generate_with_transformers(
+    language_model: LanguageModel, row: Mapping[str, Any], patch: Patch | None, stream: str
+) -> list[int]:
+    """One continuation of one prompt by `generate` of a model with folded weights."""
+    tokenizer, model = language_model.tokenizer, language_model.model
+    keys = draw_keys(
+        SETTINGS.seed, stream, row["prompt_id"], row["sample_index"], SETTINGS.n_tokens
+    )
+    noise = spread_noise(keys, language_model.vocab, torch.device("cpu"))
+    prompt = torch.tensor([row["prompt_token_ids"]])
+    processor = RaceProcessor(noise, prompt.shape[1], tokenizer.eos_token_id)
+    with torch.inference_mode(), patched_model(language_model, patch):
+        found = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=SETTINGS.n_tokens,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([processor]),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    tokens: list[int] = found[0, prompt.shape[1] :].tolist()
+    return [token for token in tokens if token != tokenizer.eos_token_id]
+
+
+def test_every_arm_equals_transformers_generate_with_folded_weights(
+    tiny_language_model: LanguageModel,
+    prompts: pa.Table,
+    tmp_path: Path,
+    arms: dict[str, GenerationArm],
 ) -> None:
-    """Independent reference: full forward passes, one sequence at a time."""
-    end = tiny_language_model.tokenizer.eos_token_id
-    for row in generate(tiny_language_model, prompts, workspace):
-        uniforms = draw_uniforms(SETTINGS, "main", row["prompt_id"], row["sample_index"])
-        tokens: list[int] = []
-        for uniform in uniforms:
-            with torch.inference_mode():
-                sequence = torch.tensor([row["prompt_token_ids"] + tokens])
-                logits = tiny_language_model.model(sequence).logits[0, -1].double().numpy()
-            if len(tokens) < SETTINGS.min_tokens:
-                logits[end] = -np.inf
-            probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            order = np.argsort(-probabilities, kind="stable")
-            cumulative = probabilities[order].cumsum()
-            n_kept = int((cumulative - probabilities[order] < SETTINGS.top_p).sum())
-            target = uniform * cumulative[n_kept - 1]
-            token = int(order[min(int((cumulative <= target).sum()), n_kept - 1)])
-            if token == end:
-                break
-            tokens.append(token)
-        assert row["token_ids"] == tokens
+    """Independent reference: one sequence at a time, patched weights, a sorted nucleus."""
+    found = generate_all(tiny_language_model, prompts, tmp_path, arms)
+    for name, arm in arms.items():
+        for row in found[name]:
+            expected = generate_with_transformers(tiny_language_model, row, arm.patch, arm.stream)
+            assert row["token_ids"] == expected
+    different = {name: [row["token_ids"] for row in rows] for name, rows in found.items()}
+    assert len({str(tokens) for tokens in different.values()}) == len(arms)
+
+
+@pytest.mark.parametrize("sequences_per_batch", [1, 40, 1000])
+def test_an_arm_beside_others_equals_the_arm_alone(
+    tiny_language_model: LanguageModel,
+    prompts: pa.Table,
+    tmp_path: Path,
+    arms: dict[str, GenerationArm],
+    sequences_per_batch: int,
+) -> None:
+    """Identical continuations, whatever the batch, the other arms and their order."""
+    together = generate_all(
+        tiny_language_model,
+        prompts,
+        tmp_path / "together",
+        dict(reversed(arms.items())),
+        sequences_per_batch=sequences_per_batch,
+    )
+    for name, arm in arms.items():
+        alone = generate_all(tiny_language_model, prompts, tmp_path / "alone", {name: arm})
+        assert together[name] == alone[name]
+
+
+def test_arms_of_the_head_are_one_piece_of_work_and_arms_of_the_trunk_another(
+    tiny_language_model: LanguageModel,
+    prompts: pa.Table,
+    tmp_path: Path,
+    arms: dict[str, GenerationArm],
+) -> None:
+    """Tables are handed over as soon as they are written."""
+    workspaces = {}
+    for name in arms:
+        (tmp_path / name).mkdir()
+        workspaces[name] = Workspace(tmp_path / name)
+    pieces = generate_continuations(
+        tiny_language_model,
+        prompts,
+        arms,
+        SETTINGS,
+        sequences_per_batch=64,
+        workspaces=workspaces,
+    )
+    assert set(next(pieces)) == set(arms) - {"units"}
+    assert not workspaces["units"].path("continuations.parquet").exists()
+    assert next(pieces) == ("units",)
+    assert next(pieces, None) is None
+
+
+def test_a_patch_of_another_model_is_refused(
+    tiny_language_model: LanguageModel,
+    prompts: pa.Table,
+    tmp_path: Path,
+    arms: dict[str, GenerationArm],
+) -> None:
+    """Its edit would fit by shape and mean nothing."""
+    head = tiny_language_model.head_module
+    weight = head.weight
+    head.weight = torch.nn.Parameter(weight + 1.0, requires_grad=False)
+    try:
+        with pytest.raises(ComponentError, match="digest"):
+            generate_all(tiny_language_model, prompts, tmp_path, {"halved": arms["halved"]})
+    finally:
+        head.weight = weight
 
 
 @pytest.mark.parametrize("sequences_per_batch", [1, 7, 1000])
@@ -128,24 +297,6 @@ def test_long_prompts_keep_their_end_and_leave_room(
     whole = tiny_language_model.tokenizer(text)["input_ids"]
     assert len(row["prompt_token_ids"]) == 64 - SETTINGS.n_tokens
     assert whole[-len(row["prompt_token_ids"]) :] == row["prompt_token_ids"]
-
-
-def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
-    """Tokens outside are never drawn; inside, shares follow the renormalised probabilities."""
-    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    uniforms = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
-    logits = probabilities.log().expand(len(uniforms), 4)
-    drawn = pick_tokens(logits, uniforms, top_p=0.7, temperature=1.0)
-    shares = torch.bincount(drawn, minlength=4) / len(drawn)
-    torch.testing.assert_close(shares, torch.tensor([0.625, 0.375, 0, 0]), atol=1e-3, rtol=0)
-
-
-def test_temperature_sharpens() -> None:
-    """A low temperature draws the likeliest token nearly always."""
-    uniforms = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
-    logits = torch.tensor([1.0, 0.5, 0.0]).expand(len(uniforms), 3)
-    drawn = pick_tokens(logits, uniforms, top_p=1.0, temperature=0.05)
-    assert (drawn == 0).float().mean() > 0.99
 
 
 def test_the_end_is_not_drawn_before_the_least_number_of_tokens(

@@ -6,14 +6,14 @@ storage and started again; in another store it is killed at its second, and so o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, Manifest, Workspace
+from eigenshift.artifacts import ArtifactReference, ArtifactStore, Manifest, Order, Workspace
 from eigenshift.releases import Release, list_releases, promote_patch, read_current, settle_current
 from eigenshift.schemas import describe_column
 from tests.support.killed_work import prepare, run_to_moment
@@ -42,8 +42,21 @@ def do_the_work(root: str) -> None:
             work=work,
         ).reference
     assert reference is not None
+    artifacts.produce_together(
+        "values",
+        step_version=1,
+        orders={name: Order({"together": name}, [reference]) for name in "ab"},
+        work=write_together,
+    )
     promote_patch(artifacts.store, MODEL, "run", reference, "made up")
     settle_current(artifacts.store, MODEL)
+
+
+def write_together(workspaces: Mapping[str, Workspace]) -> Generator[Sequence[str], None, None]:
+    """Several artifacts of one piece of work."""
+    for name, workspace in workspaces.items():
+        workspace.write_rows("values.parquet", [{"value": ord(name)}], TABLE)
+    yield tuple(workspaces)
 
 
 def describe(root: str) -> dict[str, dict[str, str]]:
