@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/ from the code: settings.md and tables.md.
+"""Write the generated pages of docs/ from the code: settings.md, tables.md and views.md.
 
 `python docs/generate.py` writes them, `--check` fails if they are not up to date.
 """
@@ -14,10 +14,12 @@ from pathlib import Path
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import pyarrow as pa
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from eigenshift import schemas
+from eigenshift.audit.dictionary import list_entries
 from eigenshift.settings import (
     ActivationSettings,
     ColumnMapping,
@@ -38,6 +40,8 @@ from eigenshift.settings import (
 )
 
 FOLDER = Path(__file__).parent
+RECORD_VIEWS = ("RUNS", "ARTIFACTS", "PATCHES", "RELEASES")
+"""Made from records, not from Parquet files."""
 SECTIONS: dict[str, type[BaseModel]] = {
     "(top level)": RefreshSettings,
     "model": ModelSettings,
@@ -89,8 +93,8 @@ def describe_tables() -> str:
     lines = [
         "# Tables",
         "",
-        "Generated from `eigenshift/schemas.py` by `make docs`; do not edit. The audit views of "
-        "the same names add `run_id` and, where an arm is meant, `arm`.",
+        "Generated from `eigenshift/schemas.py` by `make docs`; do not edit. What can be asked in "
+        "SQL is in [views.md](views.md).",
     ]
     for title, schema in _list_schemas():
         lines += ["", f"## {title}", "", "| column | type | meaning |", "|---|---|---|"]
@@ -100,10 +104,30 @@ def describe_tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def describe_views() -> str:
+    """The data dictionary of the audit."""
+    lines = [
+        "# Audit views: the data dictionary",
+        "",
+        "Generated from `eigenshift/schemas.py` and `eigenshift/audit/views.py` by `make docs`; do "
+        'not edit. Ask with `eigenshift audit --store URL "SELECT ..."`. A column marked *text* '
+        "may be offensive and is shown only if a query names it.",
+    ]
+    view = ""
+    for entry in list_entries():
+        if entry.view != view:
+            view = entry.view
+            lines += ["", f"## {view}", "", "| column | type | unit | meaning |"]
+            lines += ["|---|---|---|---|"]
+        name = f"`{entry.column}`" + (" *text*" if entry.column in schemas.TEXT_COLUMNS else "")
+        lines.append(f"| {name} | {entry.type} | {entry.unit} | {entry.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 def _list_schemas() -> Iterator[tuple[str, Any]]:
-    for name in vars(schemas):
-        if name.isupper() and name != "TEXT_COLUMNS":
-            yield name.lower(), getattr(schemas, name)
+    for name, value in vars(schemas).items():
+        if isinstance(value, pa.Schema) and name not in RECORD_VIEWS:
+            yield name.lower(), value
     widths = {"mlp_activation_max": 512, "residual_mean": 128}
     yield "activations (widths of an example)", schemas.activations_schema(widths, "float16")
 
@@ -144,6 +168,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail if a page is not up to date")
     is_check = parser.parse_args().check
     pages = {"settings.md": describe_settings(), "tables.md": describe_tables()}
+    pages["views.md"] = describe_views()
     outdated = []
     for name, text in pages.items():
         path = FOLDER / name

@@ -28,7 +28,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from eigenshift import __version__
 from eigenshift.errors import ArtifactError, StorageError
@@ -81,6 +87,16 @@ class FileRecord(BaseModel):
     sha256: str
     etag: str | None = None
     """The store's own mark of the object's content, where it has one: checks without reading."""
+    columns_digest: str | None = None
+    """Of a table's column names and types: tables that share it are read alike, unopened."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before there were digests of columns keep their form, and so their seal."""
+        document: dict[str, Any] = handler(self)
+        if self.columns_digest is None:
+            document.pop("columns_digest", None)
+        return document
 
 
 class Manifest(BaseModel):
@@ -471,14 +487,17 @@ class ArtifactStore:
         attempt = uuid.uuid4().hex[:12]
         records = []
         for path in sorted(workspace.folder.iterdir()):
-            rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
             record = FileRecord(
                 name=path.name,
                 stored_as=f"{attempt}-{path.name}",
                 bytes=path.stat().st_size,
-                rows=rows,
+                rows=None,
                 sha256=digest_local_file(path),
             )
+            if path.suffix == ".parquet":
+                table_metadata = pq.read_metadata(path)
+                record.rows = table_metadata.num_rows
+                record.columns_digest = digest_columns(table_metadata.schema.to_arrow_schema())
             stored = f"{reference.folder}/{record.stored_as}"
             self.store.publish_file(path, stored)
             record.etag = self._read_etag(stored, record)
@@ -509,6 +528,12 @@ class ArtifactStore:
                 except (ValidationError, ArtifactError) as error:
                     logger.warning("%s: not a manifest (%s)", path, type(error).__name__)
         return manifests
+
+
+def digest_columns(schema: pa.Schema) -> str:
+    """Digest of a table's column names and types, in their order (16 hex digits)."""
+    text = json.dumps([[field.name, str(field.type)] for field in schema])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def compute_fingerprint(

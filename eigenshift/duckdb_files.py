@@ -89,18 +89,21 @@ class StoredFileSystem(AbstractFileSystem):  # type: ignore[misc]
     """What DuckDB asks of a filesystem, for a fixed set of immutable files.
 
     Args:
-        files: By the names under which they can be opened.
+        files: By the names under which they can be opened; a file may have several.
+        max_requests: Ranges that may be read in all; None for any number.
     """
 
     protocol = PROTOCOL
     cachable = False
 
-    def __init__(self, files: dict[str, StoredFile]) -> None:
+    def __init__(self, files: dict[str, StoredFile], max_requests: int | None = None) -> None:
         super().__init__(skip_instance_cache=True)
-        self._readers = {name: (file, file.reader()) for name, file in files.items()}
+        self._files = files
+        self._readers: dict[str, RangeReader] = {}
         self._tails: dict[str, bytes] = {}
         is_small = [file.n_bytes <= SMALL_BYTES for file in files.values()]
         self._keeps_small = sum(is_small) * SMALL_BYTES <= KEPT_BYTES
+        self._budget = RequestBudget(max_requests)
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> _Handle:
         """Open one of the files for reading.
@@ -111,16 +114,18 @@ class StoredFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """
         if mode != "rb":
             raise PermissionError(f"{path}: these files are read only")
-        file, reader = self._find(path)
-        if path not in self._tails:
+        file = self._find(path)
+        if file.sha256 not in self._tails:
+            self._budget.spend()
             is_whole = self._keeps_small and file.n_bytes <= SMALL_BYTES
             start = 0 if is_whole else max(0, file.n_bytes - TAIL_BYTES)
-            self._tails[path] = reader.read_range(start, file.n_bytes)
-        return _Handle(reader, self._tails[path])
+            self._readers[file.sha256] = reader = file.reader()
+            self._tails[file.sha256] = reader.read_range(start, file.n_bytes)
+        return _Handle(self._readers[file.sha256], self._tails[file.sha256], self._budget)
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, size and type of one of the files."""
-        file, _reader = self._find(path)
+        file = self._find(path)
         return {"name": path, "size": file.n_bytes, "type": "file"}
 
     def modified(self, path: str) -> datetime:
@@ -130,27 +135,57 @@ class StoredFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def exists(self, path: str, **_: Any) -> bool:
         """Whether it is one of the files."""
-        return self._name(path) in self._readers
+        return self._name(path) in self._files
 
     def glob(self, path: str, **_: Any) -> list[str]:
         """The file itself; names are never patterns."""
         return [path] if self.exists(path) else []
 
-    def _find(self, path: str) -> tuple[StoredFile, RangeReader]:
-        if self._name(path) not in self._readers:
+    def _find(self, path: str) -> StoredFile:
+        if not self.exists(path):
             raise FileNotFoundError(path)
-        return self._readers[self._name(path)]
+        return self._files[self._name(path)]
 
     @staticmethod
     def _name(path: str) -> str:
         return path if path.startswith(f"{PROTOCOL}://") else f"{PROTOCOL}://{path}"
 
 
+class RequestBudget:
+    """A number of requests that may be made, from any thread.
+
+    Args:
+        limit: None for any number.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._spent = 0
+        self._lock = threading.Lock()
+
+    def spend(self) -> None:
+        """Make one request.
+
+        Raises:
+            PermissionError: There were as many as may be.
+        """
+        with self._lock:
+            self._spent += 1
+        if self._limit is not None and self._spent > self._limit:
+            raise PermissionError(
+                f"expected at most {self._limit:,} requests to storage, found more are needed; "
+                "name a run_id or fewer columns"
+            )
+
+
 class _Handle:
     """A file open for reading, with a position for each thread that uses it."""
 
-    def __init__(self, reader: RangeReader, tail: bytes = b"") -> None:
+    def __init__(
+        self, reader: RangeReader, tail: bytes = b"", budget: RequestBudget | None = None
+    ) -> None:
         self._reader = reader
+        self._budget = budget or RequestBudget(None)
         self._tail = tail
         self._tail_start = reader.size - len(tail)
         self._positions = threading.local()
@@ -164,6 +199,7 @@ class _Handle:
         if start >= self._tail_start:
             data = self._tail[start - self._tail_start : stop - self._tail_start]
         else:
+            self._budget.spend()
             data = self._reader.read_range(start, stop)
         self._positions.value = start + len(data)
         return data

@@ -215,6 +215,22 @@ class Store:
             if not path.endswith(".partial") and path.startswith(root)
         }
 
+    def list_named(self, prefix: str, name: str) -> dict[str, ObjectState]:
+        """Objects of one name in folders below a prefix, with their states, by relative path.
+
+        A local folder that has one is not looked into any further, so its other files cost nothing.
+        """
+        if not self.is_local:
+            states = self.list_states(prefix)
+            return {path: states[path] for path in states if path.endswith(f"/{name}")}
+        current_meter().count()
+        root = Path(self._root)
+        with explain_faults(self.uri(prefix), "list"):
+            return {
+                path[len(str(root)) + 1 :]: ObjectState(status.st_size, None, status.st_mtime)
+                for path, status in _walk_named(str(root / prefix), name)
+            }
+
     def fetch(self, path: str, sha256: str) -> Path:
         """Return a local file with the object's content.
 
@@ -587,6 +603,18 @@ def _digest_stream(handle: Any) -> str:
     while block := handle.read(READ_BLOCK_BYTES):
         digest.update(block)
     return digest.hexdigest()
+
+
+def _walk_named(folder: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Paths and states of files called `name`; os.scandir, since there may be many thousands."""
+    path = f"{folder}/{name}"
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield path, os.stat(path)  # noqa: PTH116 - a Path for each would double the time
+        return
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        folders = sorted(entry.path for entry in entries if entry.is_dir())
+        for inner in folders:
+            yield from _walk_named(inner, name)
 
 
 def _replace_file(target: Path, write: Callable[[Path], None]) -> None:

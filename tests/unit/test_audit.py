@@ -8,7 +8,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +16,6 @@ from eigenshift.artifacts import MANIFEST_NAME
 from eigenshift.audit import (
     HIDDEN_TEXT,
     VIEW_NAMES,
-    AuditLimits,
     AuditSession,
     connect,
     encode_table,
@@ -216,100 +214,6 @@ def test_store_path_with_glob_characters(small: SmallStore, tmp_path: Path) -> N
         assert ask(session, "SELECT count(*) FROM samples") == [(30,)]
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "COPY runs TO 'out.csv'",
-        "COPY (SELECT 1) TO '/tmp/eigenshift-test-out.csv'",
-        "ATTACH 'other.duckdb'",
-        "INSTALL httpfs",
-        "LOAD httpfs",
-        "PRAGMA enable_profiling",
-        "SET enable_external_access = true",
-        "RESET threads",
-        "CREATE TABLE t AS SELECT 1",
-        "CREATE VIEW runs AS SELECT 1",
-        "INSERT INTO runs VALUES (1)",
-        "UPDATE runs SET status = 'promoted'",
-        "DELETE FROM runs",
-        "DROP VIEW samples",
-        "CALL pragma_version()",
-        "EXPORT DATABASE 'x'",
-        "PREPARE q AS SELECT 1",
-        "BEGIN TRANSACTION",
-        "EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
-        "EXPLAIN DELETE FROM runs",
-        "/* harmless */ EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
-        "SELECT 1; SELECT 2",
-        "SELECT 1; DROP VIEW samples",
-        "SELECT 1 /* ; */ ; -- x\n COPY runs TO 'x'",
-        "WITH gone AS (DELETE FROM runs RETURNING *) SELECT * FROM gone",
-        "WITH new AS (INSERT INTO runs VALUES (1) RETURNING *) SELECT * FROM new",
-        "",
-        "-- nothing",
-    ],
-)
-def test_anything_but_one_select_is_refused(session: AuditSession, sql: str) -> None:
-    """Only one read-only statement is answered; the message says what was expected."""
-    with pytest.raises(AuditError, match=r"expected|refused"):
-        session.query(sql)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "read_csv('/etc/passwd')",
-        "read_text('/etc/passwd')",
-        "read_blob('/etc/hostname')",
-        "read_parquet('{folder}/outside.parquet')",
-        "read_json('{folder}/*.json')",
-        "'{folder}/outside.parquet'",
-        "glob('/etc/*')",
-        "parquet_metadata('{folder}/outside.parquet')",
-        "read_parquet('s3://bucket/x.parquet')",
-        "read_csv('https://example.org/x.csv')",
-        "query('SELECT * FROM read_text(''/etc/passwd'')')",
-    ],
-)
-def test_files_outside_the_store_cannot_be_reached(
-    session: AuditSession, tmp_path: Path, source: str
-) -> None:
-    """Neither other files nor the network, however they are spelled."""
-    pq.write_table(pa.table({"secret": [1]}), tmp_path / "outside.parquet")
-    with pytest.raises(AuditError, match=r"Only the store's own|refused"):
-        session.query(f"SELECT * FROM {source.format(folder=tmp_path)}")
-
-
-def test_variables_of_the_program_cannot_be_reached(session: AuditSession) -> None:
-    """DuckDB's habit of reading Python variables as tables is off."""
-    secret = pa.table({"value": [1]})
-    with pytest.raises(AuditError, match="does not exist"):
-        session.query("SELECT * FROM secret")
-    assert secret.num_rows == 1
-
-
-def test_endless_query_is_stopped(small: SmallStore) -> None:
-    """A huge cross join ends at the time limit with a clear message."""
-    session = open_audit(small.url, AuditLimits(seconds=0.5))
-    sql = "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range + b.range = 3"
-    with pytest.raises(AuditError, match=r"within 0\.5 s"):
-        session.query(sql)
-
-
-def test_huge_result_is_stopped(small: SmallStore) -> None:
-    """A result is bounded in memory, not only in time."""
-    session = open_audit(small.url, AuditLimits(result_bytes=10_000_000))
-    with pytest.raises(AuditError, match="at most 10,000,000 bytes"):
-        session.query("SELECT * FROM range(100000000)")
-
-
-def test_memory_is_limited(small: SmallStore) -> None:
-    """A query beyond the memory limit fails with a message, and writes nothing to disk."""
-    session = open_audit(small.url, AuditLimits(memory_limit="50MB"))
-    with pytest.raises(AuditError, match="Filter or aggregate"):
-        session.query("SELECT list(range::VARCHAR ORDER BY hash(range)) FROM range(20000000)")
-
-
 def test_sql_error_keeps_the_message_of_the_database(session: AuditSession) -> None:
     """A wrong column is answered with the candidates, a wrong table with the views."""
     with pytest.raises(AuditError, match="run_id"):
@@ -338,7 +242,7 @@ def test_questions_about_the_views_are_answered(session: AuditSession, sql: str)
         "SUMMARIZE generations",
         "SELECT * FROM generations WHERE arm <> 'prompt continuation' -- prompt, continuation",
         "SELECT *, is_toxic::text, CAST(source_row AS text), dataset AS text FROM samples",
-        "SELECT * FROM internal.samples",
+        "SELECT * FROM main.samples",
         "SELECT list(c) FROM components c",
         "SELECT * FROM query('SELECT * FROM generations')",
     ],

@@ -1,0 +1,222 @@
+"""The audit views: their names, their columns, and the SQL that makes them.
+
+Adding a table is one entry in `FILE_TABLES`: the kind of artifact, the beginning of its files'
+names and its schema. It is then a view, completed in the shell, exported, and in the data
+dictionary. Views made from records (runs, artifacts, ...) and those that join tables have SQL of
+their own in `DERIVED_VIEWS`. How a connection gets them is `connections.py`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from eigenshift import schemas
+from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM
+from eigenshift.schemas import describe_column
+
+UNNAMED_ARM = "unnamed"
+"""Arm of continuations made with a patch that the run's record does not list."""
+
+RUN_ID = describe_column("run_id", pa.string(), "Run that made or found these rows")
+FINGERPRINT = describe_column("fingerprint", pa.string(), "Artifact the row is stored in")
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """Parquet files of one kind of artifact, read as one table.
+
+    Attributes:
+        kind: Of the artifacts that hold them.
+        prefix: Beginning of the files' names.
+        schema: What the table has even where there are no files.
+        key: Says whose rows these are: "run_id" once per run that used them, "fingerprint" once
+            per artifact, whoever used it.
+        is_view: Shown under its own name; else in the schema `internal`, a part of derived views.
+    """
+
+    kind: str
+    prefix: str
+    schema: pa.Schema
+    key: Literal["run_id", "fingerprint"] = "run_id"
+    is_view: bool = True
+
+    @property
+    def view_schema(self) -> pa.Schema:
+        """Columns of the view."""
+        before = [RUN_ID] if self.key == "run_id" else []
+        return pa.schema([*before, *self.schema, FINGERPRINT])
+
+
+@dataclass(frozen=True)
+class DerivedView:
+    """A view with SQL of its own.
+
+    Attributes:
+        schema: Its columns.
+        sql: Over `internal.*`.
+        tables: Names of the file tables it reads.
+        kinds: Kinds of artifacts whose manifests it reads; None for all.
+    """
+
+    schema: pa.Schema
+    sql: str
+    tables: tuple[str, ...] = ()
+    kinds: tuple[str, ...] | None = ()
+
+
+FILE_TABLES: dict[str, FileTable] = {
+    "samples": FileTable("samples", "samples-", schemas.SAMPLES, "fingerprint"),
+    "rejected_rows": FileTable("samples", "rejected_rows", schemas.REJECTED_ROWS, "fingerprint"),
+    "source_files": FileTable("samples", "source_files", schemas.SOURCE_FILES, "fingerprint"),
+    "neurons": FileTable("neurons", "neurons", schemas.NEURONS),
+    "neuron_stability": FileTable("neuron_stability", "neuron_stability", schemas.NEURON_STABILITY),
+    "layers": FileTable("layers", "layers", schemas.LAYERS),
+    "layer_transfers": FileTable("layer_transfers", "layer_transfers", schemas.LAYER_TRANSFERS),
+    "components": FileTable("components", "components", schemas.COMPONENTS),
+    "evaluations": FileTable("evaluation", "evaluations", schemas.EVALUATIONS),
+    "continuations": FileTable(
+        "continuations", "continuations", schemas.CONTINUATIONS, is_view=False
+    ),
+    "scores": FileTable("scores", "scores", schemas.SCORES, is_view=False),
+}
+
+GENERATIONS = pa.schema(
+    [
+        RUN_ID,
+        describe_column("arm", pa.string(), "Arm of the comparison; base is the unpatched model"),
+        describe_column("part", pa.string(), "selection or evaluation"),
+        *(
+            schemas.CONTINUATIONS.field(name)
+            for name in ("prompt_id", "sample_index", "language", "prompt", "continuation")
+        ),
+        describe_column("n_tokens", pa.int64(), "Tokens generated"),
+        *(schemas.SCORES.field(name) for name in ("scorer", "toxicity_probability")),
+        *(schemas.SCORES.field(name) for name in ("status", "reason")),
+        FINGERPRINT,
+    ]
+)
+
+USES_SQL = """
+SELECT run_id, kind, fingerprint, arg_min(stage, place) AS stage,
+  string_agg(label, ', ' ORDER BY place) AS label, bool_and(was_cached) AS was_cached,
+  round(sum(elapsed_seconds), 3) AS elapsed_seconds, sum(requests)::BIGINT AS requests,
+  sum(retries)::BIGINT AS retries, sum(bytes_read)::BIGINT AS bytes_read,
+  sum(bytes_written)::BIGINT AS bytes_written
+FROM (
+  SELECT run_id, kind, fingerprint, label, min(place) AS place, arg_min(stage, place) AS stage,
+    bool_and(was_cached) AS was_cached, sum(elapsed_seconds) AS elapsed_seconds,
+    sum(requests) AS requests, sum(retries) AS retries, sum(bytes_read) AS bytes_read,
+    sum(bytes_written) AS bytes_written
+  FROM (
+    SELECT run_id, unnest(artifacts, recursive := true),
+      unnest(range(len(artifacts))) AS place
+    FROM internal.run_records
+  ) GROUP BY run_id, kind, fingerprint, label
+) GROUP BY run_id, kind, fingerprint
+"""
+"""A stage may meet one artifact several times in a run, e.g. one shard for two arms."""
+
+_ARTIFACTS = """
+SELECT u.run_id, u.stage, u.kind, u.label, u.fingerprint,
+  {base_uri} || u.kind || '/' || u.fingerprint AS uri, len(m.files) AS n_files,
+  m.rows, m.bytes, m.sha256, u.was_cached, u.elapsed_seconds, u.requests, u.retries, u.bytes_read,
+  u.bytes_written, m.created_at, m.step_version, m.inputs, m.settings, m.facts, m.versions
+FROM internal.uses u JOIN internal.manifests m USING (kind, fingerprint)
+"""
+
+_PATCHES = f"""
+SELECT u.run_id, unnest(string_split(coalesce(u.label, '{UNNAMED_ARM}'), ', ')) AS arm,
+  m.facts->>'$.intervention' AS intervention,
+  CAST(m.facts->>'$.n_components' AS BIGINT) AS n_components,
+  CAST(m.facts->>'$.factor' AS DOUBLE) AS factor, m.facts->>'$.model_digest' AS model_digest,
+  m.facts->>'$.base_digest' AS base_digest, m.facts->>'$.patched_digest' AS patched_digest,
+  u.fingerprint, {{base_uri}} || u.kind || '/' || u.fingerprint AS uri
+FROM internal.uses u JOIN internal.manifests m USING (kind, fingerprint)
+WHERE u.kind = 'patch'
+"""
+
+_RELEASES = """
+SELECT *, version = max(version) OVER (PARTITION BY model_id) AS is_current
+FROM internal.release_records
+"""
+
+_GENERATIONS = f"""
+WITH sources AS (
+  SELECT fingerprint AS owner, settings, unnest(sources, recursive := true)
+  FROM internal.manifests WHERE kind = 'continuations'
+),
+parts AS (
+  SELECT owner, any_value(regexp_replace(file, '-[^-]*$', '')) AS part FROM sources
+  WHERE kind = 'prompts' AND file IS NOT NULL GROUP BY owner
+),
+patches AS (SELECT owner, fingerprint FROM sources WHERE kind = 'patch'),
+labels AS (
+  SELECT run_id, fingerprint, unnest(string_split(label, ', ')) AS label FROM internal.uses
+  WHERE kind = 'patch' AND label IS NOT NULL
+),
+unpatched AS (
+  SELECT owner, CASE WHEN any_value(settings)->>'$.stream' = 'again' THEN '{AGAIN_ARM}'
+    ELSE '{BASE_ARM}' END AS arm
+  FROM sources GROUP BY owner HAVING count(*) FILTER (kind = 'patch') = 0
+),
+arms AS (
+  SELECT DISTINCT u.run_id, u.fingerprint,
+    CASE WHEN n.arm IS NOT NULL THEN n.arm ELSE coalesce(l.label, '{UNNAMED_ARM}') END AS arm
+  FROM internal.uses u
+  LEFT JOIN unpatched n ON n.owner = u.fingerprint
+  LEFT JOIN patches p ON p.owner = u.fingerprint
+  LEFT JOIN labels l ON l.run_id = u.run_id AND l.fingerprint = p.fingerprint
+  WHERE u.kind = 'continuations'
+),
+judged AS (
+  SELECT s.*, m.continuations FROM internal.scores s JOIN (
+    SELECT DISTINCT fingerprint, source.fingerprint AS continuations
+    FROM (SELECT fingerprint, unnest(sources) AS source FROM internal.manifests
+          WHERE kind = 'scores')
+    WHERE source.kind = 'continuations'
+  ) m USING (fingerprint)
+)
+SELECT c.run_id, a.arm, p.part, c.prompt_id, c.sample_index, c.language, c.prompt, c.continuation,
+  len(c.token_ids) AS n_tokens, j.scorer, j.toxicity_probability,
+  coalesce(j.status, 'unscored') AS status,
+  CASE WHEN j.status IS NULL THEN 'the run ended before scoring' ELSE j.reason END AS reason,
+  c.fingerprint
+FROM internal.continuations c
+JOIN arms a USING (run_id, fingerprint)
+LEFT JOIN parts p ON p.owner = c.fingerprint
+LEFT JOIN judged j ON j.run_id = c.run_id AND j.continuations = c.fingerprint
+  AND j.prompt_id = c.prompt_id AND j.sample_index = c.sample_index
+"""
+
+DERIVED_VIEWS: dict[str, DerivedView] = {
+    "runs": DerivedView(schemas.RUNS, "SELECT * EXCLUDE (artifacts) FROM internal.run_records"),
+    "artifacts": DerivedView(schemas.ARTIFACTS, _ARTIFACTS, kinds=None),
+    "patches": DerivedView(schemas.PATCHES, _PATCHES, kinds=("patch",)),
+    "releases": DerivedView(schemas.RELEASES, _RELEASES),
+    "generations": DerivedView(GENERATIONS, _GENERATIONS, ("continuations", "scores")),
+}
+
+VIEW_SCHEMAS: dict[str, pa.Schema] = {
+    **{name: view.schema for name, view in DERIVED_VIEWS.items()},
+    **{name: table.view_schema for name, table in FILE_TABLES.items() if table.is_view},
+}
+"""Columns of every view, by the view's name."""
+
+VIEW_NAMES: tuple[str, ...] = tuple(VIEW_SCHEMAS)
+"""Every view of the contract (design.md section 6), and more."""
+
+
+def list_tables(view: str) -> tuple[str, ...]:
+    """Names of the file tables behind a view."""
+    return DERIVED_VIEWS[view].tables if view in DERIVED_VIEWS else (view,)
+
+
+def list_kinds(view: str) -> tuple[str, ...] | None:
+    """Kinds of artifacts whose manifests a view needs; None for all."""
+    kinds = DERIVED_VIEWS[view].kinds if view in DERIVED_VIEWS else ()
+    if kinds is None:
+        return None
+    return (*kinds, *(FILE_TABLES[table].kind for table in list_tables(view)))
