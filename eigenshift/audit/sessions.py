@@ -26,7 +26,8 @@ HIDDEN_TEXT = "[text hidden: name the column or use --show-text]"
 HIDDEN_IN_NOTEBOOK = "[text hidden: use connect(store_url, show_text=True)]"
 ROWS_PER_BATCH = 65_536
 
-_FILE_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.SerializationException)
+_OUR_OWN_LIMITS = (duckdb.PermissionException, duckdb.OutOfMemoryException)
+"""Errors that may name a file without saying that it is damaged."""
 _Key = tuple[tuple[str, ...], frozenset[str]]
 
 
@@ -139,7 +140,9 @@ class AuditSession:
             self.close()
             if deadline.is_over:
                 raise deadline.describe() from error
-            raise AuditError(f"audit query refused: {explain(error)}") from error
+            raise self._describe_damage(error) or AuditError(
+                f"audit query refused: {explain(error)}"
+            ) from error
         batches, size = [], 0
         try:
             reader = relation.to_arrow_reader(ROWS_PER_BATCH)
@@ -167,18 +170,25 @@ class AuditSession:
 
     def _describe_failure(self, error: BaseException, hidden: frozenset[str]) -> AuditError:
         """What to say: a failed cast, or a call of error(), quotes what was in the row."""
-        damaged = find_file_in(str(error))
-        if damaged is not None and isinstance(error, _FILE_ERRORS):
-            return AuditError(
-                f"{self._index.store.root}: expected to read {damaged} as Parquet, found "
-                f"{type(error).__name__}. `eigenshift verify` names what is damaged."
-            )
+        damage = self._describe_damage(error)
+        if damage is not None:
+            return damage
         if hidden != schemas.TEXT_COLUMNS and not isinstance(error, duckdb.OutOfMemoryException):
             return AuditError(
                 f"audit query failed: {type(error).__name__} while reading rows. The message is "
                 "withheld: it may quote text. Use try_cast, or leave text columns out."
             )
         return AuditError(f"audit query failed: {explain(error)}")
+
+    def _describe_damage(self, error: BaseException) -> AuditError | None:
+        """The error to raise where a file of the store could not be read."""
+        damaged = find_file_in(str(error))
+        if damaged is None or isinstance(error, _OUR_OWN_LIMITS):
+            return None
+        return AuditError(
+            f"{self._index.store.root}: expected to read {damaged} as Parquet, found "
+            f"{type(error).__name__}. `eigenshift verify` names what is damaged."
+        )
 
 
 def _hide_columns(table: pa.Table, hidden: frozenset[str]) -> pa.Table:

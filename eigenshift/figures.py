@@ -1,0 +1,249 @@
+"""Figures of a run: rows from the audit, charts from `charts.py`, rendered as SVG or PNG.
+
+SVG goes into the HTML report: colours are CSS variables, so one drawing serves light and dark, and
+text stays text. PNG is for papers and for the Prefect UI.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from eigenshift.audit import AuditSession, open_audit
+from eigenshift.audit.statements import quote
+from eigenshift.charts import (
+    N_BINS,
+    Chart,
+    Palette,
+    chart_arms,
+    chart_components,
+    chart_cost,
+    chart_layers,
+    chart_slices,
+    chart_toxicity,
+    chart_units,
+)
+from eigenshift.evaluation.arms import BASE_ARM, PATCHED_ARM
+from eigenshift.evaluation.metric_table import ALL_SLICE
+
+WIDE_INCHES, NARROW_INCHES = 7.2, 3.7
+PNG_DPI = 200
+LIGHT = Palette()
+_MARKS = Palette(*(f"#0{place}0{place}0{place}" for place in range(1, len(fields(Palette)) + 1)))
+"""Colours that stand for CSS variables until the SVG is written."""
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.8,
+}
+
+
+def render_run_figures(store_url: str, run_id: str) -> dict[str, bytes]:
+    """Every figure of a run as PNG, by name; those whose data the run does not have are left out.
+
+    Args:
+        store_url: Root URL of the store.
+        run_id: Any run.
+    """
+    with open_audit(store_url) as session:
+        return {chart.name: render_png(chart) for chart in draw_run(session, run_id)}
+
+
+def write_run_figures(store_url: str, run_id: str, folder: Path) -> list[Path]:
+    """Write every figure of a run as PNG into a folder; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, data in render_run_figures(store_url, run_id).items():
+        path = folder / f"{name}.png"
+        path.write_bytes(data)
+        paths.append(path)
+    return paths
+
+
+def render_png(chart: Chart) -> bytes:
+    """A chart in light colours, with its title."""
+    buffer = io.BytesIO()
+    figure = _draw(chart, LIGHT, WIDE_INCHES, with_title=True)
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Title": chart.title})
+    return buffer.getvalue()
+
+
+def render_svg(chart: Chart, *, is_narrow: bool) -> str:
+    """A chart as an inline SVG element; `var(--ink)` and others give its colours.
+
+    Args:
+        chart: What to draw.
+        is_narrow: For a phone: higher than wide, with the same size of letters.
+    """
+    buffer = io.StringIO()
+    key = f"{chart.name}-{'narrow' if is_narrow else 'wide'}"
+    with rc_context({"svg.hashsalt": key}):
+        figure = _draw(chart, _MARKS, NARROW_INCHES if is_narrow else WIDE_INCHES)
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return _make_inline(buffer.getvalue(), key, chart.summary)
+
+
+def _draw(chart: Chart, palette: Palette, width: float, with_title: bool = False) -> Figure:
+    height = chart.height if width == WIDE_INCHES else min(1.6, 1.7 * chart.height)
+    colours = {
+        "text.color": palette.ink,
+        "axes.labelcolor": palette.ink,
+        "axes.edgecolor": palette.soft,
+        "xtick.color": palette.soft,
+        "ytick.color": palette.soft,
+        "axes.facecolor": "none",
+        "figure.facecolor": palette.paper if with_title else "none",
+    }
+    with rc_context(_STYLE | colours):
+        figure = Figure(figsize=(width, width * height), dpi=PNG_DPI, layout="constrained")
+        axes = figure.add_subplot()
+        chart.draw(axes, palette)
+        if with_title:
+            axes.set_title(chart.title, loc="left")
+    return figure
+
+
+def _make_inline(svg: str, key: str, summary: str) -> str:
+    """Leave out what only a file needs; make ids unique, colours variables, and name the whole."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
+    svg = re.sub(r"url\(#", f"url(#{key}-", svg)
+    svg = re.sub(r'xlink:href="#', f'href="#{key}-', svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    for field in fields(Palette):
+        svg = svg.replace(getattr(_MARKS, field.name), f"var(--{field.name})")
+    label = summary.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    head = re.match(r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", svg)
+    if head is None:
+        raise ValueError("matplotlib wrote an SVG without a viewBox")
+    return f'<svg viewBox="{head[1]}" role="img" aria-label="{label}">{svg[head.end() :].strip()}'
+
+
+def draw_run(session: AuditSession, run_id: str) -> list[Chart]:
+    """Every chart a run has data for, in the order of the report."""
+    charts: list[Chart | None] = [
+        find_toxicity(session, run_id),
+        find_arms(session, run_id),
+        *find_layers(session, run_id),
+        *find_units(session, run_id),
+        chart_components(
+            _ask(
+                session, "SELECT component_index, effect_size, is_selected FROM components", run_id
+            )
+        ),
+        find_slices(session, run_id),
+        find_cost(session, run_id),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def find_toxicity(session: AuditSession, run_id: str) -> Chart | None:
+    """Distribution over the evaluation's continuations."""
+    return chart_toxicity(
+        _ask(
+            session,
+            f"SELECT least(floor(toxicity_probability * {N_BINS})::INT, {N_BINS - 1}) AS bin, "
+            f"count(*) FILTER (arm = '{BASE_ARM}') AS n_before, "
+            f"count(*) FILTER (arm = '{PATCHED_ARM}') AS n_after FROM generations",
+            run_id,
+            f"AND part = 'evaluation' AND status = 'scored' AND arm IN ('{BASE_ARM}', "
+            f"'{PATCHED_ARM}') GROUP BY bin ORDER BY bin",
+        )
+    )
+
+
+def find_arms(session: AuditSession, run_id: str) -> Chart | None:
+    """All arms of the run: the trials of a `tune`, the interventions of a `compare`."""
+    return chart_arms(
+        _ask(
+            session,
+            "SELECT arm, any_value(value) FILTER (metric = 'toxicity_rate') AS toxicity_rate, "
+            "any_value(value) FILTER (metric = 'perplexity_change') AS perplexity_change "
+            "FROM evaluations",
+            run_id,
+            f"AND slice = '{ALL_SLICE}' GROUP BY arm ORDER BY arm",
+        ),
+        BASE_ARM,
+    )
+
+
+def find_layers(session: AuditSession, run_id: str) -> Iterator[Chart]:
+    """One chart per dataset and site."""
+    rows = _ask(
+        session,
+        "SELECT dataset, site || ' (' || pooling || ')' AS read_at, layer, probe_auroc AS probe, "
+        "probe_auroc_low AS low, probe_auroc_high AS high, best_neuron_auroc AS best_unit, "
+        "mean_neuron_heldout_auroc AS mean_unit FROM layers",
+        run_id,
+        "ORDER BY dataset, read_at, layer",
+    )
+    return _chart_groups("layers", rows, chart_layers)
+
+
+def find_units(session: AuditSession, run_id: str) -> Iterator[Chart]:
+    """One chart per dataset and site."""
+    rows = _ask(
+        session,
+        "SELECT dataset, site || ' (' || pooling || ')' AS read_at, "
+        "floor(auroc * 100 + 1e-9) / 100 AS low, count(*) AS n FROM neurons",
+        run_id,
+        "AND language = 'all' AND auroc IS NOT NULL GROUP BY ALL ORDER BY ALL",
+    )
+    return _chart_groups("units", rows, chart_units)
+
+
+def find_slices(session: AuditSession, run_id: str) -> Chart | None:
+    """Toxicity rate of each slice but the whole, before and after."""
+    interval = "any_value({{'value': value, 'low': low, 'high': high}}) FILTER (arm = '{}') AS {}"
+    return chart_slices(
+        _ask(
+            session,
+            f"SELECT slice, max(n) AS n, {interval.format(BASE_ARM, 'before')}, "
+            f"{interval.format(PATCHED_ARM, 'after')} FROM evaluations",
+            run_id,
+            f"AND metric = 'toxicity_rate' AND slice <> '{ALL_SLICE}' GROUP BY slice "
+            "ORDER BY slice",
+        )
+    )
+
+
+def find_cost(session: AuditSession, run_id: str) -> Chart | None:
+    """Seconds by stage, from the run's record."""
+    return chart_cost(
+        _ask(
+            session,
+            "SELECT stage->>'name' AS stage, CAST(stage->'elapsed_seconds' AS DOUBLE) AS seconds, "
+            "CAST(stage->'shards' AS BIGINT) AS shards, "
+            "CAST(stage->'shards_cached' AS BIGINT) AS cached "
+            "FROM (SELECT run_id, unnest(CAST(stages AS JSON[])) AS stage FROM runs)",
+            run_id,
+        )
+    )
+
+
+def _chart_groups(
+    kind: str, rows: list[dict[str, Any]], chart: Callable[..., Chart]
+) -> Iterator[Chart]:
+    groups = groupby(rows, key=lambda row: (row["dataset"], row["read_at"]))
+    for number, ((dataset, read_at), group) in enumerate(groups, start=1):
+        yield chart(list(group), dataset, read_at, f"{kind}-{number}")
+
+
+def _ask(session: AuditSession, sql: str, run_id: str, more: str = "") -> list[dict[str, Any]]:
+    return list(session.query(f"{sql} WHERE run_id = {quote(run_id)} {more}").to_pylist())
