@@ -1,40 +1,130 @@
-"""Saved questions: SQL over the audit views about one run, by name.
+"""Saved questions: SQL over the audit views, by name.
 
-Each is a file in `sql/audit/` whose first line says what it answers; `{run}` stands for the run.
+Each is a file in `sql/audit/` whose first line says what it answers. What it is about stands in
+braces: `{run}`, `{release}`, and `{since}`, the release before that. Text columns that a saved
+question names stay hidden unless text is asked for: the reader did not choose them.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 
 from eigenshift.errors import SettingsError
+from eigenshift.releases import Release, list_releases
+from eigenshift.runs import choose_run
+from eigenshift.storage import Store
 
 DESCRIBED_COMMANDS = ("refresh", "detect")
 """Commands whose latest run is meant where none is named."""
 FOLDER = resources.files("eigenshift").joinpath("sql").joinpath("audit")
+_SUBJECT = re.compile(r"\{(run|release|since)\}")
 
 
-def list_questions() -> dict[str, str]:
-    """Return the name of every saved question and what it answers, by name."""
-    names = sorted(
-        item.name.removesuffix(".sql") for item in FOLDER.iterdir() if item.name.endswith(".sql")
-    )
-    return {name: _read(name).partition("\n")[0].removeprefix("--").strip() for name in names}
+@dataclass(frozen=True)
+class Subjects:
+    """What a question is asked about; what is not given is the latest.
+
+    Attributes:
+        run: A run's id.
+        release: A version.
+        since: The version to compare it with.
+    """
+
+    run: str | None = None
+    release: str | None = None
+    since: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """One saved question.
+
+    Attributes:
+        name: Of its file.
+        template: Its SQL, with subjects in braces.
+    """
+
+    name: str
+    template: str
+
+    @property
+    def answers(self) -> str:
+        """What it answers, in one line."""
+        return self.template.partition("\n")[0].removeprefix("--").strip()
+
+    @cached_property
+    def subjects(self) -> frozenset[str]:
+        """What it is about: run, release, since."""
+        return frozenset(_SUBJECT.findall(self.template))
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """Its SQL about these subjects."""
+        return _SUBJECT.sub(lambda found: _quote(values[found[1]]), self.template)
+
+    def ask_about(self, store: Store, subjects: Subjects) -> str:
+        """Its SQL about the subjects given, or the latest of the store.
+
+        Raises:
+            SettingsError: There is no such run or release.
+        """
+        values = {}
+        if "run" in self.subjects:
+            values["run"] = choose_run(store, subjects.run, DESCRIBED_COMMANDS).run_id
+        if self.subjects & {"release", "since"}:
+            releases = list_releases(store)
+            release = _find_release(store, releases, subjects.release)
+            values["release"] = release.version
+            values["since"] = subjects.since or release.previous or release.version
+            _find_release(store, releases, values["since"])
+        return self.fill(values)
+
+
+def list_questions() -> dict[str, Question]:
+    """Every saved question by name, sorted."""
+    questions = [
+        Question(item.name.removesuffix(".sql"), item.read_text("utf-8"))
+        for item in FOLDER.iterdir()
+        if item.name.endswith(".sql")
+    ]
+    return {question.name: question for question in sorted(questions, key=lambda q: q.name)}
+
+
+def find_question(name: str) -> Question:
+    """One saved question.
+
+    Raises:
+        SettingsError: There is none of this name.
+    """
+    questions = list_questions()
+    if name not in questions:
+        raise SettingsError(
+            f"--ask: expected one of {', '.join(questions)}, found {name!r}. "
+            "See `eigenshift audit --list`."
+        )
+    return questions[name]
 
 
 def fill_question(name: str, run_id: str) -> str:
-    """Return a question's SQL about one run.
-
-    Raises:
-        SettingsError: There is no such question.
-    """
-    if name not in list_questions():
-        raise SettingsError(
-            f"--ask: expected one of {', '.join(list_questions())}, found {name!r}. "
-            "See `eigenshift audit --list`."
-        )
-    return _read(name).replace("{run}", "'" + run_id.replace("'", "''") + "'")
+    """The SQL of a question about one run."""
+    return find_question(name).fill({"run": run_id})
 
 
-def _read(name: str) -> str:
-    return FOLDER.joinpath(f"{name}.sql").read_text("utf-8")
+def _find_release(store: Store, releases: list[Release], version: str | None) -> Release:
+    if version is None and releases:
+        return releases[-1]
+    for release in releases:
+        if release.version == version:
+            return release
+    known = ", ".join(release.version for release in releases[-3:]) or "none"
+    raise SettingsError(
+        f"{store.root}: expected release {version or 'of a patch'}, found no such release (latest: "
+        f"{known}). Choose one with --release or --since; see `eigenshift releases`."
+    )
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -12,10 +12,12 @@ what is damaged is `verification.py`'s to find.
     limits.py       time, memory, result size, requests
     sessions.py     ask, answer, hide text
     encoding.py     answers as CSV, JSON, Parquet
+    exporting.py    all views as Parquet and one DuckDB file
     dictionary.py   every column with type, unit and meaning
 """
 
 from eigenshift.audit.encoding import FORMATS, encode_table
+from eigenshift.audit.exporting import export_views
 from eigenshift.audit.limits import AuditLimits
 from eigenshift.audit.sessions import HIDDEN_TEXT, AuditSession, connect, open_audit
 from eigenshift.audit.statements import find_named_columns
@@ -30,6 +32,7 @@ __all__ = [
     "AuditSession",
     "connect",
     "encode_table",
+    "export_views",
     "find_named_columns",
     "open_audit",
 ]

@@ -84,19 +84,20 @@ class AuditSession:
         """Whether questions are requests to an object store."""
         return not self._index.store.is_local
 
-    def query(self, sql: str, show_text: bool = False) -> pa.Table:
+    def query(self, sql: str, show_text: bool = False, *, hide_named: bool = False) -> pa.Table:
         """Answer one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN).
 
         Args:
             sql: Over the views (`VIEW_NAMES`).
             show_text: Show text columns even where the SQL does not name them.
+            hide_named: Hide text columns even where the SQL names them: it is not the reader's.
 
         Raises:
             AuditError: It is not one read-only statement, DuckDB refuses it, or it exceeds a limit.
             ArtifactError: A file behind a view is missing.
         """
         check_statement(sql)
-        named = find_named_columns(sql)
+        named = frozenset[str]() if hide_named else find_named_columns(sql)
         hidden = frozenset[str]() if show_text else schemas.TEXT_COLUMNS - named
         deadline = Deadline(self._limits.seconds)
         with metering() as meter:

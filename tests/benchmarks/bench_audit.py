@@ -2,11 +2,13 @@
 
 Every measurement is a process of its own. `cold` is the first time this machine sees the store,
 `warm` the next. Seconds of a question include making its views; `seconds_again` is the same
-question asked once more in the same session, as in the shell. Prints one JSON object.
+question asked once more in the same session, as in the shell.
 
-    python tests/benchmarks/bench_audit.py                     # the full size: about 3 GB of disk
-    python tests/benchmarks/bench_audit.py --runs 20 --rows 200000
-    python tests/benchmarks/bench_audit.py --runs 20 --rows 200000 --s3    # with requests and bytes
+    python tests/benchmarks/bench_audit.py            # the full size: about 3 GB of disk
+    python tests/benchmarks/bench_audit.py --small
+    python tests/benchmarks/bench_audit.py --s3       # smaller, with requests and bytes
+
+Bars: opening under 2 s, cold and warm; top units and lineage of one run under 1 s.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.bars import Bar, at_most, publish  # noqa: E402 - started as a file
+
+PROMISED = ("top_units", "top_units_of_current_release", "lineage")
 
 
 def list_questions(n_runs: int) -> dict[str, str]:
@@ -82,14 +88,35 @@ def run_apart(store: str, question: str, cache: Path) -> dict[str, Any]:
     return dict(json.loads(found.stdout))
 
 
+def list_bars(questions: dict[str, Any]) -> list[Bar]:
+    """What is promised of a local store."""
+    opened = {
+        state: max(found[state]["open_seconds"] for found in questions.values())
+        for state in ("cold", "warm")
+    }
+    bars = [at_most(f"opening, {state}, seconds", opened[state], 2.0) for state in opened]
+    return bars + [
+        at_most(f"{name.replace('_', ' ')}, {kind}, seconds", questions[name]["warm"][key], 1.0)
+        for name in PROMISED
+        for kind, key in (("first question", "seconds"), ("asked again", "seconds_again"))
+    ]
+
+
+def ask_all(store: str, n_runs: int, scratch: Path) -> dict[str, Any]:
+    """Every question, cold and warm."""
+    found = {}
+    for number, (name, sql) in enumerate(list_questions(n_runs).items()):
+        cache = scratch / f"cache-{number}"
+        found[name] = {state: run_apart(store, sql, cache) for state in ("cold", "warm")}
+    return found
+
+
 def main() -> None:
     """Build the store, then ask."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=500)
-    parser.add_argument("--rows", type=int, default=50_000_000)
+    parser.add_argument("--small", action="store_true", help="a quick look: no bar counts")
     parser.add_argument("--s3", action="store_true", help="on the S3 server of .ci/s3_server")
     parser.add_argument("--measure", nargs=2, metavar=("STORE", "SQL"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help="keep the store here; used if there")
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure)))
@@ -97,29 +124,26 @@ def main() -> None:
     from tests.support.large_store import build_large_store
     from tests.support.s3_server import s3_server_process
 
+    n_runs, n_rows = (20, 200_000) if arguments.small or arguments.s3 else (500, 50_000_000)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        store = str(arguments.folder or scratch / "store")
+        store = str(scratch / "store")
         if arguments.s3:
             server = stack.enter_context(s3_server_process(scratch / "s3"))
             os.environ.update(server.environment)
             server.make_bucket("bench")
             store = "s3://bench/store"
         started = time.perf_counter()
-        if not (arguments.folder and arguments.folder.exists()):
-            build_large_store(store, arguments.runs, arguments.rows)
-        report: dict[str, Any] = {
-            "runs": arguments.runs,
-            "neuron_rows": arguments.rows,
-            "build_seconds": round(time.perf_counter() - started, 1),
-            "questions": {},
-        }
-        for number, (name, sql) in enumerate(list_questions(arguments.runs).items()):
-            cache = scratch / f"cache-{number}"
-            report["questions"][name] = {
-                state: run_apart(store, sql, cache) for state in ("cold", "warm")
-            }
-        print(json.dumps(report, indent=2))
+        build_large_store(store, n_runs, n_rows)
+        built = round(time.perf_counter() - started, 1)
+        questions = ask_all(store, n_runs, scratch)
+    document = {"runs": n_runs, "neuron_rows": n_rows, "build_seconds": built}
+    publish(
+        "audit-s3" if arguments.s3 else "audit",
+        {**document, "questions": questions},
+        [] if arguments.s3 else list_bars(questions),
+        is_small=arguments.small,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,13 @@
+-- Which components are damped, and what do they say? Tokens are hidden without --show-text.
+SELECT
+    component_index,
+    round(sigma, 3) AS sigma,
+    round(effect_size, 3) AS effect_size,
+    round(auroc, 3) AS auroc,
+    round(logit_gain, 3) AS logit_gain,
+    factor,
+    tokens_up,
+    tokens_down
+FROM components
+WHERE run_id = {run} AND is_selected
+ORDER BY rank

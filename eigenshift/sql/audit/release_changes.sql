@@ -1,0 +1,38 @@
+-- What changed from one release to the next? Settings, numbers, code, sources and components.
+WITH pair AS (
+    SELECT
+        any_value(run_id) FILTER (version = {since}) AS before,
+        any_value(run_id) FILTER (version = {release}) AS after
+    FROM releases
+),
+facts AS (
+    SELECT run_id, 'settings' AS part, fullkey AS what, atom->>'$' AS value
+    FROM runs, json_tree(runs.settings) WHERE atom IS NOT NULL
+    UNION ALL
+    SELECT run_id, 'metrics', fullkey, atom->>'$' FROM runs, json_tree(runs.metrics)
+    WHERE atom IS NOT NULL
+    UNION ALL
+    SELECT run_id, 'versions', fullkey, atom->>'$' FROM runs, json_tree(runs.versions)
+    WHERE atom IS NOT NULL
+    UNION ALL
+    SELECT run_id, 'model', 'model_digest', model_digest FROM runs
+    UNION ALL
+    SELECT a.run_id, 'source_files', f.dataset || ' ' || f.source_uri, f.sha256
+    FROM (SELECT DISTINCT run_id, fingerprint FROM artifacts WHERE kind = 'samples') a
+    JOIN source_files f USING (fingerprint)
+    UNION ALL
+    SELECT run_id, 'components', component_index::VARCHAR, 'damped, factor ' || factor
+    FROM components
+    WHERE is_selected AND run_id IN (SELECT unnest([before, after]) FROM pair)
+)
+SELECT
+    part,
+    what,
+    any_value(value) FILTER (run_id = before) AS before,
+    any_value(value) FILTER (run_id = after) AS after
+FROM facts, pair
+WHERE run_id IN (before, after)
+GROUP BY part, what
+HAVING any_value(value) FILTER (run_id = before)
+    IS DISTINCT FROM any_value(value) FILTER (run_id = after)
+ORDER BY ALL

@@ -1,0 +1,17 @@
+-- All runs, newest first: what each did, what it found, and which led to the release in force.
+SELECT
+    r.run_id,
+    r.command,
+    r.status,
+    strftime(r.started_at, '%Y-%m-%d %H:%M') AS started,
+    round(date_diff('second', r.started_at, r.finished_at) / 60, 1) AS minutes,
+    r.model_id,
+    round(CAST(r.metrics->'toxicity_rate_base'->'value' AS DOUBLE), 4) AS toxicity_base,
+    round(CAST(r.metrics->'toxicity_rate_patched'->'value' AS DOUBLE), 4) AS toxicity_patched,
+    round(CAST(r.metrics->'perplexity_base'->'value' AS DOUBLE), 2) AS perplexity_base,
+    round(CAST(r.metrics->'perplexity_patched'->'value' AS DOUBLE), 2) AS perplexity_patched,
+    r.release,
+    coalesce(bool_or(l.is_current), false) AS is_in_force
+FROM runs r LEFT JOIN releases l ON l.run_id = r.run_id AND l.version = r.release
+GROUP BY ALL
+ORDER BY r.run_id DESC
