@@ -38,11 +38,11 @@ HELP = (
     (".quit", "leave; so does Ctrl-D"),
 )
 COMMANDS = (".help", *(line.split()[0] for line, _ in HELP))
-KEYWORDS = (
-    "SELECT FROM WHERE GROUP BY ORDER LIMIT JOIN LEFT USING AS AND OR NOT IN IS NULL WITH UNION "
-    "DISTINCT HAVING CASE WHEN THEN ELSE END DESC BETWEEN LIKE DESCRIBE SUMMARIZE count avg min max "
-    "sum round"
-).split()
+KEYWORDS = tuple(
+    "SELECT FROM WHERE GROUP BY ORDER LIMIT JOIN LEFT USING AS AND OR NOT IN IS NULL WITH UNION "  # noqa: SIM905
+    "DISTINCT HAVING CASE WHEN THEN ELSE END DESC BETWEEN LIKE DESCRIBE SUMMARIZE count avg min "
+    "max sum round".split()
+)
 
 
 class SqlCompleter(Completer):
@@ -134,7 +134,9 @@ class AuditShell:
         command, *words = line.split()
         actions: dict[str, Callable[..., None]] = {
             ".help": lambda: print_table(self._console, ["", ""], HELP),
-            ".views": lambda: print_table(self._console, ["view"], ([name] for name in VIEW_SCHEMAS)),
+            ".views": lambda: print_table(
+                self._console, ["view"], ([name] for name in VIEW_SCHEMAS)
+            ),
             ".columns": self._show_columns,
             ".questions": self._list_questions,
             ".ask": self._ask,
@@ -152,7 +154,9 @@ class AuditShell:
     def _show_columns(self, view: str) -> None:
         entries = [entry for entry in list_entries() if entry.view == view]
         if not entries:
-            raise AuditError(f".columns: expected one of {', '.join(VIEW_SCHEMAS)}, found {view!r}.")
+            raise AuditError(
+                f".columns: expected one of {', '.join(VIEW_SCHEMAS)}, found {view!r}."
+            )
         rows = ([entry.column, entry.type, entry.unit, entry.meaning] for entry in entries)
         print_table(self._console, ["column", "type", "unit", "meaning"], rows)
 
@@ -191,7 +195,9 @@ class AuditShell:
             self._file.write_bytes(data)
             self._console.print(f"{answer.num_rows} rows: {self._file}", markup=False)
         else:
-            self._console.print(data.decode(), end="", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(
+                data.decode(), end="", markup=False, highlight=False, soft_wrap=True
+            )
 
 
 def is_complete(text: str) -> bool:

@@ -11,19 +11,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
-from eigenshift.errors import INPUT_ERRORS, EigenShiftError, SettingsError
+from eigenshift.errors import INPUT_ERRORS, EigenShiftError
 from eigenshift.settings import (
     AnySettings,
     DetectionSettings,
@@ -44,7 +42,6 @@ app = typer.Typer(
 )
 USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if "Click" in base.__name__)
 """Wrong words on the command line; newer typers carry a click of their own, so it is looked up."""
-MAX_CELL_WIDTH = 60
 console = Console()
 err_console = Console(stderr=True)
 logger = logging.getLogger("eigenshift.command_line")
@@ -175,58 +172,72 @@ def audit(
         str | None, typer.Option("--ask", help="Ask a saved question instead (see --list).")
     ] = None,
     run: RunOption = None,
+    release: Annotated[
+        str | None, typer.Option("--release", help="Version; by default the latest.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", help="Version to compare with; by default the previous."),
+    ] = None,
     lists_questions: Annotated[
         bool, typer.Option("--list", help="List the saved questions.")
     ] = False,
+    export_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", help="Write all views as Parquet and one DuckDB file; --run: of it."
+        ),
+    ] = None,
 ) -> None:
-    """Ask the store a question in SQL. Read-only."""
-    from eigenshift.audit import encode_table, open_audit
-    from eigenshift.questions import list_questions
+    """Ask the store a question in SQL, read-only; without one, open a shell."""
+    from eigenshift.questions import Subjects
+    from flows.audit_commands import AuditRequest, list_saved, run_audit
 
     if lists_questions:
-        _print_table(["question", "answers"], list_questions().items())
+        list_saved(console)
         return
-    if (sql is None) == (question is None):
-        raise SettingsError(
-            "audit: expected either SQL or --ask with the name of a saved question, found "
-            f"{'both' if sql else 'neither'}. See `eigenshift audit --list`."
-        )
-    with open_audit(store) as session:
-        result = session.query(sql or _fill(store, str(question), run), show_text=show_text)
-    if table_format is TableFormat.table:
-        _print_table(result.column_names, (row.values() for row in result.to_pylist()))
-    else:
-        sys.stdout.buffer.write(encode_table(result, table_format.value))
+    request = AuditRequest(
+        store=store,
+        sql=sql,
+        question=question,
+        subjects=Subjects(run=run, release=release, since=since),
+        table_format=table_format.value,
+        show_text=show_text,
+        export=export_folder,
+    )
+    run_audit(request, console, err_console)
 
 
-def _fill(store: str, question: str, run: str | None) -> str:
-    from eigenshift.questions import DESCRIBED_COMMANDS, fill_question
-    from eigenshift.runs import choose_run
-    from eigenshift.storage import Store
+@app.command()
+def runs(
+    store: RequiredStoreOption = "./.eigenshift",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most runs to list.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs of a store, newest first, and which led to the release in force."""
+    from flows.audit_commands import print_history
 
-    return fill_question(question, choose_run(Store(store), run, DESCRIBED_COMMANDS).run_id)
+    print_history(store, "run_history", console, limit=limit, model=None, as_json=as_json)
 
 
-def _print_table(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Cells stay whole; a table wider than the screen is printed as wide as it is."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold", max_width=MAX_CELL_WIDTH)
-    for row in rows:
-        table.add_row(*(escape(_show_cell(value)) for value in row), style=None)
-    unbounded = console.options.update(width=3 * MAX_CELL_WIDTH * max(1, len(columns)))
-    wanted = Measurement.get(console, unbounded, table).maximum
-    Console(width=max(console.width, wanted)).print(table)
+@app.command()
+def releases(
+    store: RequiredStoreOption = "./.eigenshift",
+    model: Annotated[str | None, typer.Option("--model", help="Only of this model.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most releases to list.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List releases and roll-backs, newest first, and what is in force."""
+    from flows.audit_commands import print_history
+
+    print_history(store, "release_history", console, limit=limit, model=model, as_json=as_json)
 
 
 def _print_paper_tables(store: str, run_id: str) -> None:
     """Units against layers, then layer by layer."""
-    from eigenshift.audit import open_audit
+    from flows.audit_commands import print_questions
 
-    with open_audit(store) as session:
-        for question in ("paper_rq1", "paper_rq2"):
-            found = session.query(_fill(store, question, run_id))
-            _print_table(found.column_names, (row.values() for row in found.to_pylist()))
+    print_questions(store, run_id, ("paper_rq1", "paper_rq2"), console)
 
 
 @app.command()
@@ -454,12 +465,6 @@ def _print_error(message: str) -> None:
     err_console.print(
         f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
     )
-
-
-def _show_cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "" if value is None else str(value)
 
 
 def _shorten(root: str) -> str:
