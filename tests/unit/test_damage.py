@@ -11,28 +11,45 @@ import pytest
 from eigenshift.artifacts import MANIFEST_NAME, ArtifactStore, Manifest, StageResult, Workspace
 from eigenshift.releases import CURRENT_NAME
 from eigenshift.repair import repair_store
+from eigenshift.storage import Store
 from eigenshift.verification import verify_store
 from tests.support.small_store import SmallStore, build_small_store
 
-Damage = Callable[[Path], None]
+Damage = Callable[[bytes], bytes | None]
+"""What an object becomes; None: it is deleted."""
 
 
-def flip_one_bit(path: Path) -> None:
+def flip_one_bit(data: bytes) -> bytes:
     """Change one bit in the middle."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    return bytes(flipped)
 
 
 DAMAGES: dict[str, Damage] = {
-    "deleted": Path.unlink,
-    "emptied": lambda path: path.write_bytes(b"") and None,
-    "truncated": lambda path: (
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) and None
-    ),
+    "deleted": lambda _: None,
+    "emptied": lambda _: b"",
+    "truncated": lambda data: data[: len(data) // 2],
     "flipped": flip_one_bit,
-    "replaced": lambda path: path.write_bytes(b"{}") and None,
+    "replaced": lambda _: b"{}",
 }
+
+
+def damage_object(store: Store, path: str, damage: str) -> None:
+    """Damage an object behind the back of everybody."""
+    left = DAMAGES[damage](store.read_bytes(path))
+    if left is None:
+        store.remove(path)
+    else:
+        store.write_bytes(path, left)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store, on a local folder and on a real S3 server."""
+    return str(
+        request.getfixturevalue("s3_store_url") if request.param == "s3" else tmp_path / "store"
+    )
 
 
 def make_shard(url: str, shard: int) -> StageResult:
@@ -49,17 +66,14 @@ def make_shard(url: str, shard: int) -> StageResult:
 @pytest.mark.parametrize("target", ["file", "manifest"])
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
 def test_damage_is_found_on_use_and_only_that_artifact_is_made_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, target: str
+    url: str, caplog: pytest.LogCaptureFixture, damage: str, target: str
 ) -> None:
     """The log says so; the new content equals the old; the others are untouched."""
     logging.getLogger("eigenshift").propagate = True
-    url = str(tmp_path)
     before = [make_shard(url, shard) for shard in range(3)]
     manifest = ArtifactStore(url).open(before[1].reference).manifest
-    folder = tmp_path / before[1].reference.folder
-    DAMAGES[damage](
-        folder / (MANIFEST_NAME if target == "manifest" else manifest.files[0].stored_as)
-    )
+    name = MANIFEST_NAME if target == "manifest" else manifest.files[0].stored_as
+    damage_object(Store(url), f"{before[1].reference.folder}/{name}", damage)
     with caplog.at_level(logging.WARNING):
         after = [make_shard(url, shard) for shard in range(3)]
     assert [item.was_cached for item in after] == [True, False, True]
@@ -128,7 +142,7 @@ def test_verify_names_the_damage_and_repair_sets_it_aside(
     """Verification changes nothing; after repair no damaged object is left in its place."""
     url = sound.copy_to(tmp_path / "store").url
     target = list_targets(url)[name]
-    DAMAGES[damage](target)
+    damage_object(Store(url), target.relative_to(url).as_posix(), damage)
     before = {path: path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
     verdict = verify_store(url)
     assert any(target.name in line for line in verdict.problems)
