@@ -150,7 +150,7 @@ def _plan(
     }
     reached = _reach(roots, manifests)
     going = {key: manifest for key, manifest in manifests.items() if key not in reached}
-    files, n_orphans, n_bytes = _list_files(store, manifests, going, grace_hours)
+    files, n_orphans, n_bytes = _list_files(store, manifests, reached, grace_hours)
     marked = [
         run
         for run in runs
@@ -190,35 +190,43 @@ def _choose_runs(runs: list[RunRecord], keep: int, asked_for: set[str]) -> set[s
 
 
 def _reach(roots: set[Key], manifests: Mapping[Key, Manifest]) -> set[Key]:
-    """Everything the roots were made from, themselves included."""
+    """Everything the roots were made from, themselves included, there or not."""
     reached: set[Key] = set()
     waiting = list(roots)
     while waiting:
         key = waiting.pop()
-        if key in reached or key not in manifests:
+        if key in reached:
             continue
         reached.add(key)
-        waiting += [(item.kind, item.fingerprint) for item in manifests[key].inputs]
+        if key in manifests:
+            waiting += [(item.kind, item.fingerprint) for item in manifests[key].inputs]
     return reached
 
 
 def _list_files(
     store: Store,
     manifests: Mapping[Key, Manifest],
-    going: Mapping[Key, Manifest],
+    reached: set[Key],
     grace_hours: float,
 ) -> tuple[list[str], int, int]:
-    """Files to remove, how many of them no manifest lists, and all their bytes."""
+    """Files to remove, how many of them no manifest lists, and all their bytes.
+
+    A manifest that cannot be read is such a file, unless it is that of an artifact in use: then
+    the next run makes it again.
+    """
     listed = {
-        f"artifacts/{kind}/{digest}/{file.stored_as}": (kind, digest) in going
+        f"artifacts/{kind}/{digest}/{file.stored_as}": (kind, digest) not in reached
         for (kind, digest), manifest in manifests.items()
         for file in manifest.files
+    }
+    not_loose = {
+        f"artifacts/{kind}/{digest}/{MANIFEST_NAME}" for kind, digest in {*manifests, *reached}
     }
     oldest = time.time() - grace_hours * SECONDS_PER_HOUR
     files, n_orphans, n_bytes = [], 0, 0
     for folder in ("artifacts", "work"):
         for path, state in store.list_states(folder).items():
-            if path.endswith(f"/{MANIFEST_NAME}"):
+            if path in not_loose:
                 continue
             if path not in listed:
                 if state.modified_at is None or state.modified_at > oldest:

@@ -12,6 +12,7 @@ import pytest
 
 from eigenshift.artifacts import ArtifactStore
 from eigenshift.releases import CURRENT_NAME, list_releases, slugify_model
+from eigenshift.retention import collect_garbage
 from eigenshift.runs import RunRecord, list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
 from eigenshift.verification import verify_store
@@ -124,6 +125,23 @@ def test_the_cancel_policy_ends_the_second_at_once(load_small: Load, context: An
     assert finish([first]) == [0]
     (run,) = read_runs(settings.store)
     assert run.status in ("promoted", "held")
+
+
+def test_a_collection_beside_a_refresh_takes_nothing_from_it(
+    load_small: Load, finished_store: Path, context: Any
+) -> None:
+    """Garbage collection again and again while a refresh works on what no run has reached yet."""
+    settings = load_small("generation.seed=1")
+    shutil.copytree(finished_store, settings.store)
+    (refreshing,) = start_all(context, [settings])
+    refusals = 0
+    while refreshing.is_alive():
+        found = collect_garbage(settings.store, keep=1, delete=True, grace_hours=0)
+        refusals += bool(found.at_work)
+        time.sleep(0.05)
+    assert refreshing.exitcode == 0
+    assert refusals > 10
+    check_store(settings.store)
 
 
 @pytest.mark.s3

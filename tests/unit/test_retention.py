@@ -211,6 +211,21 @@ def test_a_collection_cut_off_anywhere_leaves_no_broken_artifact(
         assert (verdict.problems, verdict.n_orphans, verdict.n_artifacts) == ([], 0, 1)
 
 
+def test_a_damaged_manifest_goes_unless_it_is_in_use(tmp_path: Path) -> None:
+    """What no kept run reaches does not stay damaged for ever; the rest is for the next run."""
+    url = str(tmp_path / "store")
+    used, unused = make(url, "step", 1), make(url, "step", 2)
+    record(url, "run-1", used)
+    store = Store(url)
+    for reference in (used, unused):
+        store.write_bytes(f"{reference.folder}/manifest.json", b"{")
+    collect_garbage(url, keep=1, delete=True)
+    assert store.exists(f"{unused.folder}/manifest.json")  # too young
+    collect_garbage(url, keep=1, delete=True, grace_hours=0)
+    assert store.exists(f"{used.folder}/manifest.json")
+    assert store.list_paths(unused.folder) == []
+
+
 def test_loose_files_go_when_they_are_old_enough(tmp_path: Path) -> None:
     """Leftovers of abandoned attempts; a young one may be somebody's work in progress."""
     url = str(tmp_path / "store")
