@@ -175,27 +175,40 @@ def extrapolate(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
     n_values = JIGSAW_SAMPLES * N_LAYERS * (HIDDEN + INNER)
     n_tokens = JIGSAW_SAMPLES * JIGSAW_TOKENS
     per_value = {name: parts[name]["cpu_seconds"] / parts[name]["n_values"] for name in parts}
-    tokens_per_second = parts["extract"]["n_tokens"] / parts["extract"]["wall_seconds"]
     layers = parts["layer_mlp"]["cpu_seconds"] + parts["layer_residual"]["cpu_seconds"]
     gigabytes = {
         name: round(n_values * parts[part]["bytes"] / parts[part]["n_values"] / 1e9, 1)
         for name, part in {"activations": "read", "neuron_summaries": "summarise"}.items()
     }
+    extraction = parts["extract"]["cpu_seconds"] / parts["extract"]["n_tokens"] / N_BLOCKS
     hours = {name: per_value[name] * n_values for name in ("summarise", "merge", "stability")}
-    # Layers read every row of a site to keep the few; that pass is in no figure of theirs.
+    hours["extract"] = extraction * N_LAYERS * n_tokens
+    # Layers read every row of a site to keep the few; stability reads once per block of units.
     hours["layers"] = layers * N_LAYERS + per_value["read"] * n_values
+    passes = {units: count_passes(units, MEMORY_LIMIT) for units in (INNER, HIDDEN)}
+    values_of_a_pass = JIGSAW_SAMPLES * N_LAYERS
+    hours["stability"] += per_value["read"] * sum(
+        values_of_a_pass * units * (n_passes - 1) for units, n_passes in passes.items()
+    )
     return {
         "n_values": n_values,
         "petaflop_of_forward_passes": round(
             2 * N_PARAMETERS_OF_A_BLOCK * N_LAYERS * n_tokens / 1e15
         ),
-        "days_of_extraction_on_this_cpu": round(
-            n_tokens / (tokens_per_second * N_BLOCKS / N_LAYERS) / 86_400, 1
-        ),
         "cpu_hours": {name: round(seconds / 3_600, 1) for name, seconds in hours.items()},
         "gigabytes": gigabytes,
+        "passes_of_stability": passes,
         "shard_in_memory_mb": round(2_000 * N_LAYERS * (HIDDEN + INNER) * 2 / 1e6),
     }
+
+
+def count_passes(n_units: int, memory_limit: str) -> int:
+    """How often stability reads a site at this memory limit."""
+    from eigenshift.labelled_layers import parse_memory_limit, split_units
+    from eigenshift.stability import STORED_BYTES
+
+    blocks = split_units(n_units, STORED_BYTES * JIGSAW_SAMPLES, parse_memory_limit(memory_limit))
+    return len(list(blocks))
 
 
 def main() -> None:
