@@ -1,0 +1,139 @@
+"""The store on Google's storage interface, served by an emulator: `gs://` works as `s3://` does.
+
+Needs gcsfs and the emulator of `.ci/gs-requirements.txt`, which are no part of the environment;
+`.ci/run` installs them beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
+from eigenshift.duckdb_files import register_files
+from eigenshift.errors import SettingsError
+from eigenshift.releases import list_releases, promote_patch, read_current
+from eigenshift.storage import Store, digest_file, list_files, open_file
+from tests.support.prefect_server import find_free_port
+
+IS_INSTALLED = find_spec("gcsfs") is not None and find_spec("gcp_storage_emulator") is not None
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not IS_INSTALLED and not os.environ.get("EIGENSHIFT_REQUIRE_GS"),
+        reason="gcsfs and its emulator are not installed: .ci/gs-requirements.txt",
+    ),
+]
+
+TABLE = pa.schema([pa.field("value", pa.int64())])
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """An emulator on loopback, with one bucket."""
+    from gcp_storage_emulator.server import create_server
+
+    port = find_free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def url(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store of its own; the client finds the emulator by the usual variable."""
+    import gcsfs
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    return f"gs://bucket/{uuid.uuid4().hex}"
+
+
+def make_values(url: str) -> StageResult:
+    """A small table as an artifact."""
+
+    def work(workspace: Workspace) -> None:
+        workspace.write_rows("values.parquet", [{"value": i} for i in range(1_000)], TABLE)
+
+    return ArtifactStore(url).produce("values", step_version=1, settings={}, inputs=[], work=work)
+
+
+def test_what_is_written_is_read_back(url: str, tmp_path: Path) -> None:
+    """Put, replace, list, look, read by range, fetch, delete."""
+    store = Store(url)
+    store.check_writable()
+    store.write_bytes("runs/a.json", b"one")
+    store.write_bytes("runs/a.json", b"two")
+    assert store.read_bytes("runs/a.json") == b"two"
+    assert store.list_paths("runs") == ["runs/a.json"]
+    state = store.inspect("runs/a.json")
+    assert state is not None
+    assert (state.n_bytes, bool(state.etag), state.modified_at is None) == (3, True, False)
+    local = tmp_path / "large.bin"
+    data = os.urandom(6 << 20)
+    local.write_bytes(data)
+    sha256 = digest_file(str(local))
+    store.publish_file(local, "large.bin")
+    assert store.digest("large.bin") == sha256
+    assert (
+        store.reader("large.bin", len(data)).read_range(5 << 20, (5 << 20) + 9)
+        == (data[5 << 20 : (5 << 20) + 9])
+    )
+    assert store.fetch("large.bin", sha256).read_bytes() == data
+    store.remove("large.bin")
+    store.remove("large.bin")
+    assert store.find_bytes("large.bin") is None
+    assert store.inspect("large.bin") is None
+
+
+def test_artifacts_are_cached_and_damage_is_found(url: str) -> None:
+    """The entity tag stands for the content; a changed byte is made again."""
+    made = make_values(url)
+    found = make_values(url)
+    assert (made.was_cached, found.was_cached, found.traffic.requests) == (False, True, 2)
+    artifacts = ArtifactStore(url)
+    (file,) = artifacts.open(made.reference).manifest.files
+    path = f"{made.reference.folder}/{file.stored_as}"
+    data = bytearray(artifacts.store.read_bytes(path))
+    data[len(data) // 2] ^= 1
+    artifacts.store.write_bytes(path, bytes(data))
+    assert not make_values(url).was_cached
+    assert artifacts.check(artifacts.open(made.reference), read_content=True) == []
+
+
+def test_duckdb_reads_in_place_and_releases_are_kept(url: str) -> None:
+    """A sum over a table where it lies, and two releases with their pointer."""
+    made = make_values(url)
+    artifacts = ArtifactStore(url)
+    connection = duckdb.connect()
+    (name,) = register_files(connection, [artifacts.open(made.reference).locate("values.parquet")])
+    query = f"SELECT sum(value) FROM read_parquet('{name}')"
+    assert {connection.sql(query).fetchall()[0][0] for _ in range(50)} == {499_500}
+    for number in (1, 2):
+        patch = made.reference.model_copy(update={"fingerprint": f"{number:040d}"})
+        promote_patch(artifacts.store, "org/model", f"run-{number}", patch, "test")
+    history = list_releases(artifacts.store, "org/model")
+    assert len(history) == 2
+    assert read_current(artifacts.store, "org/model") == history[-1]
+
+
+def test_sources_are_listed_and_a_missing_bucket_is_named(url: str) -> None:
+    """A glob gives files with their sizes; a wrong bucket is a clear error."""
+    Store(url).write_bytes("sources/a.csv", b"a,b\n1,2\n")
+    (file,) = list_files(f"{url}/sources/*.csv")
+    assert file.n_bytes == 8
+    with open_file(file.uri) as handle:
+        assert handle.read() == b"a,b\n1,2\n"
+    with pytest.raises(SettingsError, match="make the bucket first"):
+        Store("gs://no-such-bucket/store").check_writable()
