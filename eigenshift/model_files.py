@@ -45,7 +45,10 @@ TOKENIZER_NAMES = (
     "chat_template.jinja",
 )
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja"]
+HUB_PATTERNS = [
+    *("*.safetensors", "*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja"),
+    *("README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
+]
 HUB_IGNORED = ["*/*", "consolidated*", "adapter_*"]
 
 
@@ -111,6 +114,11 @@ def _find_folder(settings: ModelSettings) -> tuple[Path, str | None]:
             "folder. Check model.id; a hub id has the form owner/name."
         )
     return _fetch_from_hub(settings)
+
+
+def is_hub_id(model_id: str) -> bool:
+    """Whether a model's id means an entry of the hub rather than a folder."""
+    return not _looks_like_path(model_id) and not is_folder(model_id)
 
 
 def _looks_like_path(model_id: str) -> bool:

@@ -64,6 +64,14 @@ class ExportFormat(str, Enum):
     patch = "patch"
 
 
+class ExportCheck(str, Enum):
+    """How `export` compares a merged model with what was measured."""
+
+    auto = "auto"
+    full = "full"
+    files = "files"
+
+
 PresetOption = Annotated[
     str | None, typer.Option("--preset", help=f"Shipped settings: {', '.join(list_presets())}.")
 ]
@@ -262,12 +270,33 @@ def export(
     export_format: Annotated[
         ExportFormat, typer.Option("--format", help="Kind of export.")
     ] = ExportFormat.patch,
+    arm: Annotated[
+        str, typer.Option("--arm", help="Which patch; of a comparison (--run) any of its arms.")
+    ] = "eigenshift",
+    check: Annotated[
+        ExportCheck,
+        typer.Option("--check", help="Merged: load it back (full), or compare files (big models)."),
+    ] = ExportCheck.auto,
+    untie: Annotated[
+        bool, typer.Option("--untie", help="LoRA of a tied head: add the base with an own head.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option("--push", help="owner/name on the Hugging Face hub.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository made by --push is public.")
+    ] = False,
 ) -> None:
-    """Write a run's patch as a folder other tools load."""
-    from eigenshift.exporting import export_patch
+    """Write a run's patch as a folder other tools load, and push it where asked to."""
+    from eigenshift.exporting import Check, ExportOptions, export_patch
 
-    path = export_patch(store, run, export_format.value, out)
+    options = ExportOptions(
+        arm=arm, unties=untie, check=Check(check.value), push=push, is_public=public
+    )
+    path = export_patch(store, run, export_format.value, out, options)
     console.print(f"Wrote {export_format.value} export: {path}")
+    if push is not None:
+        console.print(f"Pushed to {push} ({'public' if public else 'private'} if it was made now)")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from eigenshift import exporting, model_files, models
 from eigenshift.errors import ModelError, SettingsError
-from eigenshift.exporting import export_patch
+from eigenshift.exporting import ExportOptions, export_patch, merged
 from eigenshift.models import LanguageModel, load_model
 from eigenshift.patching import compute_parameters, load_patch, patched_model
 from eigenshift.runs import write_run
@@ -150,8 +150,11 @@ def test_merged_export_does_not_change_models_in_use(
 def test_merged_export_that_loads_back_differently_is_removed(
     tied: SmallStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without untying, the reload check fails and nothing remains."""
-    monkeypatch.setattr("eigenshift.patching.untie_head", lambda model: None)
+    """Without `tie_word_embeddings: false` the reload check fails and nothing remains."""
+    write = merged.write_configuration
+    monkeypatch.setattr(
+        merged, "write_configuration", lambda *a, **k: write(*a, **{**k, "unties": False})
+    )
     with pytest.raises(ModelError, match="load back as it was"):
         export_patch(tied.url, None, "merged", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -198,8 +201,8 @@ def test_lora_export_adds_up_to_the_patched_model(
 def test_lora_export_loads_in_peft(
     untied: SmallStore, untied_model: LanguageModel, tmp_path: Path
 ) -> None:
-    """PEFT, where it is installed, gives the patched logits from the hand-written adapter."""
-    peft = pytest.importorskip("peft", reason="peft is not a dependency")
+    """PEFT gives the patched logits from the hand-written adapter."""
+    import peft
     from transformers import AutoModelForCausalLM
 
     out = export_patch(untied.url, None, "lora", tmp_path / "out")
@@ -241,7 +244,7 @@ def test_crash_while_writing_leaves_nothing(
     def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "describe_export", interrupt)
+    monkeypatch.setattr(exporting, "write_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_patch(tied.url, None, "patch", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -254,8 +257,8 @@ def test_only_refresh_runs_with_a_patch_are_exported(tied: SmallStore, tmp_path:
     failed.artifacts = []
     write_run(tied.artifacts.store, failed)
     for run_id, format_, message in (
-        (comparison.run_id, "patch", "expected a refresh"),
-        (failed.run_id, "patch", "expected an artifact of kind 'patch'"),
+        (comparison.run_id, "patch", "expected a refresh or compare"),
+        (failed.run_id, "patch", "expected a patch of arm 'eigenshift', found none"),
         ("nothing", "patch", "expected run"),
         (None, "onnx", "expected one of patch, lora, merged"),
     ):

@@ -1,0 +1,238 @@
+"""The model card of an export: README.md with metadata as the Hugging Face hub reads it.
+
+Reads a run's record, its patch and its evaluation; says what was changed, how it was measured, on
+what data, and where the numbers end. Holds no text of any sample and no path of the run's machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM
+from eigenshift.evaluation.metric_table import MetricTable
+from eigenshift.model_files import is_hub_id
+from eigenshift.patching import Patch
+from eigenshift.reporting import COMPARED, format_estimate
+from eigenshift.runs import RunRecord
+from eigenshift.settings import RefreshSettings, SourceFormat, SourceSettings, parse_settings
+
+README_NAME = "README.md"
+OUR_TAG = "eigenshift"
+LIBRARIES = {"merged": "transformers", "lora": "peft", "patch": "eigenshift"}
+RELATIONS = {"merged": "finetune", "lora": "adapter"}
+"""What the hub calls an export's relation to its base; it has no word for a patch."""
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card is made of.
+
+    Attributes:
+        record: The run.
+        patch: What is exported.
+        arm: Its name in the run's evaluation.
+        rows: `schemas.EVALUATIONS` rows, none if the run ended before.
+        format: Of the export.
+        licence: Licence fields of the base's own card, if known.
+        changed: Parameter -> its digest in the export; empty if it holds none.
+    """
+
+    record: RunRecord
+    patch: Patch
+    arm: str
+    rows: Sequence[Mapping[str, Any]]
+    format: str
+    licence: Mapping[str, str]
+    changed: Mapping[str, str]
+
+
+def write_card(facts: CardFacts, usage: str, folder: Path) -> None:
+    """Write README.md; `usage` is the format's own part on loading and undoing."""
+    metadata = describe_metadata(facts).to_yaml(line_break="\n")
+    text = f"---\n{metadata}\n---\n\n{describe_export(facts)}\n{usage}"
+    (folder / README_NAME).write_text(text, encoding="utf-8")
+
+
+def read_licence(folder: Path) -> dict[str, str]:
+    """Licence fields of a base model's card, none where it has no card or the card none."""
+    path = folder / README_NAME
+    if not path.is_file():
+        return {}
+    try:
+        data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, yaml.YAMLError):
+        return {}
+    return {name: data[name] for name in LICENSE_FIELDS if isinstance(data.get(name), str)}
+
+
+def describe_metadata(facts: CardFacts) -> ModelCardData:
+    """The card's YAML: base model, licence, library, tags, metrics.
+
+    A base that is a folder is not named: the field means a model of the hub.
+    """
+    settings = parse_settings(facts.record.settings, "run settings")
+    relation = RELATIONS.get(facts.format)
+    has_hub_base = is_hub_id(settings.model.id)
+    return ModelCardData(
+        base_model=settings.model.id if has_hub_base else None,
+        base_model_relation=relation if has_hub_base else None,
+        library_name=LIBRARIES[facts.format],
+        pipeline_tag=None if facts.format == "patch" else "text-generation",
+        tags=[OUR_TAG, "detoxification", facts.patch.description.intervention],
+        model_name=f"{facts.record.model_id.strip('./')}, {facts.arm}",
+        eval_results=_list_results(facts, settings) or None,
+        **facts.licence,
+    )
+
+
+def describe_export(facts: CardFacts) -> str:
+    """The text that all formats share: what it is, of what, how good, on what data, its limits."""
+    record, description = facts.record, facts.patch.description
+    settings = parse_settings(record.settings, "run settings")
+    licence = facts.licence.get("license")
+    return f"""# {record.model_id}, patched by EigenShift {record.code_version}
+
+{_summarise(facts.patch)} Toxic continuations are meant to become rarer. Nothing was trained.
+{_warn(facts)}
+| | |
+|---|---|
+| base model | {record.model_id} |
+| base model digest | `{record.model_digest}` |
+| patch fits (sha256) | `{description.base_digest}` |
+| run | `{record.run_id}` ({record.command}, {record.status}) |
+| arm | {facts.arm} |
+{_tabulate_digests(facts)}
+The base model's licence applies{f" ({licence})" if licence else "; its card did not say which"}.
+
+## Measured in this run
+
+On the run's own prompts and neutral texts, same seeds in every arm; in brackets the bootstrap
+interval. "Random components" damps as many others; "base again" is the base with other random
+numbers.
+
+{_tabulate_metrics(facts)}
+
+## Data
+
+{_describe_data(settings, facts.rows)}
+
+## Limits
+
+The numbers hold for the run's prompts, languages, sampling and toxicity classifier, and no further.
+The patch makes toxic text less likely; it does not make it impossible, and it is no substitute for
+filtering. What the classifier does not see is not measured. It fits the base model named above and
+no other, not even a fine-tuned copy.
+"""
+
+
+def _summarise(patch: Patch) -> str:
+    edit, factor = patch.edit, patch.description.factor
+    parts = []
+    if edit.head is not None:
+        how = "changes what enters" if factor is None else f"multiplies by {factor:g} the gain of"
+        parts.append(f"{how} the output head along {edit.head.rank} directions")
+    if edit.units:
+        n_units = sum(int((unit.scale != 1).sum()) for unit in edit.units.values())
+        parts.append(f"scales {n_units} output units of {len(edit.units)} modules")
+    what = " and ".join(parts) or "changes nothing"
+    return f"A patch ({patch.description.intervention}) that {what}."
+
+
+def _warn(facts: CardFacts) -> str:
+    record, obstacle = facts.record, facts.patch.description.obstacle
+    failed = [check["name"] for check in record.checks if not check["is_passed"]]
+    lines = []
+    if record.command != "refresh":
+        lines.append(f"**This patch was part of a {record.command}**: no gate judged it.")
+    elif record.status != "promoted":
+        reasons = "; ".join(failed) or record.status
+        lines.append(f"**This run was held by the gate** ({reasons}): the patch was not released.")
+    if obstacle is not None:
+        lines.append(f"**It has no place in the weights** and runs with hooks only: {obstacle}")
+    return "".join(f"\n{line}\n" for line in lines)
+
+
+def _tabulate_digests(facts: CardFacts) -> str:
+    """What the export holds, and whether it is bit for bit what the run measured."""
+    if not facts.changed:
+        return ""
+    measured = facts.patch.description.tensors
+    lines = ["", "| changed | sha256 | as the run had it |", "|---|---|---|"]
+    for name, digest in facts.changed.items():
+        known = measured.get(name)
+        verdict = "unknown" if known is None else "bit for bit"
+        if known is not None and known.patched != digest:
+            verdict = "up to rounding (folded on other hardware)"
+        lines.append(f"| {name} | `{digest}` | {verdict} |")
+    return "\n".join([*lines, ""])
+
+
+def _tabulate_metrics(facts: CardFacts) -> str:
+    arms = [BASE_ARM, facts.arm, RANDOM_ARM, AGAIN_ARM]
+    table = MetricTable(facts.rows)
+    lines = ["| | before | after | random components | base again (A/A) |", "|---|---|---|---|---|"]
+    for label, metric, unit in COMPARED:
+        cells = [format_estimate(table.get(arm, metric), unit) for arm in arms]
+        if any(cell != "-" for cell in cells):
+            lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _describe_data(settings: RefreshSettings, rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| dataset | format | split | used as |", "|---|---|---|---|"]
+    for source in settings.sources:
+        name = _name_source(source)
+        role = source.effective_role.value
+        lines.append(f"| {name} | {source.format.value} | {source.split} | {role} |")
+    generation = settings.generation
+    counted = MetricTable(rows).get(BASE_ARM, "toxicity_rate")
+    n_prompts = "an unknown number of" if counted is None else counted["n"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Toxicity: {generation.n_samples} continuations of {generation.n_tokens} tokens of "
+            f"each of {n_prompts} prompts (top-p {generation.top_p:g}, temperature "
+            f"{generation.temperature:g}), judged by {settings.scorer.name} "
+            f"({settings.scorer.model_type}); above {settings.scorer.toxic_threshold:g} counts as "
+            f"toxic. Intervals: {settings.evaluation.confidence:.0%}. The data are not in this "
+            "folder.",
+        ]
+    )
+
+
+def _name_source(source: SourceSettings) -> str:
+    return source.uri if source.format is SourceFormat.huggingface else source.name
+
+
+def _list_results(facts: CardFacts, settings: RefreshSettings) -> list[EvalResult]:
+    """The exported arm's metrics, with intervals, as the hub's model-index."""
+    table = MetricTable(facts.rows)
+    dataset = ", ".join(source.name for source in settings.sources)
+    results = []
+    for label, metric, _ in COMPARED:
+        row = table.get(facts.arm, metric)
+        if row is None or row["value"] is None:
+            continue
+        interval = {name: row[name] for name in ("low", "high") if row[name] is not None}
+        if interval:
+            interval["confidence"] = settings.evaluation.confidence
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="eigenshift-run",
+                dataset_name=f"run {facts.record.run_id} ({dataset})",
+                metric_type=metric,
+                metric_name=label,
+                metric_value=row["value"],
+                metric_args=interval or None,
+            )
+        )
+    return results

@@ -1,0 +1,37 @@
+"""Format `patch`: the patch's own two files, which need no store and no copy of the model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from eigenshift.artifacts import Artifact
+from eigenshift.patching import DESCRIPTION_NAME, TENSORS_NAME
+
+USAGE = f"""## Load
+
+    from pathlib import Path
+    from eigenshift.models import load_model
+    from eigenshift.patching import load_patch, patched_model
+    from eigenshift.settings import ModelSettings
+
+    folder = Path("<this folder>")
+    language_model = load_model(ModelSettings(id="<base model>"))
+    patch = load_patch(folder / "{TENSORS_NAME}", folder / "{DESCRIPTION_NAME}")
+    with patched_model(language_model, patch):
+        ...
+
+`stack_patches` makes one patch of several. `{TENSORS_NAME}` holds V_k (`v`, hidden x k) and
+sigma_k; `{DESCRIPTION_NAME}` the indices, the factor and digests of what changes, before and after.
+
+## Undo
+
+Leave the `with` block: the base's own parameters are back, byte for byte. `apply_patch` patches for
+good and returns what `undo()` needs.
+"""
+
+
+def write_patch_files(artifact: Artifact, folder: Path) -> None:
+    """Copy the patch."""
+    for name in (TENSORS_NAME, DESCRIPTION_NAME):
+        shutil.copyfile(artifact.fetch(name), folder / name)

@@ -1,0 +1,257 @@
+"""Tiny random models of the architectures users bring, built from configuration.
+
+Each differs in what matters to a patch: where the head is, what precedes it, whether it is tied,
+has a bias, a multiplier or a soft cap, how the MLP and its norms are written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eigenshift.edits import ModelEdit
+    from eigenshift.models import LanguageModel
+
+VOCAB = 96
+HIDDEN = 16
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+IDS = {key: SMALL[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+GPT = {
+    **IDS,
+    "n_embd": HIDDEN,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 32,
+    "initializer_range": 0.2,
+}
+LLAMA = {
+    **SMALL,
+    "intermediate_size": 24,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture and what is known of its head.
+
+    Attributes:
+        config_class: Of transformers.
+        values: Of the configuration.
+        is_tied: The head is the input embedding.
+        has_bias: The head has a bias.
+        preceding: Module whose output enters the head.
+        softcap: Of the logits.
+        scale: Of the logits.
+        width: Of the head's input.
+        folds_shift: A bias, or a norm with one before the head, holds a constant shift.
+        units: Number of MLP layers per block that unit edits reach.
+    """
+
+    config_class: str
+    values: dict[str, Any] = field(repr=False)
+    is_tied: bool
+    preceding: str
+    has_bias: bool = False
+    softcap: float | None = None
+    scale: float = 1.0
+    width: int = HIDDEN
+    folds_shift: bool = False
+    units: int = 3
+
+
+ARCHITECTURES = {
+    "gpt2": Architecture("GPT2Config", GPT, True, "transformer.ln_f", folds_shift=True, units=2),
+    "gpt_neox": Architecture(
+        "GPTNeoXConfig",
+        {**SMALL, "intermediate_size": 24},
+        False,
+        "gpt_neox.final_layer_norm",
+        folds_shift=True,
+        units=2,
+    ),
+    "opt": Architecture(
+        "OPTConfig",
+        {**SMALL, "ffn_dim": 24, "word_embed_proj_dim": 8, "max_position_embeddings": 64},
+        True,
+        "model.decoder.project_out",
+        width=8,
+        units=2,
+    ),
+    "bloom": Architecture(
+        "BloomConfig",
+        {**IDS, "hidden_size": HIDDEN, "n_layer": 2, "n_head": 2, "initializer_range": 0.2},
+        True,
+        "transformer.ln_f",
+        folds_shift=True,
+        units=2,
+    ),
+    "gptj": Architecture(
+        "GPTJConfig",
+        {**GPT, "rotary_dim": 4, "tie_word_embeddings": False},
+        False,
+        "transformer.ln_f",
+        has_bias=True,
+        folds_shift=True,
+        units=2,
+    ),
+    "falcon": Architecture(
+        "FalconConfig",
+        {**SMALL, "ffn_hidden_size": 24},
+        True,
+        "transformer.ln_f",
+        folds_shift=True,
+        units=2,
+    ),
+    "mpt": Architecture(
+        "MptConfig",
+        {
+            **IDS,
+            "d_model": HIDDEN,
+            "n_heads": 2,
+            "n_layers": 2,
+            "expansion_ratio": 2,
+            "max_seq_len": 64,
+            "initializer_range": 0.2,
+        },
+        True,
+        "transformer.norm_f",
+        units=2,
+    ),
+    "llama": Architecture(
+        "LlamaConfig", {**LLAMA, "tie_word_embeddings": False}, False, "model.norm"
+    ),
+    "mistral": Architecture(
+        "MistralConfig", {**LLAMA, "tie_word_embeddings": False}, False, "model.norm"
+    ),
+    "mixtral": Architecture(
+        "MixtralConfig",
+        {**LLAMA, "num_local_experts": 2, "num_experts_per_tok": 1, "tie_word_embeddings": False},
+        False,
+        "model.norm",
+        units=0,
+    ),
+    "qwen2": Architecture(
+        "Qwen2Config", {**LLAMA, "tie_word_embeddings": True}, True, "model.norm"
+    ),
+    "qwen3": Architecture(
+        "Qwen3Config", {**LLAMA, "tie_word_embeddings": True}, True, "model.norm"
+    ),
+    "gemma2": Architecture(
+        "Gemma2Config",
+        {**LLAMA, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 3.0},
+        True,
+        "model.norm",
+        softcap=5.0,
+    ),
+    "gemma3": Architecture(
+        "Gemma3TextConfig",
+        {**LLAMA, "final_logit_softcapping": 5.0, "sliding_window": 8},
+        True,
+        "model.norm",
+        softcap=5.0,
+    ),
+    "phi": Architecture(
+        "PhiConfig",
+        {**SMALL, "intermediate_size": 24, "max_position_embeddings": 64},
+        False,
+        "model.final_layernorm",
+        has_bias=True,
+        folds_shift=True,
+        units=2,
+    ),
+    "cohere": Architecture(
+        "CohereConfig", {**LLAMA, "logit_scale": 0.25}, True, "model.norm", scale=0.25
+    ),
+    "granite": Architecture(
+        "GraniteConfig",
+        {**LLAMA, "logits_scaling": 4.0, "tie_word_embeddings": False},
+        False,
+        "model.norm",
+        scale=0.25,
+    ),
+}
+
+
+class StubTokenizer:
+    """The little of a tokenizer that `models.wrap_model` looks at."""
+
+    pad_token_id = 0
+
+    def __len__(self) -> int:
+        return VOCAB
+
+
+def make_architecture(name: str, **changes: Any) -> Any:
+    """A seeded random model; biases and norms are random too, so that none goes unnoticed."""
+    import torch
+    import transformers
+    from torch import nn
+
+    chosen = ARCHITECTURES[name]
+    config = getattr(transformers, chosen.config_class)(**{**chosen.values, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                nn.init.normal_(parameter, mean=0.5, std=0.5)
+    return model.eval()
+
+
+def damp_head(language_model: LanguageModel, factor: float, shift: float = 0.0) -> ModelEdit:
+    """Damp two components of a model's head, around a value that is not zero if `shift` is not."""
+    import numpy as np
+
+    from eigenshift.decomposition import decompose_head
+    from eigenshift.edits import HeadEdit, ModelEdit
+
+    v = decompose_head(language_model.head_weight.double()).v[:, [0, 3]]
+    return ModelEdit(HeadEdit.scale_directions(v, factor, target=np.array([shift, -shift])))
+
+
+def scale_units(language_model: LanguageModel, names: list[str], shift: float = 0.0) -> ModelEdit:
+    """Scale (and shift) the output units of some modules by made-up numbers."""
+    import torch
+
+    from eigenshift.edits import ModelEdit, UnitEdit
+
+    generator = torch.Generator().manual_seed(0)
+    edits = {}
+    for name in names:
+        module = language_model.model.get_submodule(name)
+        is_transposed = type(module).__name__ == "Conv1D"
+        n_units = module.weight.shape[1 if is_transposed else 0]
+        scale = torch.rand(n_units, generator=generator, dtype=torch.float64) + 0.5
+        offset = shift * torch.randn(n_units, generator=generator, dtype=torch.float64)
+        edits[name] = UnitEdit(scale, offset)
+    return ModelEdit(units=edits)
+
+
+def list_mlp_layers(language_model: LanguageModel) -> list[str]:
+    """Names of the MLPs' linear layers, as unit scaling finds them."""
+    from eigenshift.activations import list_sites
+    from eigenshift.models import list_layers
+    from eigenshift.settings import Site
+
+    names = {id(module): name for name, module in language_model.model.named_modules()}
+    sites = (Site.mlp_up, Site.mlp_gate, Site.mlp_down)
+    return [
+        names[id(taps[site].module)]
+        for layer, block in enumerate(list_layers(language_model.model))
+        for taps in [list_sites(block, layer)]
+        for site in sites
+        if site in taps
+    ]
