@@ -22,7 +22,7 @@ from eigenshift.exporting.base_files import (
     UnmatchedParameterError,
     open_patched_base,
 )
-from eigenshift.exporting.cards import CardFacts, read_licence, write_card
+from eigenshift.exporting.cards import CardFacts, name_base, read_licence, write_card
 from eigenshift.exporting.checks import check_files, check_reloaded, measure_patched
 from eigenshift.exporting.destination import writing_folder
 from eigenshift.exporting.hub import check_repository_name, push_export
@@ -193,7 +193,7 @@ def _write_lora(source: _Source, folder: Path, options: ExportOptions) -> str:
     lora.write_lora(
         base,
         folder,
-        model_id=source.settings.id,
+        model_id=name_base(source.settings),
         dtype=source.settings.dtype,
         unties=options.unties,
     )

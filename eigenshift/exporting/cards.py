@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -20,7 +20,13 @@ from eigenshift.model_files import is_hub_id
 from eigenshift.patching import Patch
 from eigenshift.reporting import COMPARED, format_estimate
 from eigenshift.runs import RunRecord
-from eigenshift.settings import RefreshSettings, SourceFormat, SourceSettings, parse_settings
+from eigenshift.settings import (
+    ModelSettings,
+    RefreshSettings,
+    SourceFormat,
+    SourceSettings,
+    parse_settings,
+)
 
 README_NAME = "README.md"
 OUR_TAG = "eigenshift"
@@ -72,6 +78,13 @@ def read_licence(folder: Path) -> dict[str, str]:
     return {name: data[name] for name in LICENSE_FIELDS if isinstance(data.get(name), str)}
 
 
+def name_base(settings: ModelSettings) -> str:
+    """The base model's name for others: its hub id, or that of the folder without its place."""
+    if settings.name is not None:
+        return settings.name
+    return settings.id if is_hub_id(settings.id) else PurePath(settings.id.rstrip("/")).name
+
+
 def describe_metadata(facts: CardFacts) -> ModelCardData:
     """The card's YAML: base model, licence, library, tags, metrics.
 
@@ -86,7 +99,7 @@ def describe_metadata(facts: CardFacts) -> ModelCardData:
         library_name=LIBRARIES[facts.format],
         pipeline_tag=None if facts.format == "patch" else "text-generation",
         tags=[OUR_TAG, "detoxification", facts.patch.description.intervention],
-        model_name=f"{facts.record.model_id.strip('./')}, {facts.arm}",
+        model_name=f"{name_base(settings.model)}, {facts.arm}",
         eval_results=_list_results(facts, settings) or None,
         **facts.licence,
     )
@@ -97,13 +110,14 @@ def describe_export(facts: CardFacts) -> str:
     record, description = facts.record, facts.patch.description
     settings = parse_settings(record.settings, "run settings")
     licence = facts.licence.get("license")
-    return f"""# {record.model_id}, patched by EigenShift {record.code_version}
+    name = name_base(settings.model)
+    return f"""# {name}, patched by EigenShift {record.code_version}
 
 {_summarise(facts.patch)} Toxic continuations are meant to become rarer. Nothing was trained.
 {_warn(facts)}
 | | |
 |---|---|
-| base model | {record.model_id} |
+| base model | {name} |
 | base model digest | `{record.model_digest}` |
 | patch fits (sha256) | `{description.base_digest}` |
 | run | `{record.run_id}` ({record.command}, {record.status}) |

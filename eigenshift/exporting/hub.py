@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 from huggingface_hub import ModelCard, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from eigenshift.errors import SettingsError, StorageError
-from eigenshift.exporting.cards import OUR_TAG
+from eigenshift.exporting.cards import OUR_TAG, README_NAME
 
 logger = logging.getLogger(__name__)
 
-ALWAYS_THERE = {".gitattributes", "README.md"}
+TRANSPORT_ERROR: type[Exception] = next(
+    base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"
+)
+"""No connection; the hub's client is built on httpx or, in later versions, httpx2."""
+ALWAYS_THERE = {".gitattributes", README_NAME}
 
 
 def check_repository_name(name: str) -> None:
@@ -54,8 +57,7 @@ def push_export(folder: Path, name: str, *, is_private: bool = True) -> str:
     """
     api = huggingface_hub.HfApi(endpoint=constants.ENDPOINT)
     try:
-        card = ModelCard.load(folder / "README.md")
-        card.validate()
+        _check_card(folder, name)  # before a repository is made
         url = api.create_repo(name, private=is_private, exist_ok=True)
         _check_content(api, name)
         api.upload_folder(
@@ -64,12 +66,7 @@ def push_export(folder: Path, name: str, *, is_private: bool = True) -> str:
             commit_message="Export of EigenShift",
             delete_patterns="*",
         )
-    except ValueError as error:
-        raise SettingsError(
-            f"{name}: expected a model card that the hub accepts, found: {error}. The export is in "
-            f"{folder}; edit its README.md and upload it with `hf upload`."
-        ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (TRANSPORT_ERROR, OSError, ValueError) as error:
         raise StorageError(
             f"{name} on {constants.ENDPOINT}: expected to push the export, found: "
             f"{_describe(error)}. Check the name, HF_TOKEN (it needs write access), HF_HUB_OFFLINE "
@@ -77,6 +74,17 @@ def push_export(folder: Path, name: str, *, is_private: bool = True) -> str:
         ) from error
     logger.info("export pushed: repository=%s private=%s", name, is_private)
     return str(url)
+
+
+def _check_card(folder: Path, name: str) -> None:
+    card = ModelCard.load(folder / README_NAME)
+    try:
+        card.validate()
+    except ValueError as error:
+        raise SettingsError(
+            f"{name}: expected a model card that the hub accepts, found: {error}. The export is in "
+            f"{folder}; edit its {README_NAME} and upload it with `hf upload`."
+        ) from error
 
 
 def _check_content(api: huggingface_hub.HfApi, name: str) -> None:

@@ -1,0 +1,158 @@
+"""Model cards: metadata the hub accepts, numbers from the run, limits, and no texts or paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard, ModelCardData
+
+from eigenshift.exporting import export_patch
+from eigenshift.exporting.cards import CardFacts, describe_metadata, read_licence
+from eigenshift.models import LanguageModel
+from eigenshift.runs import write_run
+from tests.support.fake_hub import find_card_errors
+from tests.support.small_store import SmallStore, build_small_store
+from tests.unit.exporting.conftest import open_run_patch
+
+
+def read_evaluation(small: SmallStore) -> list[dict[str, Any]]:
+    """The run's evaluation."""
+    artifact = small.artifacts.open(small.references["evaluation"])
+    return artifact.read_table("evaluations.parquet").to_pylist()
+
+
+def make_facts(small: SmallStore, model_id: str, **changes: Any) -> CardFacts:
+    """What a card of a merged export is made of, as if the model had another id."""
+    record = small.record.model_copy(deep=True)
+    record.settings["model"]["id"] = model_id
+    values: dict[str, Any] = {
+        "record": record,
+        "patch": open_run_patch(small),
+        "arm": "eigenshift",
+        "rows": read_evaluation(small),
+        "format": "merged",
+        "licence": {},
+        "changed": {},
+    }
+    return CardFacts(**{**values, **changes})
+
+
+@pytest.mark.parametrize("format_", ["patch", "merged", "lora"])
+def test_every_card_is_valid(untied: SmallStore, tmp_path: Path, format_: str) -> None:
+    """Strict parsing by huggingface_hub and the hub's documented schema both pass."""
+    out = export_patch(untied.url, None, format_, tmp_path / "out")
+    text = (out / "README.md").read_text()
+    card = ModelCard(text, ignore_metadata_errors=False)
+    assert find_card_errors(text) == []
+    libraries = {"patch": "eigenshift", "merged": "transformers", "lora": "peft"}
+    assert card.data.library_name == libraries[format_]
+    assert "eigenshift" in card.data.tags
+    again = ModelCardData(**card.data.to_dict(), ignore_metadata_errors=False)
+    assert again.to_dict() == card.data.to_dict()
+
+
+def test_the_metadata_hold_the_runs_numbers(untied: SmallStore, tmp_path: Path) -> None:
+    """Each metric of the exported arm with its interval, as the evaluation has it."""
+    out = export_patch(untied.url, None, "patch", tmp_path / "out")
+    results = {
+        item.metric_type: item for item in ModelCard.load(out / "README.md").data.eval_results
+    }
+    rows = {
+        row["metric"]: row
+        for row in read_evaluation(untied)
+        if row["arm"] == "eigenshift" and row["slice"] == "all"
+    }
+    assert {"toxicity_rate", "perplexity", "tph"} <= set(results)
+    for metric, result in results.items():
+        assert result.metric_value == rows[metric]["value"]
+        if rows[metric]["low"] is not None:
+            assert result.metric_args["low"] == rows[metric]["low"]
+            assert result.metric_args["confidence"] == 0.95
+        assert untied.run_id in result.dataset_name
+
+
+def test_a_card_tells_base_run_metrics_data_limits_and_undo(
+    tied: SmallStore, tmp_path: Path
+) -> None:
+    """Each export says what it is, how it was measured and how to undo it."""
+    out = export_patch(tied.url, tied.run_id, "patch", tmp_path / "out")
+    text = (out / "README.md").read_text()
+    assert tied.record.model_digest in text
+    assert tied.run_id in text
+    for part in ("| toxicity rate |", "[", "## Data", "| comments | jigsaw |", "judged by"):
+        assert part in text
+    for part in ("## Limits", "## Load", "## Undo", "does not make it impossible"):
+        assert part in text
+    assert "held by the gate" not in text
+
+
+def test_a_card_holds_no_path_of_this_machine(tied: SmallStore, tmp_path: Path) -> None:
+    """Neither the store's place nor the model's folder is passed on."""
+    out = export_patch(tied.url, None, "merged", tmp_path / "out")
+    text = (out / "README.md").read_text()
+    assert str(tmp_path) not in text
+    assert tied.url not in text
+    assert tied.record.settings["model"]["id"] not in text
+
+
+def test_a_card_of_a_held_run_says_so(tmp_path: Path, tiny_language_model: LanguageModel) -> None:
+    """A patch the gate held is not passed on as if it had been released."""
+    small = build_small_store(str(tmp_path / "store"), tiny_language_model)
+    small.record.status = "held"
+    write_run(small.artifacts.store, small.record)
+    out = export_patch(small.url, None, "patch", tmp_path / "out")
+    assert "held by the gate" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model_id", "base_model"),
+    [
+        ("my-org/my-model", "my-org/my-model"),
+        ("gpt2", "gpt2"),
+        ("./my-model", None),
+        ("/models/my-model", None),
+        ("s3://bucket/my-model", None),
+    ],
+)
+def test_only_a_model_of_the_hub_is_named_as_base(
+    untied: SmallStore, model_id: str, base_model: str | None
+) -> None:
+    """The hub refuses other values of base_model."""
+    data = describe_metadata(make_facts(untied, model_id)).to_dict()
+    assert data.get("base_model") == base_model
+    assert data.get("base_model_relation") == (base_model and "finetune")
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# A model\n", {"license": "apache-2.0"}),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n",
+            {"license": "other", "license_name": "own", "license_link": "LICENSE"},
+        ),
+        ("---\nlicense: [mit, gpl]\n---\n", {}),
+        ("---\nlicense: : broken\n  - yaml\n---\n", {}),
+        ("# No metadata\n", {}),
+        (None, {}),
+    ],
+)
+def test_the_bases_licence_is_passed_on_if_known(
+    untied: SmallStore, tmp_path: Path, card: str | None, expected: dict[str, str]
+) -> None:
+    """From the base's own card; what is missing or broken is left out, not guessed."""
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    licence = read_licence(tmp_path)
+    assert licence == expected
+    data = describe_metadata(make_facts(untied, "org/model", licence=licence)).to_dict()
+    assert {key: data[key] for key in expected} == expected
+
+
+def test_a_run_that_was_not_evaluated_has_a_card_without_numbers(untied: SmallStore) -> None:
+    """No numbers are made up."""
+    data = describe_metadata(make_facts(untied, "org/model", rows=[]))
+    assert data.eval_results is None
+    assert "model-index" not in data.to_dict()
