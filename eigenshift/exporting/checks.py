@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from eigenshift.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.folding import iterate_row_blocks
-from eigenshift.models import LanguageModel
+from eigenshift.models import LanguageModel, fuse_activations
 from eigenshift.parameter_names import build_skeleton, find_embedding_name, match_parameters
 from eigenshift.patching import Patch, digest_tensor, patched_model
 from eigenshift.weight_files import StoredTensor, digest_blocks, open_checkpoint
@@ -90,6 +90,7 @@ def check_reloaded(
     model = AutoModelForCausalLM.from_pretrained(
         str(folder), use_safetensors=True, trust_remote_code=False
     ).eval()
+    fuse_activations(model)  # as the base's are, which tells in low precision
     found = compute_logits(model, measured.sequences)
     tolerance = LOGIT_TOLERANCE.get(measured.dtype, COARSE_TOLERANCE)
     scale = measured.logits.float().abs().max().clamp_min(1e-6)

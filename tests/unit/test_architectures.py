@@ -14,15 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from eigenshift.edits import ModelEdit
-from eigenshift.errors import FoldingError
+from eigenshift.edits import ModelEdit, UnitEdit
+from eigenshift.errors import ComponentError, FoldingError
 from eigenshift.exporting.base_files import open_patched_base
+from eigenshift.exporting.checks import check_files
 from eigenshift.exporting.lora import UNTIED_FOLDER, write_lora
 from eigenshift.exporting.merged import write_merged
-from eigenshift.folding import run_hooked
+from eigenshift.folding import fold_edit, run_hooked
 from eigenshift.heads import HeadDescription
 from eigenshift.interventions.linear_act import list_norms
-from eigenshift.models import LanguageModel, capture_head_states, wrap_model
+from eigenshift.models import (
+    LanguageModel,
+    capture_head_states,
+    fuse_activations,
+    wrap_model,
+)
 from eigenshift.patching import (
     DESCRIPTION_NAME,
     TENSORS_NAME,
@@ -258,3 +264,140 @@ def test_a_lora_export_round_trip(name: str, tmp_path: Path) -> None:
     assert_near(run(merged), expected, 1e-5)
     base_embedding = language_model.model.get_input_embeddings().weight
     assert torch.equal(merged.get_input_embeddings().weight, base_embedding)
+
+
+# Files of several shards, in low precision
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_a_sharded_checkpoint_in_low_precision(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Several files, loaded as stored: the export has the run's bits, all else is copied."""
+    from transformers import AutoModelForCausalLM
+
+    (tmp_path / "out").mkdir()
+    wrap(name, dtype).model.save_pretrained(tmp_path / "base", max_shard_size="6KB")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")  # keeps some buffers wider
+    language_model = wrap_model(loaded, StubTokenizer(), model_id=name, digest="d")
+    patch = describe(language_model, damp_head(language_model, 0.25))
+    base = open_patched_base(tmp_path / "base", patch, "auto")
+    written = write_merged(base, tmp_path / "out", "auto")
+    check_files(base, tmp_path / "out", written)
+    assert base.checkpoint.index is not None
+    (digest,) = written.values()
+    assert digest == patch.description.patched_digest
+    shards = {path.name: path.read_bytes() for path in (tmp_path / "base").glob("*.safetensors")}
+    changed = [
+        shard
+        for shard, content in shards.items()
+        if (tmp_path / "out" / shard).read_bytes() != content
+    ]
+    assert len(changed) == (0 if language_model.head.is_tied else 1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    fuse_activations(model)  # as the base's are
+    assert torch.equal(run(model), run_patched(language_model, patch))
+
+
+# Quantised trunks (bitsandbytes, which runs on the CPU)
+
+
+@pytest.fixture(scope="module")
+def quantised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose trunk is stored in 8 bits."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder = tmp_path_factory.mktemp("quantised")
+    make_architecture("llama").save_pretrained(folder / "full")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "full",
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        dtype=torch.float32,
+    )
+    model.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture(scope="module")
+def quantised(quantised_folder: Path) -> LanguageModel:
+    """The same, loaded."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(quantised_folder)
+    return wrap_model(model, StubTokenizer(), model_id="quantised", digest="d")
+
+
+def test_a_quantised_trunk_leaves_the_head_as_it_is(quantised: LanguageModel) -> None:
+    """The trunk is in int8, the head in floating point with the unquantised model's bytes."""
+    layer = quantised.model.get_submodule("model.layers.0.mlp.up_proj")
+    assert layer.weight.dtype == torch.int8
+    assert quantised.head.dtype == torch.float32
+    assert torch.equal(quantised.head_weight, make_architecture("llama").lm_head.weight)
+
+
+def test_a_patch_on_a_quantised_trunk(
+    quantised: LanguageModel, quantised_folder: Path, tmp_path: Path
+) -> None:
+    """Folded equals hooked; exported, every other tensor keeps its bytes, and it loads again."""
+    from transformers import AutoModelForCausalLM
+
+    edit = damp_head(quantised, 0.25)
+    patch = describe(quantised, edit)
+    with run_hooked(quantised, edit):
+        hooked = run(quantised.model)
+    expected = run_patched(quantised, patch)
+    assert_near(expected, hooked, 1e-5)
+    base = open_patched_base(quantised_folder, patch, "auto")
+    check_files(base, tmp_path, write_merged(base, tmp_path, "auto"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert model.get_submodule("model.layers.0.mlp.up_proj").weight.dtype == torch.int8
+    assert torch.equal(run(model), expected)
+
+
+# What is not supported is refused with a reason
+
+
+def test_units_of_quantised_layers_are_refused(quantised: LanguageModel) -> None:
+    """Their weights are codes; the patch can only be measured with hooks."""
+    edit = scale_units(quantised, ["model.layers.0.mlp.up_proj"])
+    patch = describe(quantised, edit)
+    assert (
+        "expected a module with a floating-point weight, found none" in patch.description.obstacle
+    )
+    with run_hooked(quantised, edit):
+        hooked = run(quantised.model)
+    assert torch.equal(run_patched(quantised, patch), hooked)
+
+
+def test_units_of_experts_are_refused() -> None:
+    """Mixtral's experts are one module with weights of three dimensions."""
+    language_model = wrap("mixtral")
+    edit = ModelEdit(units={"model.layers.0.mlp.experts": UnitEdit.scale_units(np.ones(4))})
+    with pytest.raises(FoldingError, match="expected a module with a floating-point weight"):
+        fold_edit(language_model, edit)
+
+
+def test_units_of_other_modules_are_refused() -> None:
+    """An embedding has no output units that a scale could go into; nor does a wrong count fit."""
+    language_model = wrap("llama")
+    for name, n_units, message in (
+        ("model.embed_tokens", 16, "found Embedding"),
+        ("model.layers.0.mlp.up_proj", 7, "expected a linear layer or a norm with 7 units"),
+    ):
+        edit = ModelEdit(units={name: UnitEdit.scale_units(np.full(n_units, 0.5))})
+        with pytest.raises(FoldingError, match=message):
+            fold_edit(language_model, edit)
+
+
+def test_a_shift_that_a_removed_direction_would_carry_is_refused() -> None:
+    """A norm's bias before the head is damped with the state: at factor 0 nothing arrives."""
+    language_model = wrap("gpt2")
+    patch = describe(language_model, damp_head(language_model, 0.0, shift=0.7))
+    assert "cannot carry the shift" in patch.description.obstacle
+
+
+def test_an_edit_of_another_width_is_refused() -> None:
+    """OPT's head is narrower than its trunk; a patch of the trunk's width does not fit."""
+    with pytest.raises(ComponentError, match="The patch is for another model"):
+        fold_edit(wrap("opt"), damp_head(wrap("llama"), 0.5))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from eigenshift.exporting import export_patch
+from eigenshift.exporting import ExportOptions, export_patch
 from eigenshift.exporting.cards import CardFacts, describe_metadata, read_licence
 from eigenshift.models import LanguageModel
 from eigenshift.runs import write_run
@@ -56,9 +56,8 @@ def test_every_card_is_valid(untied: SmallStore, tmp_path: Path, format_: str) -
 def test_the_metadata_hold_the_runs_numbers(untied: SmallStore, tmp_path: Path) -> None:
     """Each metric of the exported arm with its interval, as the evaluation has it."""
     out = export_patch(untied.url, None, "patch", tmp_path / "out")
-    results = {
-        item.metric_type: item for item in ModelCard.load(out / "README.md").data.eval_results
-    }
+    data = ModelCard.load(out / "README.md").data
+    results = {item.metric_type: item for item in data.eval_results}
     rows = {
         row["metric"]: row
         for row in read_evaluation(untied)
@@ -90,11 +89,16 @@ def test_a_card_tells_base_run_metrics_data_limits_and_undo(
 
 def test_a_card_holds_no_path_of_this_machine(tied: SmallStore, tmp_path: Path) -> None:
     """Neither the store's place nor the model's folder is passed on."""
-    out = export_patch(tied.url, None, "merged", tmp_path / "out")
-    text = (out / "README.md").read_text()
-    assert str(tmp_path) not in text
-    assert tied.url not in text
-    assert tied.record.settings["model"]["id"] not in text
+    small = tied.copy_to(tmp_path / "store")
+    model = small.record.settings["model"]
+    model["name"] = None
+    small.record.model_id = model["id"]
+    write_run(small.artifacts.store, small.record)
+    for format_, options in (("merged", ExportOptions()), ("lora", ExportOptions(unties=True))):
+        out = export_patch(small.url, None, format_, tmp_path / format_, options)
+        for path in (*out.glob("*.json"), out / "README.md"):
+            assert str(Path(model["id"]).parent) not in path.read_text(), path.name
+            assert small.url not in path.read_text(), path.name
 
 
 def test_a_card_of_a_held_run_says_so(tmp_path: Path, tiny_language_model: LanguageModel) -> None:
