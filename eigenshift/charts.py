@@ -55,11 +55,12 @@ class Chart:
     height: float = 0.42
 
 
-def chart_toxicity(rows: Rows) -> Chart | None:
+def chart_toxicity(rows: Rows, names: tuple[str, str] = ("before", "after")) -> Chart | None:
     """Shares of the continuations by toxicity probability, before and after.
 
     Args:
         rows: `bin` (0 to `N_BINS` - 1), `n_before`, `n_after`; bins without either may be absent.
+        names: Of what is compared.
     """
     counts = np.zeros((2, N_BINS))
     for row in rows:
@@ -72,7 +73,7 @@ def chart_toxicity(rows: Rows) -> Chart | None:
 
     def draw(axes: Axes, palette: Palette) -> None:
         for place, (name, colour, hatch) in enumerate(
-            (("before", palette.before, None), ("after", palette.after, "///"))
+            ((names[0], palette.before, None), (names[1], palette.after, "///"))
         ):
             axes.bar(
                 edges[:-1] + (0.25 + 0.5 * place) / N_BINS,
@@ -88,15 +89,15 @@ def chart_toxicity(rows: Rows) -> Chart | None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("toxicity probability of one continuation")
         axes.set_ylabel("share of continuations")
-        axes.legend()
+        _add_legend(axes)
 
     above = shares[:, N_BINS // 2 :].sum(axis=1)
     return Chart(
         "toxicity",
         "Toxicity of the continuations",
-        f"{above[0]:.1%} of {int(totals[0]):,} continuations before and {above[1]:.1%} of "
-        f"{int(totals[1]):,} after have a toxicity probability of 0.5 or more.",
-        ("from", "to", "before", "after"),
+        f"{above[0]:.1%} of {int(totals[0]):,} continuations {names[0]} and {above[1]:.1%} of "
+        f"{int(totals[1]):,} {names[1]} have a toxicity probability of 0.5 or more.",
+        ("from", "to", *names),
         tuple(
             (f"{edges[i]:.2f}", f"{edges[i + 1]:.2f}", f"{shares[0, i]:.1%}", f"{shares[1, i]:.1%}")
             for i in range(N_BINS)
@@ -105,12 +106,13 @@ def chart_toxicity(rows: Rows) -> Chart | None:
     )
 
 
-def chart_arms(rows: Rows, base_arm: str) -> Chart | None:
+def chart_arms(rows: Rows, base_arm: str, run_id: str) -> Chart | None:
     """Toxicity rate against change of perplexity of each arm, and the Pareto front.
 
     Args:
         rows: `arm`, `toxicity_rate`, `perplexity_change`; arms with both known are drawn.
         base_arm: Stands at a change of 0.
+        run_id: The run that tried these arms.
     """
     points = {
         row["arm"]: (0.0 if row["arm"] == base_arm else row["perplexity_change"], rate)
@@ -147,7 +149,7 @@ def chart_arms(rows: Rows, base_arm: str) -> Chart | None:
         "pareto",
         "Toxicity against fluency",
         f"{len(front)} of {len(points)} arms are on the Pareto front: no other has both less "
-        f"toxicity and less perplexity. Least toxic: {least_toxic}.",
+        f"toxicity and less perplexity. Least toxic: {least_toxic}. Run {run_id}.",
         ("arm", "toxicity rate", "perplexity change", "Pareto front"),
         tuple(
             (arm, f"{rate:.1%}", f"{change:+.1%}", "yes" if arm in front else "no")
@@ -198,7 +200,7 @@ def chart_layers(rows: Rows, dataset: str, read_at: str, name: str) -> Chart:
         axes.set_xlabel("layer")
         axes.set_ylabel("AUROC, held-out")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        _add_legend(axes)
 
     return Chart(
         name,
@@ -280,7 +282,7 @@ def chart_components(rows: Rows) -> Chart | None:
         axes.set_xlabel("component of the head (0 = largest singular value)")
         axes.set_ylabel("effect size")
         axes.set_ylim(bottom=0)
-        axes.legend()
+        _add_legend(axes)
 
     order = np.argsort(-effect)
     text = f"{chosen.sum()} of {len(known)} components are damped"
@@ -335,7 +337,7 @@ def chart_slices(rows: Rows) -> Chart | None:
         axes.set_yticks(places, [f"{row['slice']} ({row['n']:,})" for row in rows])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("toxicity rate")
-        axes.legend()
+        _add_legend(axes)
 
     return Chart(
         "slices",
@@ -379,6 +381,14 @@ def chart_cost(rows: Rows) -> Chart | None:
         draw,
         height=max(0.25, 0.08 + 0.035 * len(rows)),
     )
+
+
+def _add_legend(axes: Axes) -> None:
+    """Above the chart, where it covers nothing; one below the other where there is little room."""
+    figure = axes.get_figure()
+    if figure is not None:
+        is_wide = figure.get_figwidth() > 5
+        figure.legend(loc="outside upper left", ncols=3 if is_wide else 1)
 
 
 def _name_points(axes: Axes, points: dict[str, tuple[float, float]], palette: Palette) -> None:

@@ -77,8 +77,9 @@ def write_run_figures(store_url: str, run_id: str, folder: Path) -> list[Path]:
 def render_png(chart: Chart) -> bytes:
     """A chart in light colours, with its title."""
     buffer = io.BytesIO()
-    figure = _draw(chart, LIGHT, WIDE_INCHES, with_title=True)
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Title": chart.title})
+    with rc_context(_STYLE):
+        figure = _draw(chart, LIGHT, WIDE_INCHES, with_title=True)
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Title": chart.title})
     return buffer.getvalue()
 
 
@@ -91,7 +92,7 @@ def render_svg(chart: Chart, *, is_narrow: bool) -> str:
     """
     buffer = io.StringIO()
     key = f"{chart.name}-{'narrow' if is_narrow else 'wide'}"
-    with rc_context({"svg.hashsalt": key}):
+    with rc_context(_STYLE | {"svg.hashsalt": key}):
         figure = _draw(chart, _MARKS, NARROW_INCHES if is_narrow else WIDE_INCHES)
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     return _make_inline(buffer.getvalue(), key, chart.summary)
@@ -120,12 +121,12 @@ def _draw(chart: Chart, palette: Palette, width: float, with_title: bool = False
 def _make_inline(svg: str, key: str, summary: str) -> str:
     """Leave out what only a file needs; make ids unique, colours variables, and name the whole."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
     svg = re.sub(r"url\(#", f"url(#{key}-", svg)
     svg = re.sub(r'xlink:href="#', f'href="#{key}-', svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", svg)
     for field in fields(Palette):
         svg = svg.replace(getattr(_MARKS, field.name), f"var(--{field.name})")
     label = summary.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
@@ -169,17 +170,29 @@ def find_toxicity(session: AuditSession, run_id: str) -> Chart | None:
 
 
 def find_arms(session: AuditSession, run_id: str) -> Chart | None:
-    """All arms of the run: the trials of a `tune`, the interventions of a `compare`."""
+    """The Pareto front: of the run, if it searched or compared, else of the latest search.
+
+    A search counts for a run if it is about the same model.
+    """
+    source = session.query(
+        "SELECT s.run_id FROM runs r JOIN runs s ON (s.run_id = r.run_id AND r.command IN "
+        "('tune', 'compare')) OR (s.command = 'tune' AND s.status = 'finished' AND "
+        f"s.model_digest = r.model_digest) WHERE r.run_id = {quote(run_id)} "
+        "ORDER BY s.run_id = r.run_id DESC, s.run_id DESC LIMIT 1"
+    ).to_pylist()
+    if not source:
+        return None
     return chart_arms(
         _ask(
             session,
             "SELECT arm, any_value(value) FILTER (metric = 'toxicity_rate') AS toxicity_rate, "
             "any_value(value) FILTER (metric = 'perplexity_change') AS perplexity_change "
             "FROM evaluations",
-            run_id,
+            source[0]["run_id"],
             f"AND slice = '{ALL_SLICE}' GROUP BY arm ORDER BY arm",
         ),
         BASE_ARM,
+        source[0]["run_id"],
     )
 
 

@@ -1,8 +1,8 @@
 """Write one self-contained HTML file about a run: what changed, how sure it is, what it came from.
 
-Reads a run through the audit views only; writes one file that loads nothing from anywhere. Holds no
-sample text; tokens of components, which may be offensive, are folded away. Looks are in
-`templates/report.html.j2`.
+Reads a run through the audit views only; writes one file that loads nothing from anywhere and runs
+no script. Holds no sample text; tokens, which may be offensive, are folded away. Charts come from
+`figures.py`, looks are in `templates/`, two runs side by side are `comparison_report.py`'s.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel
 
-from eigenshift.audit import AuditSession, open_audit
+from eigenshift.audit import VIEW_SCHEMAS, AuditSession, open_audit
+from eigenshift.audit.statements import quote
+from eigenshift.charts import Chart
 from eigenshift.errors import SettingsError
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
+from eigenshift.figures import draw_run, render_svg
 from eigenshift.questions import DESCRIBED_COMMANDS, fill_question
 from eigenshift.reporting import HEADLINE_COLUMNS, format_estimate, tabulate_headline
 from eigenshift.runs import RunRecord, choose_run
@@ -26,8 +31,8 @@ from eigenshift.storage import Store
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 TEMPLATE_NAME = "report.html.j2"
-N_BINS = 20
 N_COMPONENTS_SHOWN = 32
+N_EXTRA_ROWS = 50
 ARM_ORDER = (BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM)
 PERCENT_METRICS = (
     "toxicity_rate",
@@ -41,7 +46,57 @@ PERCENT_METRICS = (
 )
 """Beginnings of the names of metrics shown in percent."""
 
+SECTIONS = (
+    ("headline", "Before and after"),
+    ("toxicity", "Toxicity"),
+    ("pareto", "Fluency"),
+    ("slices", "Slices"),
+    ("layers", "Layers"),
+    ("units", "Units"),
+    ("components", "Components"),
+    ("lineage", "Lineage"),
+    ("cost", "Cost"),
+    ("environment", "Environment"),
+)
+
+
+@dataclass(frozen=True)
+class ExtraTable:
+    """A table that only some stores have, shown whole behind a click.
+
+    Attributes:
+        view: Its audit view; where there is none yet, the section says so.
+        title: Of the section.
+        absent: What to say where the run has no rows.
+    """
+
+    view: str
+    title: str
+    absent: str
+
+
+EXTRA_TABLES = (
+    ExtraTable(
+        "token_shifts", "Over-suppressed tokens", "Shifts of single tokens were not measured."
+    ),
+    ExtraTable(
+        "scorer_agreement", "Agreement of scorers", "The run has one scorer, or none was compared."
+    ),
+)
+"""Adding one is one entry."""
+
 _Rows = list[dict[str, Any]]
+
+
+class DrawnChart(BaseModel):
+    """A chart as the template takes it."""
+
+    title: str
+    summary: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    wide: str
+    narrow: str
 
 
 def write_html_report(store_url: str, run_id: str | None, out: Path) -> str:
@@ -61,71 +116,42 @@ def write_html_report(store_url: str, run_id: str | None, out: Path) -> str:
     store = Store(store_url)
     record = choose_run(store, run_id, DESCRIBED_COMMANDS)
     with open_audit(store_url) as session:
-        html = render_report(gather_report(session, record, store.root))
-    _write_whole(out, html)
+        html = render_page(TEMPLATE_NAME, gather_report(session, record, store.root))
+    write_whole(out, html)
     return record.run_id
 
 
 def gather_report(session: AuditSession, record: RunRecord, store: str) -> dict[str, Any]:
     """Everything the template shows, as plain values."""
-    run = _quote(record.run_id)
-    evaluations = _ask(
+    run = quote(record.run_id)
+    evaluations = ask(
         session,
         f"SELECT arm, scorer, metric, slice, value, low, high, n FROM evaluations "
         f"WHERE run_id = {run}",
     )
     overall = [row for row in evaluations if row["slice"] == ALL_SLICE]
+    transfers = session.query(fill_question("paper_datasets", record.run_id))
+    units = session.query(fill_question("paper_rq1", record.run_id))
     return {
         "record": record,
         "store": store,
+        "sections": SECTIONS,
+        "charts": group_charts(draw_run(session, record.run_id)),
         "headline_columns": HEADLINE_COLUMNS,
         "headline": tabulate_headline(overall) if overall else [],
-        "histogram": _describe_histogram(session, run),
         "slices": tabulate_slices(evaluations),
         "metrics": _tabulate_metrics(overall),
-        "units": _ask(session, fill_question("paper_rq1", record.run_id)),
-        "layers": _ask(session, fill_question("paper_rq2", record.run_id)),
-        "transfers": _ask(session, fill_question("paper_datasets", record.run_id)),
-        "stability": _ask(
-            session,
-            "SELECT dataset, site, pooling, layer, metric, value, low, high, top_k "
-            f"FROM neuron_stability WHERE run_id = {run} "
-            "AND metric IN ('top_overlap', 'rank_correlation') "
-            "ORDER BY dataset, site, pooling, layer, metric",
-        ),
-        "components": _ask(
-            session,
-            "SELECT component_index, sigma, effect_size, auroc, logit_gain, q_value, factor, "
-            f"tokens_up, tokens_down FROM components WHERE run_id = {run} AND is_selected "
-            f"ORDER BY rank LIMIT {N_COMPONENTS_SHOWN}",
-        ),
-        "n_selected": _ask(
-            session,
-            f"SELECT count(*) FILTER (is_selected) AS n, count(*) AS total FROM components "
-            f"WHERE run_id = {run}",
-        )[0],
-        "patches": _ask(
-            session,
-            "SELECT arm, intervention, n_components, factor, base_digest, patched_digest "
-            f"FROM patches WHERE run_id = {run} ORDER BY arm",
-        ),
-        "sources": _describe_sources(session, run),
-        "outside": _ask(
-            session,
-            "SELECT DISTINCT item->>'kind' AS kind, item->>'fingerprint' AS digest FROM (SELECT "
-            "unnest(CAST(inputs AS JSON[])) AS item FROM artifacts "
-            f"WHERE run_id = {run}) WHERE kind IN ('weights', 'classifier') ORDER BY ALL",
-        ),
-        "n_artifacts": _ask(
-            session,
-            "SELECT count(*) AS n, coalesce(sum(bytes), 0)::BIGINT AS bytes FROM artifacts "
-            f"WHERE run_id = {run}",
-        )[0],
+        "units": [tuple(row.values()) for row in units.to_pylist()],
+        "transfers": [tuple(map(_dash, row.values())) for row in transfers.to_pylist()],
+        "stability": _tabulate_stability(session, run),
+        "extras": [_find_extra(session, table, run) for table in EXTRA_TABLES],
+        **_describe_components(session, record.run_id),
+        **_describe_lineage(session, run),
     }
 
 
-def render_report(context: dict[str, Any]) -> str:
-    """Fill the template; everything is escaped."""
+def render_page(template: str, context: dict[str, Any]) -> str:
+    """Fill a template; everything is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=True,
@@ -134,7 +160,27 @@ def render_report(context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _show_number
-    return environment.get_template(TEMPLATE_NAME).render(context)
+    return environment.get_template(template).render(context)
+
+
+def group_charts(charts: Sequence[Chart]) -> dict[str, list[DrawnChart]]:
+    """Drawn charts by section: the first part of their names."""
+    groups: dict[str, list[DrawnChart]] = {key: [] for key, _ in SECTIONS}
+    for chart in charts:
+        groups.setdefault(chart.name.partition("-")[0], []).append(draw(chart))
+    return groups
+
+
+def draw(chart: Chart) -> DrawnChart:
+    """A chart in both widths."""
+    return DrawnChart(
+        title=chart.title,
+        summary=chart.summary,
+        columns=chart.columns,
+        rows=chart.rows,
+        wide=render_svg(chart, is_narrow=False),
+        narrow=render_svg(chart, is_narrow=True),
+    )
 
 
 def tabulate_slices(evaluations: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -159,92 +205,22 @@ def tabulate_slices(evaluations: Sequence[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def _tabulate_metrics(rows: _Rows) -> dict[str, Any]:
-    """Every metric of every arm."""
-    found = {row["arm"] for row in rows}
-    arms = [arm for arm in ARM_ORDER if arm in found] + sorted(found - set(ARM_ORDER))
-    table = MetricTable(rows)
-    return {
-        "arms": arms,
-        "rows": [
-            [
-                metric,
-                *(format_estimate(table.get(arm, metric), _choose_unit(metric)) for arm in arms),
-            ]
-            for metric in dict.fromkeys(row["metric"] for row in rows)
-        ],
-    }
-
-
-def _choose_unit(metric: str) -> str:
+def choose_unit(metric: str) -> str:
+    """Whether a metric is shown in percent."""
     return "percent" if metric.startswith(PERCENT_METRICS) else "number"
 
 
-def _describe_histogram(session: AuditSession, run: str) -> dict[str, Any]:
-    """Shares of the evaluation continuations by toxicity probability, before and after."""
-    rows = _ask(
-        session,
-        f"SELECT arm, least(floor(toxicity_probability * {N_BINS})::INT, {N_BINS - 1}) AS bin, "
-        f"count(*) AS n FROM generations WHERE run_id = {run} AND part = 'evaluation' "
-        f"AND status = 'scored' AND arm IN ('{BASE_ARM}', '{PATCHED_ARM}') GROUP BY ALL",
-    )
-    totals = {
-        arm: sum(row["n"] for row in rows if row["arm"] == arm) for arm in (BASE_ARM, PATCHED_ARM)
-    }
-    counts = {(row["arm"], row["bin"]): row["n"] for row in rows}
-    bins = [
-        {
-            "low": number / N_BINS,
-            "high": (number + 1) / N_BINS,
-            "before": _divide(counts.get((BASE_ARM, number), 0), totals[BASE_ARM]),
-            "after": _divide(counts.get((PATCHED_ARM, number), 0), totals[PATCHED_ARM]),
-        }
-        for number in range(N_BINS)
-    ]
-    top = max(max(item["before"], item["after"]) for item in bins)
-    return {"bins": bins, "top": top, "n_before": totals[BASE_ARM], "n_after": totals[PATCHED_ARM]}
-
-
-def _describe_sources(session: AuditSession, run: str) -> _Rows:
-    """Source files of a run with their digests, and what became of each row."""
-    return _ask(
-        session,
-        f"""
-        WITH used AS (SELECT DISTINCT fingerprint FROM artifacts
-                      WHERE run_id = {run} AND kind = 'samples'),
-        kept AS (SELECT fingerprint, source_uri, count(*) AS n FROM samples GROUP BY ALL),
-        lost AS (SELECT fingerprint, source_uri, sum(n)::BIGINT AS n,
-                   string_agg(reason || ' ' || n, ', ' ORDER BY reason) AS reasons
-                 FROM (SELECT fingerprint, source_uri, reason, count(*) AS n FROM rejected_rows
-                       GROUP BY ALL) GROUP BY ALL)
-        SELECT f.dataset, f.source_uri, f.sha256, f.bytes, f.rows_read,
-          coalesce(kept.n, 0) AS n_samples, coalesce(lost.n, 0) AS n_rejected, lost.reasons
-        FROM source_files f JOIN used USING (fingerprint)
-        LEFT JOIN kept USING (fingerprint, source_uri)
-        LEFT JOIN lost USING (fingerprint, source_uri)
-        ORDER BY f.dataset, f.source_uri
-        """,
-    )
-
-
-def _ask(session: AuditSession, sql: str) -> _Rows:
+def ask(session: AuditSession, sql: str) -> _Rows:
+    """Rows of an answer."""
     return list(session.query(sql).to_pylist())
 
 
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def write_whole(out: Path, html: str) -> None:
+    """Write beside and rename, so that a report is there whole or not at all.
 
-
-def _divide(count: int, total: int) -> float:
-    return count / total if total else 0.0
-
-
-def _show_number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def _write_whole(out: Path, html: str) -> None:
-    """Write beside and rename, so that a report is there whole or not at all."""
+    Raises:
+        SettingsError: The file cannot be written.
+    """
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -258,3 +234,117 @@ def _write_whole(out: Path, html: str) -> None:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _tabulate_metrics(rows: _Rows) -> dict[str, Any]:
+    """Every metric of every arm."""
+    found = {row["arm"] for row in rows}
+    arms = [arm for arm in ARM_ORDER if arm in found] + sorted(found - set(ARM_ORDER))
+    table = MetricTable(rows)
+    return {
+        "arms": arms,
+        "rows": [
+            [
+                metric,
+                *(format_estimate(table.get(arm, metric), choose_unit(metric)) for arm in arms),
+            ]
+            for metric in dict.fromkeys(row["metric"] for row in rows)
+        ],
+    }
+
+
+def _tabulate_stability(session: AuditSession, run: str) -> list[tuple[Any, ...]]:
+    rows = ask(
+        session,
+        "SELECT dataset, site, pooling, layer, metric, value, low, high, top_k "
+        f"FROM neuron_stability WHERE run_id = {run} "
+        "AND metric IN ('top_overlap', 'rank_correlation') "
+        "ORDER BY dataset, site, pooling, layer, metric",
+    )
+    return [
+        (
+            row["dataset"],
+            f"{row['site']} ({row['pooling']})",
+            row["layer"],
+            f"top {row['top_k']} units kept"
+            if row["metric"] == "top_overlap"
+            else "rank correlation",
+            f"{_show_number(row['value'])} [{_show_number(row['low'])}, "
+            f"{_show_number(row['high'])}]",
+        )
+        for row in rows
+    ]
+
+
+def _describe_components(session: AuditSession, run_id: str) -> dict[str, Any]:
+    rows = ask(session, fill_question("damped_components", run_id))
+    return {"components": rows[:N_COMPONENTS_SHOWN], "n_selected": len(rows)}
+
+
+def _describe_lineage(session: AuditSession, run: str) -> dict[str, Any]:
+    """Sources, classifiers, patches and number of artifacts of a run."""
+    classifiers = ask(
+        session,
+        "SELECT DISTINCT item->>'fingerprint' AS digest FROM (SELECT "
+        f"unnest(CAST(inputs AS JSON[])) AS item FROM artifacts WHERE run_id = {run}) "
+        "WHERE item->>'kind' = 'classifier' ORDER BY ALL",
+    )
+    return {
+        "sources": _describe_sources(session, run),
+        "classifiers": [row["digest"] for row in classifiers],
+        "patches": ask(
+            session,
+            "SELECT arm, intervention, n_components, factor, base_digest, patched_digest "
+            f"FROM patches WHERE run_id = {run} ORDER BY arm",
+        ),
+        "n_artifacts": ask(
+            session,
+            "SELECT count(*) AS n, coalesce(sum(bytes), 0)::BIGINT AS bytes FROM artifacts "
+            f"WHERE run_id = {run}",
+        )[0],
+    }
+
+
+def _describe_sources(session: AuditSession, run: str) -> _Rows:
+    """Source files of a run with their digests, and what became of each row."""
+    return ask(
+        session,
+        f"""
+        WITH used AS (SELECT DISTINCT fingerprint FROM artifacts
+                      WHERE run_id = {run} AND kind = 'samples'),
+        kept AS (SELECT fingerprint, source_uri, count(*) AS n FROM samples
+                 JOIN used USING (fingerprint) GROUP BY ALL),
+        lost AS (SELECT fingerprint, source_uri, sum(n)::BIGINT AS n,
+                   string_agg(reason || ' ' || n, ', ' ORDER BY reason) AS reasons
+                 FROM (SELECT fingerprint, source_uri, reason, count(*) AS n FROM rejected_rows
+                       JOIN used USING (fingerprint) GROUP BY ALL) GROUP BY ALL)
+        SELECT f.dataset, f.source_uri, f.sha256, f.bytes, f.rows_read,
+          coalesce(kept.n, 0) AS n_samples, coalesce(lost.n, 0) AS n_rejected, lost.reasons
+        FROM source_files f JOIN used USING (fingerprint)
+        LEFT JOIN kept USING (fingerprint, source_uri)
+        LEFT JOIN lost USING (fingerprint, source_uri)
+        ORDER BY f.dataset, f.source_uri
+        """,
+    )
+
+
+def _find_extra(session: AuditSession, table: ExtraTable, run: str) -> dict[str, Any]:
+    """A table as the template takes it; empty where the store knows no such view."""
+    shown: dict[str, Any] = {"key": table.view, "title": table.title, "absent": table.absent}
+    schema = VIEW_SCHEMAS.get(table.view)
+    if schema is None:
+        return shown | {"columns": (), "rows": []}
+    columns = [name for name in schema.names if name not in ("run_id", "fingerprint")]
+    names = ", ".join(columns)
+    rows = ask(
+        session, f"SELECT {names} FROM {table.view} WHERE run_id = {run} LIMIT {N_EXTRA_ROWS}"
+    )
+    return shown | {"columns": columns, "rows": [tuple(map(_dash, row.values())) for row in rows]}
+
+
+def _dash(value: Any) -> Any:
+    return "-" if value is None else value
+
+
+def _show_number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or value != value else f"{value:.{digits}f}"

@@ -1,8 +1,8 @@
 """Saved questions: SQL over the audit views, by name.
 
 Each is a file in `sql/audit/` whose first line says what it answers. What it is about stands in
-braces: `{run}`, `{release}`, and `{since}`, the release before that. Text columns that a saved
-question names stay hidden unless text is asked for: the reader did not choose them.
+braces: `{run}`, `{release}`, and `{before}` and `{after}`, two runs to compare. Text columns that a
+saved question names stay hidden unless text is asked for: the reader did not choose them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from eigenshift.storage import Store
 DESCRIBED_COMMANDS = ("refresh", "detect")
 """Commands whose latest run is meant where none is named."""
 FOLDER = resources.files("eigenshift").joinpath("sql").joinpath("audit")
-_SUBJECT = re.compile(r"\{(run|release|since)\}")
+_SUBJECT = re.compile(r"\{(run|release|before|after)\}")
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class Subjects:
 
     Attributes:
         run: A run's id.
+        against: The run to compare it with; without one, runs of releases are compared.
         release: A version.
-        since: The version to compare it with.
+        since: The version to compare it with; by default the one before it.
     """
 
     run: str | None = None
+    against: str | None = None
     release: str | None = None
     since: str | None = None
 
@@ -58,7 +60,7 @@ class Question:
 
     @cached_property
     def subjects(self) -> frozenset[str]:
-        """What it is about: run, release, since."""
+        """What it is about: run, release, before, after."""
         return frozenset(_SUBJECT.findall(self.template))
 
     def fill(self, values: Mapping[str, str]) -> str:
@@ -74,12 +76,10 @@ class Question:
         values = {}
         if "run" in self.subjects:
             values["run"] = choose_run(store, subjects.run, DESCRIBED_COMMANDS).run_id
-        if self.subjects & {"release", "since"}:
-            releases = list_releases(store)
-            release = _find_release(store, releases, subjects.release)
-            values["release"] = release.version
-            values["since"] = subjects.since or release.previous or release.version
-            _find_release(store, releases, values["since"])
+        if "release" in self.subjects:
+            values["release"] = _find_release(store, subjects.release).version
+        if "before" in self.subjects:
+            values["before"], values["after"] = _choose_pair(store, subjects)
         return self.fill(values)
 
 
@@ -113,7 +113,18 @@ def fill_question(name: str, run_id: str) -> str:
     return find_question(name).fill({"run": run_id})
 
 
-def _find_release(store: Store, releases: list[Release], version: str | None) -> Release:
+def _choose_pair(store: Store, subjects: Subjects) -> tuple[str, str]:
+    """Runs to compare, the earlier first: those given, or those of two releases."""
+    if subjects.against is not None:
+        after = choose_run(store, subjects.run, DESCRIBED_COMMANDS).run_id
+        return choose_run(store, subjects.against).run_id, after
+    release = _find_release(store, subjects.release)
+    since = _find_release(store, subjects.since or release.previous or release.version)
+    return since.run_id, release.run_id
+
+
+def _find_release(store: Store, version: str | None) -> Release:
+    releases = list_releases(store)
     if version is None and releases:
         return releases[-1]
     for release in releases:

@@ -84,6 +84,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting: key.path=value. Repeat.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+AgainstOption = Annotated[str | None, typer.Option("--against", help="Run to compare it with.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="Run id; by default the latest.")]
 
 
@@ -180,6 +181,7 @@ def audit(
         str | None, typer.Option("--ask", help="Ask a saved question instead (see --list).")
     ] = None,
     run: RunOption = None,
+    against: AgainstOption = None,
     release: Annotated[
         str | None, typer.Option("--release", help="Version; by default the latest.")
     ] = None,
@@ -208,7 +210,7 @@ def audit(
         store=store,
         sql=sql,
         question=question,
-        subjects=Subjects(run=run, release=release, since=since),
+        subjects=Subjects(run=run, against=against, release=release, since=since),
         table_format=table_format.value,
         show_text=show_text,
         export=export_folder,
@@ -252,14 +254,28 @@ def _print_paper_tables(store: str, run_id: str) -> None:
 def report(
     store: RequiredStoreOption = "./.eigenshift",
     run: RunOption = None,
+    against: AgainstOption = None,
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Also write the figures as PNG files here.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML file about a run; print its units and layers."""
+    """Write one self-contained HTML file about a run, or about two side by side."""
+    if against is not None:
+        from eigenshift.comparison_report import write_comparison_report
+
+        pair = write_comparison_report(store, run, against, out)
+        console.print(f"Report of run {pair[0]} against {pair[1]}: {out}", soft_wrap=True)
+        return
     from eigenshift.html_report import write_html_report
 
     run_id = write_html_report(store, run, out)
     _print_paper_tables(store, run_id)
     console.print(f"Report of run {run_id}: {out}")
+    if figures is not None:
+        from eigenshift.figures import write_run_figures
+
+        console.print(f"{len(write_run_figures(store, run_id, figures))} figures: {figures}")
 
 
 @app.command()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from eigenshift.audit import open_audit
 from eigenshift.charts import Chart, chart_arms, chart_slices, chart_toxicity, find_front
-from eigenshift.figures import draw_run, render_png, render_run_figures, render_svg
+from eigenshift.figures import draw_run, find_arms, render_png, render_run_figures, render_svg
 from tests.support.small_store import SmallStore, build_small_store
 
 
@@ -29,7 +30,20 @@ def charts(small: SmallStore) -> dict[str, Chart]:
 
 def test_run_has_a_chart_for_all_it_has_data_for(charts: dict[str, Chart]) -> None:
     """In the order of the report."""
-    assert list(charts) == ["toxicity", "pareto", "layers-1", "units-1", "components", "cost"]
+    assert list(charts) == ["toxicity", "layers-1", "units-1", "components", "cost"]
+
+
+def test_pareto_front_is_of_the_latest_search_of_the_model(
+    small: SmallStore, tmp_path: Path
+) -> None:
+    """A refresh shows the front of a `tune` of the same model, once there is one."""
+    copy = small.copy_to(tmp_path / "store")
+    search = copy.add_run("tune", "finished")
+    with open_audit(copy.url) as session:
+        chart = find_arms(session, copy.run_id)
+    assert chart is not None
+    assert search.run_id in chart.summary
+    assert len(chart.rows) == 4
 
 
 def test_figures_are_wide_pictures_with_something_on_them(small: SmallStore) -> None:
@@ -91,11 +105,13 @@ def test_pareto_front_by_hand() -> None:
     rows = [
         {"arm": arm, "toxicity_rate": r, "perplexity_change": c} for arm, (c, r) in points.items()
     ]
-    chart = chart_arms([*rows, {"arm": "e", "toxicity_rate": None, "perplexity_change": 0.1}], "a")
+    chart = chart_arms(
+        [*rows, {"arm": "e", "toxicity_rate": None, "perplexity_change": 0.1}], "a", "run"
+    )
     assert chart is not None
     assert chart.rows[0] == ("d", "10.0%", "+30.0%", "yes")
     assert "3 of 4 arms" in chart.summary
-    assert chart_arms(rows[:2], "a") is None
+    assert chart_arms(rows[:2], "a", "run") is None
 
 
 def test_slices_with_and_without_intervals() -> None:

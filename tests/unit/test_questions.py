@@ -53,7 +53,7 @@ def test_every_question_can_be_asked_of_anything(small: SmallStore) -> None:
     with open_audit(small.url) as session:
         for question in questions.values():
             assert question.answers.endswith((".", "?"))
-            nowhere = dict.fromkeys(("run", "release", "since"), "no'such")
+            nowhere = dict.fromkeys(("run", "release", "before", "after"), "no'such")
             found = session.query(question.fill(nowhere))
             assert found.num_rows == 0 or not question.subjects
 
@@ -170,11 +170,13 @@ def test_damped_components_hide_their_tokens(small: SmallStore) -> None:
 
 def test_what_changed_between_two_releases(grown: SmallStore) -> None:
     """One setting, and nothing else; a release compared with itself has no changes."""
-    assert [tuple(row.values()) for row in ask(grown, "release_changes")] == [
-        ("settings", "$.evaluation.n_bootstrap", "100", "200")
-    ]
+    expected = [("settings", "$.evaluation.n_bootstrap", "100", "200")]
+    assert [tuple(row.values()) for row in ask(grown, "changes")] == expected
+    runs = [row["run_id"] for row in ask(grown, "run_history")]
+    of_runs = ask(grown, "changes", run=runs[0], against=runs[1])
+    assert [tuple(row.values()) for row in of_runs] == expected
     first = grown.record.release or ""
-    assert ask(grown, "release_changes", release=first, since=first) == []
+    assert ask(grown, "changes", release=first, since=first) == []
 
 
 def test_unscored_and_rejected_rows(small: SmallStore) -> None:

@@ -1,10 +1,5 @@
--- What changed from one release to the next? Settings, numbers, code, sources and components.
-WITH pair AS (
-    SELECT
-        any_value(run_id) FILTER (version = {since}) AS before,
-        any_value(run_id) FILTER (version = {release}) AS after
-    FROM releases
-),
+-- What changed between two runs or two releases? Settings, numbers, code, sources, components.
+WITH pair AS (SELECT {before} AS before, {after} AS after),
 facts AS (
     SELECT run_id, 'settings' AS part, fullkey AS what, atom->>'$' AS value
     FROM runs, json_tree(runs.settings) WHERE atom IS NOT NULL
@@ -23,7 +18,7 @@ facts AS (
     UNION ALL
     SELECT run_id, 'components', component_index::VARCHAR, 'damped, factor ' || factor
     FROM components
-    WHERE is_selected AND run_id IN (SELECT unnest([before, after]) FROM pair)
+    WHERE is_selected AND run_id IN ({before}, {after})
 )
 SELECT
     part,
