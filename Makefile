@@ -51,6 +51,7 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 	@$(BIN)/python tests/benchmarks/bench_extraction.py
 	@$(BIN)/python tests/benchmarks/bench_incremental.py
 	@test ! -e .venv-s3/.installed || $(BIN)/python tests/benchmarks/bench_incremental.py --s3
+	@$(BIN)/python tests/benchmarks/bench_export.py
 	@$(BIN)/python tests/benchmarks/bench_orchestration.py
 	@$(BIN)/python tests/benchmarks/bench_audit.py
 

@@ -22,8 +22,8 @@ from eigenshift.errors import FoldingError
 from eigenshift.models import LanguageModel
 
 PROBE_TOLERANCE = 1e-4
-VALUES_PER_BLOCK = 1 << 23
-"""Of a block of rows; 64 MiB while it is float64."""
+VALUES_PER_BLOCK = 1 << 21
+"""Of a block of rows; 16 MiB while it is float64."""
 
 RowFold = Callable[[Sequence[Tensor], int], Tensor]
 

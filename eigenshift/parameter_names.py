@@ -7,14 +7,19 @@ transformers' own: the renaming it would do on loading. Reads configuration and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
 
 from eigenshift.heads import find_head
 
@@ -54,6 +59,21 @@ def match_parameters(skeleton: Any, keys: Iterable[str]) -> dict[str, str]:
         if name in state and pattern is None:
             found[name] = key
     return found
+
+
+def choose_key(skeleton: Any, name: str, keys: Mapping[str, str]) -> str:
+    """The key for a parameter the checkpoint does not have yet, in the style of those it has.
+
+    Args:
+        skeleton: The model.
+        name: Of the parameter.
+        keys: Parameter -> key of those the checkpoint has.
+    """
+    if all(key == known for known, key in keys.items()):
+        return name
+    parameter = skeleton.get_parameter(name)
+    (key,) = revert_weight_conversion(skeleton, {name: parameter})
+    return str(key) if match_parameters(skeleton, [key]) == {name: key} else name
 
 
 def find_embedding_name(skeleton: Any) -> str | None:

@@ -128,7 +128,8 @@ def export_patch(
         changed: dict[str, str] = {}
         usage = USAGE
         if format == "patch":
-            write_patch_files(artifact, folder)
+            settings = parse_settings(record.settings, "run settings").model
+            write_patch_files(artifact, folder, name_base(settings))
         else:
             source = _find_source(record, patch)
             licence = read_licence(source.folder)

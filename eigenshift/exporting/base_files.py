@@ -17,7 +17,12 @@ from torch import Tensor
 from eigenshift.errors import FoldingError, ModelError
 from eigenshift.folding import Fold, iterate_row_blocks, plan_folds
 from eigenshift.heads import find_head
-from eigenshift.parameter_names import build_skeleton, find_embedding_name, match_parameters
+from eigenshift.parameter_names import (
+    build_skeleton,
+    choose_key,
+    find_embedding_name,
+    match_parameters,
+)
 from eigenshift.patching import Patch
 from eigenshift.weight_files import (
     Checkpoint,
@@ -148,7 +153,7 @@ def open_patched_base(folder: Path, patch: Patch, dtype: str) -> PatchedBase:
         expected = _find_expected_digest(patch, name)
         parameters[name] = _find_values(
             [checkpoint.tensors[key] for key in candidates],
-            keys.get(name, name),
+            keys[name] if name in keys else choose_key(skeleton, name, keys),
             _list_dtypes(skeleton, dtype),
             expected,
         )

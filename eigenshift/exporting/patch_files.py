@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,9 @@ good and returns what `undo()` needs.
 """
 
 
-def write_patch_files(artifact: Artifact, folder: Path) -> None:
-    """Copy the patch."""
-    for name in (TENSORS_NAME, DESCRIPTION_NAME):
-        shutil.copyfile(artifact.fetch(name), folder / name)
+def write_patch_files(artifact: Artifact, folder: Path, model_id: str) -> None:
+    """Copy the patch; `model_id` is what it calls its base, without the place of a folder."""
+    shutil.copyfile(artifact.fetch(TENSORS_NAME), folder / TENSORS_NAME)
+    description = json.loads(artifact.fetch(DESCRIPTION_NAME).read_text(encoding="utf-8"))
+    text = json.dumps(description | {"model_id": model_id}, indent=2, sort_keys=True)
+    (folder / DESCRIPTION_NAME).write_text(text + "\n", encoding="utf-8")

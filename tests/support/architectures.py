@@ -163,6 +163,26 @@ ARCHITECTURES = {
         "model.norm",
         softcap=5.0,
     ),
+    "gemma3_vision": Architecture(
+        "Gemma3Config",
+        {
+            "text_config": {**LLAMA, "sliding_window": 8},
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+            "boi_token_index": 93,
+            "eoi_token_index": 94,
+            "image_token_index": 95,
+        },
+        True,
+        "model.language_model.norm",
+    ),
     "phi": Architecture(
         "PhiConfig",
         {**SMALL, "intermediate_size": 24, "max_position_embeddings": 64},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,15 @@ def test_a_card_holds_no_path_of_this_machine(tied: SmallStore, tmp_path: Path) 
     model["name"] = None
     small.record.model_id = model["id"]
     write_run(small.artifacts.store, small.record)
-    for format_, options in (("merged", ExportOptions()), ("lora", ExportOptions(unties=True))):
+    for format_ in ("patch", "merged", "lora"):
+        options = ExportOptions(unties=True)
         out = export_patch(small.url, None, format_, tmp_path / format_, options)
         for path in (*out.glob("*.json"), out / "README.md"):
             assert str(Path(model["id"]).parent) not in path.read_text(), path.name
             assert small.url not in path.read_text(), path.name
+    described = json.loads((tmp_path / "patch" / "patch.json").read_text())
+    before = json.loads(small.find_file("patch-eigenshift", "patch.json").read_text())
+    assert described == before | {"model_id": Path(model["id"]).name}
 
 
 def test_a_card_of_a_held_run_says_so(tmp_path: Path, tiny_language_model: LanguageModel) -> None:
