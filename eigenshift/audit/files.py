@@ -56,7 +56,7 @@ class FileNames:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._folder: Path | None = None
-        self._linked: set[str] = set()
+        self._links: dict[str, str] = {}
 
     def name_all(self, key: str, files: Sequence[TableFile]) -> dict[str, TableFile]:
         """Files by the names that `read_parquet` takes; local ones must be there.
@@ -90,13 +90,13 @@ class FileNames:
 
     def _link(self, owner: str) -> str:
         """A link to the store's artifacts, called after the owner."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="audit-", dir=scratch_folder()))
-        link = self._folder / owner
-        if owner not in self._linked:
+        if owner not in self._links:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="audit-", dir=scratch_folder()))
+            link = self._folder / owner
             link.symlink_to(self._store.local_path("artifacts").absolute())
-            self._linked.add(owner)
-        return str(link)
+            self._links[owner] = str(link)
+        return self._links[owner]
 
 
 def find_file_in(message: str) -> str | None:

@@ -17,6 +17,7 @@ from eigenshift.audit.views import VIEW_NAMES
 from eigenshift.errors import AuditError
 
 _ALL_VIEWS_WORDS = frozenset({"show", "describe", "information_schema"})
+_CATALOGUE_PREFIXES = ("duckdb_", "pragma_", "sqlite_")
 _CHANGING_WORDS = ("insert", "update", "delete", "merge")
 
 
@@ -73,15 +74,16 @@ def find_named_columns(sql: str) -> frozenset[str]:
 
 
 def find_named_views(sql: str) -> tuple[str, ...]:
-    """Views whose names occur in the SQL; all for statements about the catalogue itself."""
-    ordered = [word.lower() for word in re.findall(r"\w+", sql)]
-    words = set(ordered)
-    if (
-        ordered[:1] == ["desc"]
-        or words & _ALL_VIEWS_WORDS
-        or any(word.startswith(("duckdb_", "pragma_", "sqlite_")) for word in words)
+    """Views whose names occur in the SQL; all for statements about the catalogue itself.
+
+    A name counts wherever it stands, also in a string, which `query()` may run.
+    """
+    spoken = [word.lower() for word, _ in _split_words(sql)]
+    if spoken[:1] == ["desc"] or any(
+        word in _ALL_VIEWS_WORDS or word.startswith(_CATALOGUE_PREFIXES) for word in spoken
     ):
         return VIEW_NAMES
+    words = {word.lower() for word in re.findall(r"\w+", sql)}
     return tuple(name for name in VIEW_NAMES if name in words)
 
 

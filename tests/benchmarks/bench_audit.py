@@ -29,15 +29,15 @@ sys.path.insert(0, str(ROOT))
 
 from tests.benchmarks.bars import Bar, at_most, publish  # noqa: E402 - started as a file
 
-PROMISED = ("top_units", "top_units_of_current_release", "lineage")
+PROMISED = ("top_units", "top_units_of_current_release", "lineage", "lineage_of_a_release")
 
 
 def list_questions(n_runs: int) -> dict[str, str]:
     """Typical questions, about one run in the middle unless they say otherwise."""
-    from eigenshift.questions import fill_question
-    from tests.support.large_store import name_run
+    from eigenshift.questions import fill_question, find_question
+    from tests.support.large_store import name_release, name_run
 
-    run = name_run(n_runs // 2)
+    run, release = name_run(n_runs // 2), name_release(n_runs // 2)
     return {
         "top_units": "SELECT layer, site, neuron_index, auroc, cohens_d FROM neurons "
         f"WHERE run_id = '{run}' ORDER BY auroc DESC LIMIT 20",
@@ -47,6 +47,8 @@ def list_questions(n_runs: int) -> dict[str, str]:
         "layers": fill_question("paper_rq2", run),
         "units_against_layers": fill_question("paper_rq1", run),
         "lineage": f"SELECT kind, fingerprint, inputs FROM artifacts WHERE run_id = '{run}'",
+        "lineage_of_a_release": find_question("release_lineage").fill({"release": release}),
+        "drift_over_releases": find_question("release_drift").template,
         "toxicity_of_all_runs": "SELECT run_id, arm, value FROM evaluations WHERE metric = "
         "'toxicity_rate'",
         "best_unit_of_every_run": "SELECT run_id, max(auroc) FROM neurons GROUP BY run_id",

@@ -35,6 +35,11 @@ def name_run(number: int) -> str:
     return f"{FIRST_DAY + timedelta(days=number):%Y%m%dT%H%M%SZ}-{number:06x}"
 
 
+def name_release(number: int) -> str:
+    """Version of the release that an even run led to."""
+    return f"{FIRST_DAY + timedelta(days=number):%Y%m%dT%H%M%S}.000000Z-{number:06x}"
+
+
 def build_large_store(store_url: str, n_runs: int, n_neuron_rows: int, seed: int = 0) -> None:
     """Write the store; every run has artifacts of its own, samples are shared by ten runs.
 
@@ -77,7 +82,7 @@ class _Writer:
             self._put("layers", f"{key} {layer}", [activations, neurons], _layer(layer, number))
             self._put("neuron_stability", f"{key} {layer}", [activations])
         decomposition = self._put("decomposition", key, [model])
-        states = self._put("head_states", key, [model])
+        states = self._put("head_states", key, [model, samples])
         components = self._put("components", key, [model, decomposition, states])
         patch = self._put("patch", key, [model, components], label=PATCHED_ARM)
         evidence = []
@@ -169,7 +174,7 @@ class _Writer:
         return kind, fingerprint
 
     def _put_release(self, number: int, run_id: str, moment: datetime, patch: str) -> str:
-        version = f"{moment:%Y%m%dT%H%M%S}.000000Z-{number:06x}"
+        version = name_release(number)
         release = Release(
             model_id=MODEL,
             version=version,
