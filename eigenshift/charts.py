@@ -393,9 +393,15 @@ def _add_legend(axes: Axes) -> None:
 
 def _name_points(axes: Axes, points: dict[str, tuple[float, float]], palette: Palette) -> None:
     """Names beside the points, at most twelve, so that they can be read."""
-    for arm, place in sorted(points.items(), key=lambda item: item[1][1])[:12]:
+    named = sorted(points.items(), key=lambda item: item[1])[:12]
+    for number, (arm, place) in enumerate(named):
         axes.annotate(
-            arm, place, xytext=(5, 4), textcoords="offset points", color=palette.ink, fontsize=8
+            arm,
+            place,
+            xytext=(5, 4 if number % 2 == 0 else -11),
+            textcoords="offset points",
+            color=palette.ink,
+            fontsize=8,
         )
 
 

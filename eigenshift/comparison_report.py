@@ -53,18 +53,19 @@ def write_comparison_report(
 def gather_comparison(session: AuditSession, before: RunRecord, after: RunRecord) -> dict[str, Any]:
     """Everything the template shows, as plain values."""
     pair = {"before": before.run_id, "after": after.run_id}
-    inputs = [_list_inputs(session, record.run_id) for record in (before, after)]
+    judged = [_list_judged(session, record.run_id) for record in (before, after)]
+    is_same_generation = before.settings.get("generation") == after.settings.get("generation")
     return {
         "before": before,
         "after": after,
         "numbers": _tabulate_numbers(session, before.run_id, after.run_id),
-        "is_same_evaluation": inputs[0]["evaluation"] == inputs[1]["evaluation"] != set(),
-        "is_same_prompts": inputs[0]["prompts"] == inputs[1]["prompts"] != set(),
+        "is_same_prompts": judged[0] == judged[1] != set() and is_same_generation,
         "toxicity": _draw_toxicity(session, before.run_id, after.run_id),
         "checks": _tabulate_checks(before, after),
         "changes": [
             tuple("-" if value is None else value for value in row.values())
             for row in ask(session, find_question("changes").fill(pair))
+            if row["part"] != "metrics"  # they are above, with their intervals
         ],
         "components": _count_components(session, before.run_id, after.run_id),
         "costs": _tabulate_costs(before, after),
@@ -103,17 +104,15 @@ def _tabulate_numbers(session: AuditSession, before: str, after: str) -> list[li
     return shown
 
 
-def _list_inputs(session: AuditSession, run: str) -> dict[str, set[str]]:
-    """Fingerprints of a run's evaluation and prompts."""
+def _list_judged(session: AuditSession, run: str) -> set[tuple[str, str]]:
+    """Prompts, by artifact and file, that a run's evaluation judged."""
     rows = ask(
         session,
-        "SELECT DISTINCT kind, fingerprint FROM artifacts WHERE kind IN ('evaluation', 'prompts') "
-        f"AND run_id = {quote(run)}",
+        "SELECT item->>'fingerprint' AS fingerprint, item->>'file' AS file FROM (SELECT "
+        "unnest(CAST(inputs AS JSON[])) AS item FROM artifacts WHERE kind = 'evaluation' "
+        f"AND run_id = {quote(run)}) WHERE item->>'kind' = 'prompts'",
     )
-    return {
-        kind: {row["fingerprint"] for row in rows if row["kind"] == kind}
-        for kind in ("evaluation", "prompts")
-    }
+    return {(row["fingerprint"], row["file"]) for row in rows}
 
 
 def _draw_toxicity(session: AuditSession, before: str, after: str) -> list[Any]:

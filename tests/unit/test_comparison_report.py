@@ -42,12 +42,24 @@ def test_page_shows_both_runs_and_what_changed(small: SmallStore, tmp_path: Path
     rate = format_estimate(small.record.metrics["toxicity_rate_patched"], "percent")
     assert html.count(rate) >= 2
     assert "+0.0 points" in html
-    assert "Both runs have the same evaluation" in html
+    assert "Both runs judged the same prompts" in html
     assert "$.evaluation.n_bootstrap" in html
     assert "failed: nothing" in html
     assert "2 in both, 0 only in A, 0 only in B" in html
     assert "in B (23)" in html
     assert not re.search(r"https?://|<script|kettle|platform", html)
+
+
+def test_other_draws_are_not_called_the_same(small: SmallStore, tmp_path: Path) -> None:
+    """Same prompts drawn in another number: the page says that the runs drew in different ways."""
+    copy = small.copy_to(tmp_path / "store")
+    record = copy.add_run()
+    record.settings["generation"] = record.settings["generation"] | {"n_samples": 99}
+    write_run(copy.artifacts.store, record)
+    write_comparison_report(copy.url, record.run_id, copy.run_id, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text("utf-8")
+    assert "or drew in different ways" in html
+    assert "$.generation.n_samples" in html
 
 
 def test_run_that_failed_early_is_compared_as_far_as_it_goes(
