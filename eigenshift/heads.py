@@ -9,6 +9,7 @@ memory; loads, writes and changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,6 +157,14 @@ def describe_head(model: Any) -> HeadDescription:
         f"to this version (known settings: {', '.join((*MULTIPLIERS, *SOFT_CAPS))}). Choose "
         "another model, or report its architecture."
     )
+
+
+def digest_tensor(tensor: Tensor) -> str:
+    """sha256 over dtype, shape and bytes of a tensor, e.g. of a head's weight."""
+    digest = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+    flat = tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1)
+    digest.update(flat.numpy().data)
+    return digest.hexdigest()
 
 
 def _list_candidates(config: Any) -> Iterator[tuple[float, float | None]]:

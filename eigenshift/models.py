@@ -30,7 +30,7 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from eigenshift.errors import ModelError, SettingsError
-from eigenshift.heads import HeadDescription, describe_head
+from eigenshift.heads import HeadDescription, describe_head, digest_tensor
 from eigenshift.model_files import VOCABULARY_NAMES, ModelIdentity, identify_model
 from eigenshift.settings import ModelSettings
 
@@ -191,14 +191,22 @@ def use_model(settings: ModelSettings, device: str = "auto") -> Iterator[Languag
 
 def describe_model(text_model: TextModel, identity: ModelIdentity) -> dict[str, Any]:
     """Facts about a model that fit into JSON and hold under any name: digest, size, kind, head."""
-    head = getattr(text_model, "head", None)
+    head = _describe_head(text_model) if isinstance(text_model, LanguageModel) else None
     return {
         "digest": identity.digest,
         "model_class": type(text_model.model).__name__,
         "kind": text_model.kind.name,
         "n_parameters": sum(item.numel() for item in text_model.model.parameters()),
         "n_layers": len(list_layers(text_model.model)),
-        "head": head and {**asdict(head), "dtype": str(head.dtype).removeprefix("torch.")},
+        "head": head,
+    }
+
+
+def _describe_head(language_model: LanguageModel) -> dict[str, Any]:
+    return {
+        **asdict(language_model.head),
+        "dtype": str(language_model.head.dtype).removeprefix("torch."),
+        "digest": digest_tensor(language_model.head_weight),
     }
 
 

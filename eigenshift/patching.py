@@ -27,6 +27,7 @@ from eigenshift.artifacts import Artifact, Workspace
 from eigenshift.edits import HeadEdit, ModelEdit, UnitEdit
 from eigenshift.errors import ComponentError, FoldingError
 from eigenshift.folding import fold_edit, run_hooked
+from eigenshift.heads import digest_tensor as digest_tensor  # part of this module too
 from eigenshift.models import LanguageModel
 
 TENSORS_NAME = "patch.safetensors"
@@ -96,14 +97,6 @@ def scale_components(head: Tensor, v: Tensor, factor: float) -> Tensor:
         ComponentError: Shapes do not fit, or the factor is outside 0 to 1.
     """
     return HeadEdit.scale_directions(v.double().cpu().numpy(), factor).fold_weight(head)
-
-
-def digest_tensor(tensor: Tensor) -> str:
-    """sha256 over dtype, shape and bytes of a tensor."""
-    digest = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-    flat = tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1)
-    digest.update(flat.numpy().data)
-    return digest.hexdigest()
 
 
 def combine_digests(digests: Mapping[str, str]) -> str:

@@ -328,6 +328,12 @@ class ComponentSettings(Frozen):
         ComponentScore.effect_size,
         description="Ranking; 'release' reproduces the published code, for comparison only.",
     )
+    n_decomposed: int | None = Field(
+        None,
+        ge=1,
+        description="Decompose only so many leading components, approximately (randomised), where "
+        "the head is too wide for the exact method; empty: all, exactly.",
+    )
     n_components: int | None = Field(
         None, ge=1, description="How many to damp; empty: as many as pass the bounds below."
     )

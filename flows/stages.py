@@ -261,7 +261,7 @@ def study_components(
         ],
     )
     decomposing = model_tasks.decompose_head.submit(
-        settings.store, model, settings.model, settings.execution
+        settings.store, model, settings.model, settings.components, settings.execution
     )
     (states,) = journal.collect(
         "collect_head_states",

@@ -6,7 +6,7 @@ from prefect.states import State
 
 from eigenshift import activations, decomposition, model_files, models
 from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
-from eigenshift.settings import ExecutionSettings, ModelSettings
+from eigenshift.settings import ComponentSettings, ExecutionSettings, ModelSettings
 from tasks.stage import report, stage_task
 
 IDENTITY_STEP_VERSION = 3
@@ -42,20 +42,29 @@ def decompose_head(
     store: str,
     model: ArtifactReference,
     model_settings: ModelSettings,
+    settings: ComponentSettings,
     execution: ExecutionSettings,
 ) -> State[StageResult]:
     """Singular values and right singular vectors of the output head."""
-
-    def work(workspace: Workspace) -> None:
-        with models.use_model(model_settings, execution.device) as language_model:
-            decomposition.write_decomposition(language_model.head_module.weight, workspace)
-
+    artifacts = ArtifactStore(store)
+    n_leading = settings.n_decomposed
     return report(
-        ArtifactStore(store).produce(
+        artifacts.produce(
             "decomposition",
             step_version=decomposition.STEP_VERSION,
-            settings={"dtype": model_settings.dtype},
+            settings={
+                "dtype": model_settings.dtype,
+                "n_decomposed": n_leading,
+                "seed": None if n_leading is None else settings.seed,
+            },
             inputs=[model],
-            work=work,
+            work=lambda workspace: decomposition.write_decomposition(
+                model_settings,
+                artifacts.open(model).manifest.facts["head"],
+                device=execution.device,
+                n_leading=n_leading,
+                seed=settings.seed,
+                workspace=workspace,
+            ),
         )
     )
