@@ -54,6 +54,7 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 	@$(BIN)/python tests/benchmarks/bench_export.py
 	@$(BIN)/python tests/benchmarks/bench_orchestration.py
 	@$(BIN)/python tests/benchmarks/bench_audit.py
+	@$(BIN)/python tests/benchmarks/bench_decomposition.py
 
 docs: $(STAMP) ## Write the generated pages of docs/
 	@$(BIN)/python docs/generate.py

@@ -6,7 +6,7 @@ of rows straight from the checkpoint's file, are enough: neither the model nor t
 memory whole. Writes `decomposition.safetensors`. How far single components can be told apart is
 `spectral_gaps.py`.
 
-Squaring the head loses the small singular values: beside sigma_max those below 1e-3 of it are less
+Squaring the head loses the small singular values: beside sigma_max those below 5e-4 of it are less
 precise than 1e-9. Their subspace is still right, so the head restricted to it is decomposed once
 more, and so on (docs/decisions/0030-decomposition-in-levels.md).
 """
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 STEP_VERSION = 2
 FILE_NAME = "decomposition.safetensors"
-LEVEL_RATIO = 1e-3
+LEVEL_RATIO = 5e-4
 """Singular values down to this share of a level's largest are precise to 1e-9 or better."""
 N_POWER_ITERATIONS = 6
 OVERSAMPLING = 32
