@@ -55,6 +55,7 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 	@$(BIN)/python tests/benchmarks/bench_orchestration.py
 	@$(BIN)/python tests/benchmarks/bench_audit.py
 	@$(BIN)/python tests/benchmarks/bench_decomposition.py
+	@$(BIN)/python tests/benchmarks/bench_component_scores.py
 
 docs: $(STAMP) ## Write the generated pages of docs/
 	@$(BIN)/python docs/generate.py

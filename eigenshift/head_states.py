@@ -25,7 +25,9 @@ from eigenshift.scoring import WORD, find_step
 from eigenshift.settings import ComponentSettings
 from eigenshift.token_spans import find_token_spans
 
-STEP_VERSION = 1
+STEP_VERSION = 2
+CONTEXT_TOKENS = 24
+
 
 Key = tuple[str, int]
 
@@ -91,6 +93,7 @@ def collect_head_states(
             "language": by_key[key]["language"],
             "is_toxic": is_toxic,
             "token_id": by_key[key]["token_ids"][step],
+            **_describe_context(language_model.tokenizer, by_key[key], step),
             "state": state,
         }
         for (key, step, is_toxic), state in zip(wanted, states, strict=True)
@@ -102,6 +105,17 @@ def collect_head_states(
         "n_unmatched": n_short,
         "hidden": language_model.head.hidden,
     }
+
+
+def _describe_context(tokenizer: Any, row: dict[str, Any], step: int) -> dict[str, str]:
+    """The text before a step, its last tokens only, and the token that follows."""
+    before = [*row["prompt_token_ids"], *row["token_ids"][:step]][-CONTEXT_TOKENS:]
+    following = row["token_ids"][step : step + 1]
+    context, token = (
+        tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for tokens in (before, following)
+    )
+    return {"context": context, "next_token": token}
 
 
 def match_positions(

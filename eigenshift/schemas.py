@@ -268,6 +268,8 @@ HEAD_STATES = pa.schema(
         describe_column("language", pa.string(), "Language code of the prompt"),
         describe_column("is_toxic", pa.bool_(), "The token begins a toxic word"),
         describe_column("token_id", pa.int32(), "The token that was generated"),
+        describe_column("context", pa.string(), "The text before; may be offensive"),
+        describe_column("next_token", pa.string(), "The token that followed; may be offensive"),
         describe_column("state", pa.list_(pa.float32()), "What entered the head, (hidden,)"),
     ]
 )
@@ -281,10 +283,25 @@ COMPONENTS = pa.schema(
         describe_column("auroc", pa.float64(), "max(a, 1 - a) of toxic against non-toxic"),
         describe_column("logit_gain", pa.float64(), "What it adds to the toxic tokens' logit gap"),
         describe_column("release_score", pa.float64(), "Score of the published code (trap)"),
-        describe_column("p_value", pa.float64(), "Welch's t-test, two-sided"),
+        describe_column("p_value", pa.float64(), "Of delta, two-sided; prompts were sampled"),
         describe_column("q_value", pa.float64(), "Benjamini-Hochberg"),
+        describe_column(
+            "inclusion_frequency",
+            pa.float64(),
+            "Share of resamples of the prompts that rank it on top",
+        ),
         describe_column("energy_share", pa.float64(), "sigma^2 / sum of squares"),
         describe_column("relative_gap", pa.float64(), "Distance to the nearest sigma / sigma"),
+        describe_column(
+            "rounding_angle", pa.float64(), "Degrees by which the head's rounding turns it"
+        ),
+        describe_column(
+            "group_index", pa.int32(), "First of the components it cannot be told apart from"
+        ),
+        describe_column("group_size", pa.int32(), "Components of that group; 1 = it stands alone"),
+        describe_column(
+            "group_angle", pa.float64(), "Degrees by which rounding turns the group's subspace"
+        ),
         describe_column("rank", pa.int32(), "Place in the chosen ranking, 0 = most toxic"),
         describe_column("is_selected", pa.bool_(), "Damped by the patch"),
         describe_column(
@@ -292,6 +309,28 @@ COMPONENTS = pa.schema(
         ),
         describe_column("tokens_up", pa.list_(pa.string()), "Tokens most raised; may be offensive"),
         describe_column("tokens_down", pa.list_(pa.string()), "Tokens most lowered"),
+        describe_column(
+            "contexts_high",
+            pa.list_(pa.string()),
+            "Where it is most active, [next token]; may be offensive",
+        ),
+        describe_column("contexts_low", pa.list_(pa.string()), "Where it is least active"),
+    ]
+)
+
+COMPONENT_CONTEXTS = pa.schema(
+    [
+        describe_column("component_index", pa.int32(), "0 = largest singular value"),
+        describe_column("direction", pa.string(), "high or low: its toxic side or the other"),
+        describe_column("rank", pa.int32(), "0 = most extreme; one context per prompt"),
+        describe_column("activation", pa.float64(), "v . h, v signed towards toxic"),
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt or text"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("step", pa.int32(), "Index of the token about to be generated"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("is_toxic", pa.bool_(), "The token begins a toxic word"),
+        describe_column("context", pa.string(), "The text before; may be offensive"),
+        describe_column("next_token", pa.string(), "The token that followed; may be offensive"),
     ]
 )
 
@@ -401,6 +440,17 @@ RELEASES = pa.schema(
 )
 
 TEXT_COLUMNS = frozenset(
-    {"text", "prompt", "continuation", "attributes", "tokens_up", "tokens_down"}
+    {
+        "text",
+        "prompt",
+        "continuation",
+        "attributes",
+        "tokens_up",
+        "tokens_down",
+        "contexts_high",
+        "contexts_low",
+        "context",
+        "next_token",
+    }
 )
 """Columns that may hold offensive text: never logged, shown only when asked for."""

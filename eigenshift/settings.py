@@ -349,6 +349,9 @@ class ComponentSettings(Frozen):
         ge=0,
         description="Fluency budget of the automatic choice, on neutral texts kept apart for it.",
     )
+    n_resamples: int = Field(
+        1_000, ge=20, le=10_000, description="Resamples of the prompts for the choice's stability."
+    )
     factor: FRACTION = Field(
         0.0, description="Singular values are multiplied by this: 0 removes, 1 changes nothing."
     )

@@ -51,7 +51,8 @@ TABLES = (
     ("scores", "", schemas.SCORES),
     ("toxic_positions", "", schemas.TOXIC_POSITIONS),
     ("head_states", "", schemas.HEAD_STATES),
-    ("components", "", schemas.COMPONENTS),
+    ("components", "components", schemas.COMPONENTS),
+    ("components", "component_contexts", schemas.COMPONENT_CONTEXTS),
     ("fluency", "", schemas.FLUENCY),
     ("evaluation", "", schemas.EVALUATIONS),
 )

@@ -107,7 +107,10 @@ def score_components(
         artifacts.produce(
             "components",
             step_version=scoring.STEP_VERSION,
-            settings={"components": settings, "max_tokens": evaluation.max_tokens},
+            settings={
+                "components": settings.model_dump(mode="json", include=set(scoring.SETTINGS_READ)),
+                "max_tokens": evaluation.max_tokens,
+            },
             inputs=[model, decomposition, states, *neutral],
             work=work,
         )

@@ -1,128 +1,31 @@
-"""Components: planted signals are found, whatever the signs; the published scoring is not."""
+"""The choice of components and their table."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from sklearn.metrics import roc_auc_score
 
+from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.components import (
-    ComponentScores,
-    compute_auroc,
+    COMPONENTS_NAME,
+    CONTEXTS_NAME,
+    SETTINGS_READ,
     find_candidates,
-    rank_components,
-    score_components,
     take_top,
     write_components,
 )
 from eigenshift.decomposition import Decomposition, decompose_head
 from eigenshift.errors import ComponentError
 from eigenshift.models import LanguageModel
-from eigenshift.settings import ComponentScore, ComponentSettings
-
-HIDDEN, VOCAB, N_PLANTED = 96, 400, 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Planted:
-    """A head with known toxic directions and states that move along them."""
-
-    weight: torch.Tensor
-    decomposition: Decomposition
-    components: set[int]
-    toxic: np.ndarray[Any, Any]
-    nontoxic: np.ndarray[Any, Any]
-    direction: np.ndarray[Any, Any]
-
-
-def plant(seed: int) -> Planted:
-    """Shift anisotropic states along random components, by amounts of random sign.
-
-    The components' own scale varies over a factor of ten, so the largest raw difference is not
-    the clearest one.
-    """
-    generator = np.random.default_rng(seed)
-    left = np.linalg.qr(generator.normal(size=(VOCAB, HIDDEN)))[0]
-    right = np.linalg.qr(generator.normal(size=(HIDDEN, HIDDEN)))[0]
-    sigma = np.geomspace(30, 1, HIDDEN)
-    weight = torch.from_numpy(left * sigma @ right.T).float()
-    decomposition = decompose_head(weight)
-    planted = generator.choice(HIDDEN, N_PLANTED, replace=False)
-    scale = np.geomspace(3, 0.3, HIDDEN)[generator.permutation(HIDDEN)]
-    shift = np.zeros(HIDDEN)
-    shift[planted] = generator.choice([-1, 1], N_PLANTED) * scale[planted] * 0.8
-
-    def draw(n_states: int) -> np.ndarray[Any, Any]:
-        return generator.normal(size=(n_states, HIDDEN)) * scale
-
-    v = decomposition.v
-    return Planted(
-        weight,
-        decomposition,
-        {int(index) for index in planted},
-        (draw(300) + shift) @ v.T,
-        draw(1200) @ v.T,
-        generator.normal(size=HIDDEN),
-    )
-
-
-def flip_signs(decomposition: Decomposition, seed: int) -> Decomposition:
-    """Another equally valid decomposition of the same head."""
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], len(decomposition.sigma))
-    return dataclasses.replace(decomposition, v=decomposition.v * signs)
-
-
-def score(planted: Planted, decomposition: Decomposition | None = None) -> ComponentScores:
-    """Score a planted case."""
-    return score_components(
-        planted.toxic, planted.nontoxic, decomposition or planted.decomposition, planted.direction
-    )
-
-
-def recall(planted: Planted, scores: ComponentScores, by: ComponentScore) -> float:
-    """Share of planted components among the first ten of a ranking."""
-    return len(planted.components & set(rank_components(scores, by)[:N_PLANTED])) / N_PLANTED
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_planted_components_are_recovered_under_random_sign_flips(seed: int) -> None:
-    """At least 90% of the planted directions are selected, for any signs of the vectors."""
-    planted = plant(seed)
-    for flip in range(10):
-        scores = score(planted, flip_signs(planted.decomposition, flip))
-        assert recall(planted, scores, ComponentScore.effect_size) >= 0.9
-        assert recall(planted, scores, ComponentScore.auroc) >= 0.9
-
-
-def test_the_release_mode_recovers_no_more_than_chance() -> None:
-    """The published code's V for V^T finds planted components about as often as a draw would."""
-    recalls = [
-        recall(
-            planted, score(planted, flip_signs(planted.decomposition, flip)), ComponentScore.release
-        )
-        for planted in map(plant, range(10))
-        for flip in range(10)
-    ]
-    chance = N_PLANTED / HIDDEN
-    assert abs(np.mean(recalls) - chance) < 0.05
-
-
-@pytest.mark.parametrize(
-    "by", [item for item in ComponentScore if item is not ComponentScore.release]
-)
-def test_scores_do_not_depend_on_signs(by: ComponentScore) -> None:
-    """Every score but the published one is sign-invariant."""
-    planted = plant(0)
-    expected = score(planted).ranking_key(by)
-    found = score(planted, flip_signs(planted.decomposition, 1)).ranking_key(by)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+from eigenshift.settings import ComponentSettings
+from tests.support.planted_components import HIDDEN, plant, score
 
 
 def test_the_automatic_choice_takes_the_planted_components_and_no_others() -> None:
@@ -133,41 +36,16 @@ def test_the_automatic_choice_takes_the_planted_components_and_no_others() -> No
     assert set(find_candidates(scores, ComponentSettings())) == helpful
 
 
-def test_logit_gains_sum_to_the_difference_of_the_logit_gap() -> None:
-    """sum_i c_i = a^T W (mean_T h - mean_N h), here with a^T W given as the direction."""
-    planted = plant(2)
-    expected = planted.direction @ (planted.toxic.mean(0) - planted.nontoxic.mean(0))
-    assert score(planted).logit_gain.sum() == pytest.approx(expected, rel=1e-9)
-
-
-def test_auroc_equals_scikit_learn() -> None:
-    """Ties included."""
-    generator = np.random.default_rng(0)
-    toxic, nontoxic = generator.integers(0, 5, (40, 3)), generator.integers(0, 6, (60, 3))
-    labels = np.repeat([1, 0], [40, 60])
-    expected = [
-        roc_auc_score(labels, np.concatenate([toxic[:, i], nontoxic[:, i]])) for i in range(3)
-    ]
-    np.testing.assert_allclose(compute_auroc(toxic, nontoxic), expected, atol=1e-12)
-
-
-def test_effect_size_and_q_values_follow_their_definitions() -> None:
-    """Against a computation by hand for one component."""
-    planted = plant(3)
-    scores = score(planted)
-    a_toxic = planted.toxic @ planted.decomposition.v[:, 7]
-    a_nontoxic = planted.nontoxic @ planted.decomposition.v[:, 7]
-    pooled = np.sqrt((299 * a_toxic.var(ddof=1) + 1199 * a_nontoxic.var(ddof=1)) / 1498)
-    assert scores.effect_size[7] == pytest.approx(abs(a_toxic.mean() - a_nontoxic.mean()) / pooled)
-    assert (scores.q_value >= scores.p_value - 1e-15).all()
-
-
 def test_nothing_toxic_is_not_forced() -> None:
     """Where no component passes, the choice is refused with what was found, not made up."""
     generator = np.random.default_rng(0)
     planted = plant(0)
-    states = generator.normal(size=(200, HIDDEN))
-    scores = score_components(states[:80], states[80:], planted.decomposition, planted.direction)
+    noise = dataclasses.replace(
+        planted,
+        toxic=generator.normal(size=(80, HIDDEN)),
+        nontoxic=generator.normal(size=(120, HIDDEN)),
+    )
+    scores = score(noise)
     with pytest.raises(ComponentError, match="largest effect size"):
         find_candidates(scores, ComponentSettings())
 
@@ -178,38 +56,142 @@ def test_more_components_than_the_head_has_are_refused() -> None:
         take_top(score(plant(0)), ComponentSettings(), HIDDEN + 1)
 
 
+def make_states(hidden: int, n_prompts: int = 30) -> pa.Table:
+    """Toxic and matched states of some prompts; toxic ones are shifted along one direction."""
+    generator = np.random.default_rng(0)
+    states = generator.normal(size=(120, hidden)).astype(np.float32)
+    states[:40] += generator.normal(size=hidden).astype(np.float32)
+    rows = [
+        {
+            "prompt_id": f"p{place % n_prompts:02d}",
+            "sample_index": place // n_prompts,
+            "step": place % 4,
+            "language": "en",
+            "is_toxic": place < 40,
+            "token_id": 3,
+            "context": f"text {place}",
+            "next_token": " kettle",
+            "state": states[place],
+        }
+        for place in range(120)
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.HEAD_STATES)
+
+
+def write(
+    language_model: LanguageModel,
+    texts: list[str],
+    workspace: Workspace,
+    decomposition: Decomposition | None = None,
+    **settings: Any,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Write both tables and read them back."""
+    write_components(
+        language_model,
+        make_states(language_model.head.hidden),
+        decomposition or decompose_head(language_model.head_weight),
+        pa.table({"sample_id": [f"s{i}" for i in range(60)], "text": texts}),
+        ComponentSettings(n_resamples=50, **settings),
+        max_tokens=32,
+        tokens_per_batch=256,
+        workspace=workspace,
+    )
+    names = (COMPONENTS_NAME, CONTEXTS_NAME)
+    return tuple(pq.read_table(workspace.path(name)).to_pylist() for name in names)  # type: ignore
+
+
 def test_the_table_orients_components_towards_toxicity(
     tiny_language_model: LanguageModel, neutral_texts: list[str], workspace: Workspace
 ) -> None:
     """Delta >= 0, ranks are a permutation, and tokens_up are those W v raises on the toxic side."""
     hidden = tiny_language_model.head.hidden
-    generator = np.random.default_rng(0)
-    states = generator.normal(size=(120, hidden)).astype(np.float32)
-    states[:40] += generator.normal(size=hidden).astype(np.float32)
-    table = pa.table(
-        {
-            "is_toxic": [True] * 40 + [False] * 80,
-            "token_id": [3] * 120,
-            "state": list(states),
-        }
-    )
-    decomposition = decompose_head(tiny_language_model.head_weight)
-    write_components(
-        tiny_language_model,
-        table,
-        decomposition,
-        pa.table({"sample_id": [f"s{i}" for i in range(60)], "text": neutral_texts}),
-        ComponentSettings(n_components=4, factor=0.25),
-        max_tokens=32,
-        tokens_per_batch=256,
-        workspace=workspace,
-    )
-    rows = pq.read_table(workspace.path("components.parquet")).to_pylist()
+    rows, _ = write(tiny_language_model, neutral_texts, workspace, n_components=4, factor=0.25)
     assert sorted(row["rank"] for row in rows) == list(range(hidden))
     assert [row["factor"] for row in rows if row["is_selected"]] == [0.25] * 4
     assert {row["factor"] for row in rows if not row["is_selected"]} == {1.0}
+    assert all(row["delta"] >= 0 for row in rows)
     top = min(rows, key=lambda row: row["rank"])
-    v = decomposition.v[:, top["component_index"]]
-    v = v * np.sign((states[:40].mean(0) - states[40:].mean(0)) @ v)
+    v = turn(tiny_language_model, top["component_index"])
     raised = int(np.argmax(tiny_language_model.head_weight.numpy() @ v))
     assert top["tokens_up"][0] == tiny_language_model.tokenizer.decode([raised])
+
+
+def turn(language_model: LanguageModel, index: int) -> np.ndarray[Any, Any]:
+    """A component's vector, turned to its toxic side."""
+    table = make_states(language_model.head.hidden)
+    states = np.stack(table["state"].to_numpy(zero_copy_only=False))
+    v = decompose_head(language_model.head_weight).v[:, index]
+    return v * np.sign((states[:40].mean(0) - states[40:].mean(0)) @ v)
+
+
+def test_contexts_are_where_a_component_is_most_and_least_active(
+    tiny_language_model: LanguageModel, neutral_texts: list[str], workspace: Workspace
+) -> None:
+    """The extremes of v . h over the states, one per prompt, in the table and beside the tokens."""
+    rows, contexts = write(tiny_language_model, neutral_texts, workspace, n_components=2)
+    index = next(row["component_index"] for row in rows if row["rank"] == 0)
+    table = make_states(tiny_language_model.head.hidden).to_pylist()
+    v = turn(tiny_language_model, index)
+    for direction, column in (("high", "contexts_high"), ("low", "contexts_low")):
+        found = [
+            row
+            for row in contexts
+            if (row["component_index"], row["direction"]) == (index, direction)
+        ]
+        assert [row["rank"] for row in found] == list(range(5))
+        assert len({row["prompt_id"] for row in found}) == 5
+        values = sorted(
+            (float(np.dot(row["state"], v)) for row in table), reverse=direction == "high"
+        )
+        assert found[0]["activation"] == pytest.approx(values[0])
+        assert rows[index][column] == [f"{row['context']}[ kettle]" for row in found]
+    shares = {row["is_toxic"] for row in contexts if row["rank"] == 0}
+    assert shares == {True, False}
+
+
+def test_components_beyond_the_explained_have_no_texts(
+    tiny_language_model: LanguageModel,
+    neutral_texts: list[str],
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nulls, not empty lists: they were not looked at."""
+    monkeypatch.setattr("eigenshift.components.N_EXPLAINED", 3)
+    rows, contexts = write(tiny_language_model, neutral_texts, workspace, n_components=2)
+    explained = {row["component_index"] for row in rows if row["tokens_up"] is not None}
+    assert len(explained) == 3
+    assert {row["component_index"] for row in contexts} == explained
+    assert all(row["contexts_high"] is None for row in rows if row["tokens_up"] is None)
+
+
+def test_a_selection_that_splits_a_group_is_named(
+    tiny_language_model: LanguageModel,
+    neutral_texts: list[str],
+    workspace: Workspace,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Components that rounding cannot tell apart: damping one of them is an accident."""
+    found = decompose_head(tiny_language_model.head_weight)
+    with caplog.at_level(logging.WARNING):
+        coarse = dataclasses.replace(found, rounding=found.sigma[-1] / 100)
+        rows, _ = write(tiny_language_model, neutral_texts, workspace, coarse, n_components=1)
+    (selected,) = (row for row in rows if row["is_selected"])
+    assert selected["group_size"] > 1
+    assert selected["rounding_angle"] > 5.0
+    assert workspace.facts["split_groups"] == [selected["group_index"]]
+    assert "splits 1 groups" in caplog.text
+
+
+def test_every_component_has_its_share_of_the_heads_energy_and_an_inclusion_frequency(
+    tiny_language_model: LanguageModel, neutral_texts: list[str], workspace: Workspace
+) -> None:
+    """Shares sum to one, frequencies to the number of components on top."""
+    rows, _ = write(tiny_language_model, neutral_texts, workspace, n_components=4)
+    assert sum(row["energy_share"] for row in rows) == pytest.approx(1.0)
+    assert sum(row["inclusion_frequency"] for row in rows) == pytest.approx(4.0)
+    assert 0 < workspace.facts["mean_jaccard"] <= 1
+
+
+def test_the_settings_that_enter_the_fingerprint_are_settings() -> None:
+    """A field that is renamed does not drop out of it unseen."""
+    assert set(SETTINGS_READ) <= set(ComponentSettings.model_fields)
