@@ -16,8 +16,6 @@ faster. No timing here is a promise for another machine.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import time
@@ -30,6 +28,8 @@ import scipy.stats
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.bars import at_most, publish  # noqa: E402
 
 N_PROMPTS, PER_PROMPT, N_RESAMPLES, N_TOP = 500, (2, 8), 1_000, 64
 
@@ -130,14 +130,15 @@ def main() -> None:
         "n_positions": [len(activations.toxic), len(activations.nontoxic)],
         "n_components": n_components,
         "n_resamples": N_RESAMPLES,
-        "n_cores": os.cpu_count(),
         "rounds": arguments.rounds,
         "seconds": {name: round(value, 3) for name, value in ours.items()},
         "usual_seconds": {name: round(value, 3) for name, value in usual.items()},
         "times_faster": {name: round(usual[name] / ours[name], 2) for name in ours},
         "largest_auroc_difference": float(difference.max()),
     }
-    print(json.dumps(document, indent=2))
+    total = sum(ours.values())
+    bars = [at_most("seconds for AUROC, p-values and stability together", round(total, 2), 30.0)]
+    publish("component-scores", document, bars, is_small=arguments.small)
 
 
 if __name__ == "__main__":
