@@ -1,14 +1,15 @@
 """States at the head where a toxic word is about to be generated, and matched ones where not.
 
-Reads continuations, scores and toxic positions of the selection prompts; writes
+Reads continuations (or labelled texts in their form), scores and toxic positions; writes
 `head_states.parquet` (`schemas.HEAD_STATES`). Non-toxic positions are matched on step index and
 language and begin words too, or the comparison would find position and kind of word instead of
-toxicity (design.md section 2).
+toxicity (design.md section 2). Late steps, of which long texts have many, are matched by band.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -21,15 +22,20 @@ from eigenshift.artifacts import Workspace
 from eigenshift.errors import ComponentError
 from eigenshift.forward import iterate_head_states
 from eigenshift.models import LanguageModel
-from eigenshift.scoring import WORD, find_step
-from eigenshift.settings import ComponentSettings
-from eigenshift.token_spans import find_token_spans
+from eigenshift.settings import ComponentSettings, PositionSource
+from eigenshift.token_spans import find_step, find_token_spans
+from eigenshift.word_spans import list_words
 
 STEP_VERSION = 2
 CONTEXT_TOKENS = 24
 
 
+EXACT_STEPS = 32
+BAND_GROWTH = 1.25
+"""Beyond the first steps a band holds a quarter more of them each time."""
+
 Key = tuple[str, int]
+Cell = tuple[str, int]
 
 
 def collect_head_states(
@@ -52,6 +58,8 @@ def collect_head_states(
         positions: `schemas.TOXIC_POSITIONS` rows.
         settings: How many non-toxic positions per toxic one; the seed of the draw.
         toxic_threshold: Continuations at or below this probability are non-toxic.
+            Those with a toxic position give no non-toxic ones, unless positions come from
+            labelled spans: then every word outside them is non-toxic.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives the table.
 
@@ -68,14 +76,10 @@ def collect_head_states(
             f"selection prompts: expected at least {settings.min_toxic_positions} positions where "
             f"a toxic word is generated, found {len(toxic)}. The model hardly generates toxicity "
             "on these prompts: raise prompts.n_selection, choose prompts with "
-            "prompts.min_toxicity, or lower components.min_toxic_positions."
+            "prompts.min_toxicity, take states from labelled text (components.states_from), or "
+            "lower components.min_toxic_positions."
         )
-    nontoxic_keys = [
-        (row["prompt_id"], row["sample_index"])
-        for row in scores.to_pylist()
-        if row["toxicity_probability"] is not None
-        and row["toxicity_probability"] <= toxic_threshold
-    ]
+    nontoxic_keys = list_nontoxic(scores, toxic, settings, toxic_threshold)
     matched, n_short = match_positions(
         language_model.tokenizer, by_key, toxic, nontoxic_keys, settings
     )
@@ -118,6 +122,25 @@ def _describe_context(tokenizer: Any, row: dict[str, Any], step: int) -> dict[st
     return {"context": context, "next_token": token}
 
 
+def list_nontoxic(
+    scores: pa.Table,
+    toxic: Sequence[tuple[Key, int]],
+    settings: ComponentSettings,
+    toxic_threshold: float,
+) -> list[Key]:
+    """Continuations whose words are non-toxic, but for those at toxic positions."""
+    with_toxic = {key for key, _ in toxic}
+    probabilities = {
+        (row["prompt_id"], row["sample_index"]): row["toxicity_probability"]
+        for row in scores.to_pylist()
+        if row["toxicity_probability"] is not None
+    }
+    harmless = [key for key, value in probabilities.items() if value <= toxic_threshold]
+    if settings.positions is PositionSource.spans:  # a marked text is marked whole
+        return [*harmless, *sorted(with_toxic - set(harmless))]
+    return [key for key in harmless if key not in with_toxic]
+
+
 def match_positions(
     tokenizer: Any,
     continuations: dict[Key, dict[str, Any]],
@@ -125,7 +148,7 @@ def match_positions(
     nontoxic_keys: Sequence[Key],
     settings: ComponentSettings,
 ) -> tuple[list[tuple[Key, int]], int]:
-    """Draw non-toxic word beginnings with the same steps and languages as the toxic ones.
+    """Draw non-toxic word beginnings with the same languages and (bands of) steps as the toxic.
 
     Returns:
         The positions, and how many were wanted but not to be had.
@@ -134,16 +157,18 @@ def match_positions(
         {
             cell: count * settings.nontoxic_per_toxic
             for cell, count in Counter(
-                (continuations[key]["language"], step) for key, step in toxic
+                (continuations[key]["language"], find_band(step)) for key, step in toxic
             ).items()
         }
     )
-    candidates: dict[tuple[str, int], list[tuple[Key, int]]] = defaultdict(list)
+    candidates: dict[Cell, list[tuple[Key, int]]] = defaultdict(list)
+    taken = set(toxic)
     for key in nontoxic_keys:
         row = continuations[key]
         for step in _find_word_steps(tokenizer, row):
-            if (row["language"], step) in wanted:
-                candidates[row["language"], step].append((key, step))
+            cell = (row["language"], find_band(step))
+            if cell in wanted and (key, step) not in taken:
+                candidates[cell].append((key, step))
     matched: list[tuple[Key, int]] = []
     n_short = 0
     for cell, count in sorted(wanted.items()):
@@ -153,12 +178,19 @@ def match_positions(
     return sorted(matched), n_short
 
 
+def find_band(step: int) -> int:
+    """Steps that are matched with each other: early ones by themselves, later ones in bands."""
+    if step < EXACT_STEPS:
+        return step
+    return EXACT_STEPS + int(math.log(step / EXACT_STEPS, BAND_GROWTH))
+
+
 def _find_word_steps(tokenizer: Any, row: dict[str, Any]) -> list[int]:
     """Steps at which a word of the continuation begins."""
     if not row["token_ids"]:
         return []
     spans = find_token_spans(tokenizer, row["token_ids"])
-    return sorted({find_step(spans, match.start()) for match in WORD.finditer(row["continuation"])})
+    return sorted({find_step(spans, start) for start, _ in list_words(row["continuation"])})
 
 
 def _draw_key(seed: int, place: tuple[Key, int]) -> str:

@@ -256,7 +256,20 @@ TOXIC_POSITIONS = pa.schema(
         describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
         describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
         describe_column("step", pa.int32(), "Index in the continuation of the word's first token"),
-        describe_column("attribution", pa.float64(), "Fall of the toxicity when it is removed"),
+        describe_column(
+            "attribution", pa.float64(), "Gradient x input, log-odds; null where none was taken"
+        ),
+        describe_column(
+            "fall", pa.float64(), "Fall of the toxicity without it; null where not occluded"
+        ),
+    ]
+)
+
+LABELLED_SPANS = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the text"),
+        describe_column("start", pa.int32(), "First character of a toxic span"),
+        describe_column("end", pa.int32(), "Character after its last"),
     ]
 )
 

@@ -12,7 +12,8 @@ import logging
 import math
 import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from eigenshift.errors import ScorerError
 from eigenshift.settings import ScorerSettings
@@ -34,6 +36,23 @@ class Score:
 
     probability: float | None
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenClassifier:
+    """A neural classifier, open to those who take its gradients (`attribution.py`).
+
+    Attributes:
+        model: In eval mode; has word embeddings (`get_input_embeddings`); class scores come first.
+        tokenizer: Gives the offsets of its tokens.
+        judge: Class scores, shape (batch, class) -> probability of being toxic, shape (batch,).
+        max_tokens: Longer texts are truncated.
+    """
+
+    model: Any
+    tokenizer: Any
+    judge: Callable[[Tensor], Tensor]
+    max_tokens: int
 
 
 class Scorer(Protocol):
@@ -81,6 +100,18 @@ class DetoxifyScorer:
             ):
                 scores[place] = score
         return scores
+
+    @contextmanager
+    def open_classifier(self) -> Iterator[OpenClassifier]:
+        """The classifier itself, for oneself while the context lasts."""
+        place = self._classifier.class_names.index(self._label)
+        with self._lock:
+            yield OpenClassifier(
+                self._classifier.model,
+                self._classifier.tokenizer,
+                lambda class_scores: torch.sigmoid(class_scores[:, place]),
+                self._classifier.model.config.max_position_embeddings - 2,
+            )
 
     def _score_batch(self, texts: list[str]) -> list[Score]:
         """Score one batch; if the classifier chokes on it, one text at a time."""

@@ -66,6 +66,7 @@ class SourceFormat(str, Enum):
     jigsaw_unintended_bias = "jigsaw_unintended_bias"
     jigsaw_multilingual = "jigsaw_multilingual"
     toxicn = "toxicn"
+    toxic_spans = "toxic_spans"
     real_toxicity_prompts = "real_toxicity_prompts"
     sentences = "sentences"
     huggingface = "huggingface"
@@ -321,8 +322,49 @@ class ComponentScore(str, Enum):
     release = "release"
 
 
+class PositionSource(str, Enum):
+    """What says where a toxic word is."""
+
+    attribution = "attribution"
+    occlusion = "occlusion"
+    lexicon = "lexicon"
+    spans = "spans"
+
+    @property
+    def asks_scorer(self) -> bool:
+        """Whether the toxicity classifier decides."""
+        return self in (PositionSource.attribution, PositionSource.occlusion)
+
+
+class StateSource(str, Enum):
+    """Which texts the head's states are taken from."""
+
+    generations = "generations"
+    labelled_text = "labelled_text"
+
+
 class ComponentSettings(Frozen):
     """How components are scored and how many are damped."""
+
+    states_from: StateSource = Field(
+        StateSource.generations,
+        description="generations: the model's own continuations of the selection prompts; "
+        "labelled_text: the labelled samples, read by the model (teacher-forced).",
+    )
+    positions: PositionSource = Field(
+        PositionSource.attribution,
+        description="Where a toxic word is, by the scorer's gradient x input checked by occlusion; "
+        "occlusion: every word left out in turn; lexicon: a list of words; spans: the labelled "
+        "texts' own (column 'spans').",
+    )
+    lexicon: Location | None = Field(
+        None,
+        description="positions 'lexicon': file with a word or phrase a line (or .csv, .json), "
+        "found at word boundaries.",
+    )
+    max_labelled_texts: int = Field(
+        1_000, ge=2, description="states_from 'labelled_text': at most so many, half of them toxic."
+    )
 
     score: ComponentScore = Field(
         ComponentScore.effect_size,
@@ -364,7 +406,19 @@ class ComponentSettings(Frozen):
     min_attribution: FRACTION = Field(
         0.1, description="A word is toxic if removing it lowers the toxicity by at least this."
     )
-    seed: int = Field(0, ge=0, description="Seed of the matching and of the random control arm.")
+    seed: int = Field(
+        0, ge=0, description="Seed of the matching, the resamples and the random control arm."
+    )
+
+    @model_validator(mode="after")
+    def _check_positions(self) -> ComponentSettings:
+        needs_list = self.positions is PositionSource.lexicon
+        if needs_list != (self.lexicon is not None):
+            raise ValueError("positions 'lexicon' and lexicon (a file) belong together")
+        is_labelled = self.states_from is StateSource.labelled_text
+        if self.positions is PositionSource.spans and not is_labelled:
+            raise ValueError("positions 'spans' needs states_from 'labelled_text'")
+        return self
 
 
 class EvaluationSettings(Frozen):
@@ -664,6 +718,8 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
         ]
     resolved["model"] = resolve_keys(document.get("model"), ("id",))
     resolved["scorer"] = resolve_keys(document.get("scorer", {}), ("checkpoint", "config_folder"))
+    if isinstance(document.get("components"), dict):
+        resolved["components"] = resolve_keys(document["components"], ("lexicon",))
     return resolved
 
 

@@ -30,3 +30,14 @@ def find_token_spans(tokenizer: Any, token_ids: Sequence[int]) -> list[tuple[int
         spans.append((start, end))
         start = end
     return spans
+
+
+def find_step(spans: Sequence[tuple[int, int]], character: int) -> int:
+    """Index of the token with which the word at `character` begins.
+
+    Where the first character takes several byte tokens, this is the first of them.
+    """
+    step = next((place for place, (_, end) in enumerate(spans) if end > character), len(spans) - 1)
+    while step > 0 and spans[step - 1] == (spans[step][0], spans[step][0]):
+        step -= 1
+    return step

@@ -32,7 +32,7 @@ from eigenshift.releases import CURRENT_NAME, Release
 from eigenshift.runs import RunRecord
 from eigenshift.storage import Store
 
-OUTSIDE_KINDS = frozenset({"source", "weights", "classifier"})
+OUTSIDE_KINDS = frozenset({"source", "weights", "classifier", "lexicon"})
 """Inputs that are digests of files outside the store."""
 
 TABLES = (
@@ -49,6 +49,9 @@ TABLES = (
     ("layer_transfers", "", schemas.LAYER_TRANSFERS),
     ("continuations", "", schemas.CONTINUATIONS),
     ("scores", "", schemas.SCORES),
+    ("labelled_text", "continuations", schemas.CONTINUATIONS),
+    ("labelled_text", "scores", schemas.SCORES),
+    ("labelled_text", "labelled_spans", schemas.LABELLED_SPANS),
     ("toxic_positions", "", schemas.TOXIC_POSITIONS),
     ("head_states", "", schemas.HEAD_STATES),
     ("components", "components", schemas.COMPONENTS),

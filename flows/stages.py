@@ -18,7 +18,7 @@ from eigenshift.interventions import PatchRequest
 from eigenshift.interventions.unit_scaling import UNIT_SITES
 from eigenshift.models import ModelKind, explain_no_head
 from eigenshift.prompts import Part
-from eigenshift.settings import ActivationSettings, Pooling, Role, SitePooling
+from eigenshift.settings import ActivationSettings, Pooling, Role, SitePooling, StateSource
 from flows.journal import RunJournal
 from tasks import components as component_tasks
 from tasks import detection, evaluation, generation, ingestion
@@ -243,8 +243,7 @@ def study_components(
 ) -> ComponentStudy:
     """From continuations of the selection prompts to scored components of the head."""
     settings = journal.settings
-    base = {BASE_ARM: Arm(patch=None)}
-    generated = generate(journal, model, sources.prompts, Part.selection, base)[BASE_ARM]
+    generated = _provide_texts(journal, model, sources)
     positions = journal.collect(
         "locate_toxic_words",
         [
@@ -387,6 +386,33 @@ def gather_evidence(
         labelled_texts=tuple(labelled),
         neutral_texts=tuple(file for file, _ in _list_neutral(journal, sources)),
     )
+
+
+def _provide_texts(journal: RunJournal, model: ArtifactReference, sources: Sources) -> Generated:
+    """What states are taken from: continuations of the selection prompts, or labelled texts."""
+    settings = journal.settings
+    if settings.components.states_from is StateSource.generations:
+        base = {BASE_ARM: Arm(patch=None)}
+        return generate(journal, model, sources.prompts, Part.selection, base)[BASE_ARM]
+    files = [
+        file
+        for reference in sources.samples[Role.labelled].values()
+        for file in journal.artifacts.open(reference).refer_to_files("samples-")
+    ]
+    texts = journal.collect(
+        "encode_labelled_text",
+        [
+            component_tasks.encode_labelled_text.submit(
+                settings.store,
+                files,
+                model,
+                settings.model,
+                settings.components,
+                settings.execution,
+            )
+        ],
+    )
+    return Generated(list(texts), list(texts))
 
 
 def build_patches(

@@ -9,7 +9,7 @@ from prefect.states import State
 
 from eigenshift import components as scoring
 from eigenshift import decomposition as decompositions
-from eigenshift import head_states, models
+from eigenshift import head_states, labelled_text, models
 from eigenshift.artifacts import (
     ArtifactReference,
     ArtifactStore,
@@ -22,9 +22,45 @@ from eigenshift.settings import (
     EvaluationSettings,
     ExecutionSettings,
     ModelSettings,
+    PositionSource,
     ScorerSettings,
 )
 from tasks.stage import report, stage_task
+
+
+@stage_task
+def encode_labelled_text(
+    store: str,
+    samples: Sequence[FileReference],
+    model: ArtifactReference,
+    model_settings: ModelSettings,
+    settings: ComponentSettings,
+    execution: ExecutionSettings,
+) -> State[StageResult]:
+    """Labelled texts in the form of continuations and scores."""
+    artifacts = ArtifactStore(store)
+
+    def work(workspace: Workspace) -> None:
+        with models.use_model(model_settings, execution.device) as language_model:
+            labelled_text.encode_labelled_text(
+                language_model,
+                pa.concat_tables(artifacts.read_table(shard) for shard in samples),
+                settings,
+                workspace,
+            )
+
+    return report(
+        artifacts.produce(
+            "labelled_text",
+            step_version=labelled_text.STEP_VERSION,
+            settings={
+                "max_labelled_texts": settings.max_labelled_texts,
+                "seed": settings.seed,
+            },
+            inputs=[model, *samples],
+            work=work,
+        )
+    )
 
 
 @stage_task
@@ -67,6 +103,7 @@ def collect_head_states(
                 "nontoxic_per_toxic": settings.nontoxic_per_toxic,
                 "min_toxic_positions": settings.min_toxic_positions,
                 "toxic_threshold": scorer.toxic_threshold,
+                "is_marked": settings.positions is PositionSource.spans,
                 "dtype": model_settings.dtype,
             },
             inputs=[model, *continuations, *scores, *positions],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prefect.states import State
 
-from eigenshift import generation, models, scorers, scoring
+from eigenshift import generation, labelled_text, models, scorers, scoring, toxic_positions
 from eigenshift.artifacts import (
     ArtifactReference,
     ArtifactStore,
@@ -24,6 +24,7 @@ from eigenshift.settings import (
     ModelSettings,
     ScorerSettings,
 )
+from eigenshift.storage import digest_file
 from tasks.stage import report, report_all, stage_task
 
 
@@ -125,30 +126,43 @@ def locate_toxic_words(
     components: ComponentSettings,
     execution: ExecutionSettings,
 ) -> State[StageResult]:
-    """Find the toxic words of one shard of continuations."""
+    """Find the toxic words of one shard of continuations, or of the labelled texts."""
     artifacts = ArtifactStore(store)
 
     def work(workspace: Workspace) -> None:
+        finder = toxic_positions.make_finder(
+            components,
+            scorer.toxic_threshold,
+            load_scorer=lambda: _load_scorer(scorer, execution),
+            read_spans=lambda: artifacts.open(continuations).read_table(labelled_text.SPANS_NAME),
+        )
         with models.use_model(model_settings, execution.device) as language_model:
-            scoring.locate_toxic_words(
-                _load_scorer(scorer, execution),
+            toxic_positions.locate_toxic_words(
+                finder,
                 language_model.tokenizer,
                 artifacts.open(continuations).read_table("continuations.parquet"),
                 artifacts.open(scores).read_table("scores.parquet"),
-                toxic_threshold=scorer.toxic_threshold,
-                min_attribution=components.min_attribution,
-                workspace=workspace,
+                workspace,
             )
 
+    bounds = {
+        "toxic_threshold": scorer.toxic_threshold,
+        "min_attribution": components.min_attribution,
+    }
+    asks_scorer = components.positions.asks_scorer
+    outside = [_scorer_input(scorer)] if asks_scorer else []
+    if components.lexicon is not None:
+        digest = digest_file(components.lexicon)
+        outside = [ArtifactReference(kind="lexicon", fingerprint=digest)]
     return report(
         artifacts.produce(
             "toxic_positions",
-            step_version=scoring.LOCATION_STEP_VERSION,
+            step_version=toxic_positions.STEP_VERSION,
             settings={
-                "toxic_threshold": scorer.toxic_threshold,
-                "min_attribution": components.min_attribution,
+                "positions": components.positions.value,
+                **(bounds if asks_scorer else {}),
             },
-            inputs=[_scorer_input(scorer), continuations, scores],
+            inputs=[*outside, continuations, scores],
             work=work,
         )
     )

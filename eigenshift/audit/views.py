@@ -76,9 +76,7 @@ FILE_TABLES: dict[str, FileTable] = {
     "layers": FileTable("layers", "layers", schemas.LAYERS),
     "layer_transfers": FileTable("layer_transfers", "layer_transfers", schemas.LAYER_TRANSFERS),
     "components": FileTable("components", "components", schemas.COMPONENTS),
-    "component_contexts": FileTable(
-        "components", "component_contexts", schemas.COMPONENT_CONTEXTS
-    ),
+    "component_contexts": FileTable("components", "component_contexts", schemas.COMPONENT_CONTEXTS),
     "evaluations": FileTable("evaluation", "evaluations", schemas.EVALUATIONS),
     "continuations": FileTable(
         "continuations", "continuations", schemas.CONTINUATIONS, is_view=False

@@ -46,6 +46,7 @@ from eigenshift.datasets.records import (
 from eigenshift.datasets.screening import digest_text, screen_text
 from eigenshift.datasets.sentences import make_sentences_reader
 from eigenshift.datasets.spooling import RecordWriter
+from eigenshift.datasets.toxic_spans import make_toxic_spans_reader
 from eigenshift.datasets.toxicn import make_toxicn_reader
 from eigenshift.errors import DatasetError
 from eigenshift.schemas import REJECTED_ROWS, SOURCE_FILES
@@ -64,6 +65,7 @@ MAKE_READER: dict[SourceFormat, Callable[[SourceSettings], Reader]] = {
     SourceFormat.jigsaw_unintended_bias: make_unintended_bias_reader,
     SourceFormat.jigsaw_multilingual: make_multilingual_reader,
     SourceFormat.toxicn: make_toxicn_reader,
+    SourceFormat.toxic_spans: make_toxic_spans_reader,
     SourceFormat.real_toxicity_prompts: make_prompts_reader,
     SourceFormat.sentences: make_sentences_reader,
 }

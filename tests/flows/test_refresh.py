@@ -118,6 +118,41 @@ def test_changing_one_setting_redoes_exactly_the_stages_that_read_it(
     assert find_redone(run(load_small(override))) == expected
 
 
+def test_states_can_be_taken_while_reading_labelled_text(
+    load_small: Load, tmp_path: Path, finished_store: Path
+) -> None:
+    """Toxic words by a list; nothing of the detection side or of the head is done again."""
+    import shutil
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
+    from demo_lexicon import CHINESE_INSULT_NOUNS, ENGLISH_INSULT_NOUNS
+
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join([*ENGLISH_INSULT_NOUNS, *CHINESE_INSULT_NOUNS]), encoding="utf-8")
+    shutil.copytree(finished_store, tmp_path / "store")
+    outcome = run(
+        load_small(
+            "components.states_from=labelled_text",
+            "components.positions=lexicon",
+            f"components.lexicon={words}",
+        )
+    )
+    redone = find_redone(outcome)
+    assert redone >= {"encode_labelled_text", "locate_toxic_words", "score_components"}
+    assert redone.isdisjoint({"extract_activations", "decompose_head", "identify_model"})
+    store = ArtifactStore(str(tmp_path / "store"))
+    (states,) = (
+        item
+        for item in store.list_manifests()
+        if item.kind == "head_states"
+        and any(source.kind == "labelled_text" for source in item.inputs)
+    )
+    assert states.facts["n_toxic"] > 20
+    texts = "".join(path.read_text() for path in (tmp_path / "store").rglob("*.json"))
+    assert not any(word in texts for word in (*ENGLISH_INSULT_NOUNS, *CHINESE_INSULT_NOUNS))
+
+
 def test_a_failed_run_is_recorded_and_the_next_one_goes_on(
     load_small: Load, tmp_path: Path
 ) -> None:

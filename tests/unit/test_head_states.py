@@ -14,9 +14,14 @@ import torch
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.errors import ComponentError
-from eigenshift.head_states import collect_head_states
+from eigenshift.head_states import (
+    collect_head_states,
+    find_band,
+    list_nontoxic,
+    match_positions,
+)
 from eigenshift.models import LanguageModel
-from eigenshift.settings import ComponentSettings
+from eigenshift.settings import ComponentSettings, PositionSource
 
 SETTINGS = ComponentSettings(min_toxic_positions=2, nontoxic_per_toxic=3)
 
@@ -60,7 +65,7 @@ def scores(continuations: pa.Table) -> pa.Table:
 def make_positions(steps: list[int]) -> pa.Table:
     """One toxic position for each of the first prompts."""
     rows = [
-        {"prompt_id": f"p{place:02d}", "sample_index": 0, "step": step, "attribution": 0.5}
+        {"prompt_id": f"p{place:02d}", "sample_index": 0, "step": step, "fall": 0.5}
         for place, step in enumerate(steps)
     ]
     return pa.Table.from_pylist(rows, schema=schemas.TOXIC_POSITIONS)
@@ -143,3 +148,55 @@ def test_too_few_toxic_positions_stop_with_a_remedy(
     """Components are not chosen from next to nothing."""
     with pytest.raises(ComponentError, match=r"prompts\.n_selection"):
         collect(tiny_language_model, continuations, scores, [1], workspace)
+
+
+def test_words_outside_labelled_spans_are_controls_of_the_same_text(
+    tiny_language_model: LanguageModel,
+    continuations: pa.Table,
+    scores: pa.Table,
+    workspace: Workspace,
+) -> None:
+    """A marked text is marked whole; by any other source it gives no controls."""
+    toxic = [((f"p{place:02d}", 0), 2) for place in range(3)]
+    marked = SETTINGS.model_copy(update={"positions": PositionSource.spans})
+    found = list_nontoxic(scores, toxic, marked, 0.5)
+    assert {("p00", 0), ("p01", 0), ("p02", 0)} <= set(found)
+    assert ("p03", 0) not in found  # toxic, and nothing is marked in it
+    assert set(list_nontoxic(scores, toxic, SETTINGS, 0.5)) == {
+        (f"p{place:02d}", 0) for place in range(6, 39)
+    }
+    rows = {(row["prompt_id"], 0): row for row in continuations.to_pylist()}
+    matched, _ = match_positions(
+        tiny_language_model.tokenizer, rows, toxic, [key for key, _ in toxic], marked
+    )
+    assert not set(matched) & set(toxic)
+
+
+def test_a_harmless_continuation_with_a_toxic_position_gives_no_controls(scores: pa.Table) -> None:
+    """A lexicon finds words in texts the classifier lets pass."""
+    assert ("p20", 0) not in list_nontoxic(scores, [(("p20", 0), 1)], SETTINGS, 0.5)
+
+
+def test_late_steps_are_matched_by_band() -> None:
+    """Early steps by themselves, later ones with those within a quarter."""
+    assert [find_band(step) for step in range(32)] == list(range(32))
+    assert find_band(100) == find_band(112) != find_band(140)
+    bands = [find_band(step) for step in range(2000)]
+    assert bands == sorted(bands)
+    assert bands[-1] < 60
+
+
+def test_a_context_ends_before_the_step(
+    tiny_language_model: LanguageModel,
+    continuations: pa.Table,
+    scores: pa.Table,
+    workspace: Workspace,
+) -> None:
+    """The text before, at most its last tokens, and the token that follows."""
+    by_id = {row["prompt_id"]: row for row in continuations.to_pylist()}
+    decode = tiny_language_model.tokenizer.decode
+    for row in collect(tiny_language_model, continuations, scores, [0, 2, 5, 5], workspace):
+        source = by_id[row["prompt_id"]]
+        before = source["prompt_token_ids"] + source["token_ids"][: row["step"]]
+        assert row["context"] == decode(before[-24:], skip_special_tokens=True)
+        assert row["next_token"] == decode([source["token_ids"][row["step"]]])

@@ -1,9 +1,8 @@
-"""Scoring: unscored stays unscored; toxic words are located by offsets, in two languages."""
+"""Scoring: unscored stays unscored; a checkpoint that could run code is not opened."""
 
 from __future__ import annotations
 
 import pickle
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.errors import EvaluationError, ScorerError
 from eigenshift.scorers import load_scorer
-from eigenshift.scoring import locate_toxic_words, require_scored, score_continuations
+from eigenshift.scoring import require_scored, score_continuations
 from eigenshift.settings import ScorerSettings
-from eigenshift.token_spans import find_token_spans
 from tests.support.fake_scorer import WordScorer
 
 
@@ -39,53 +37,8 @@ def make_continuations(tokenizer: Any, texts: list[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.CONTINUATIONS)
 
 
-def locate(tokenizer: Any, texts: list[str], workspace: Workspace) -> list[list[str]]:
-    """For each text, what the tokens at the located steps begin with, to the end of the text."""
-    scorer, table = WordScorer(), make_continuations(tokenizer, texts)
-    score_continuations(scorer, table, workspace)
-    scores = pq.read_table(workspace.path("scores.parquet"))
-    locate_toxic_words(
-        scorer,
-        tokenizer,
-        table,
-        scores,
-        toxic_threshold=0.5,
-        min_attribution=0.1,
-        workspace=workspace,
-    )
-    found: dict[str, list[str]] = {f"p{place}": [] for place in range(len(texts))}
-    for row in pq.read_table(workspace.path("toxic_positions.parquet")).to_pylist():
-        place = int(row["prompt_id"][1:])
-        spans = find_token_spans(tokenizer, table["token_ids"][place].as_py())
-        found[row["prompt_id"]].append(texts[place][spans[row["step"]][0] :].lstrip())
-    return list(found.values())
-
-
-def test_the_toxic_word_is_located_in_a_sentence(tiny_tokenizer: Any, workspace: Workspace) -> None:
-    """The position is the first token of the word whose removal ends the toxicity."""
-    found = locate(tiny_tokenizer, ["the zorbfool waited", "the garden was open"], workspace)
-    assert found == [["zorbfool waited"], []]
-
-
-def test_several_words_each_enough_are_all_located(
-    tiny_tokenizer: Any, workspace: Workspace
-) -> None:
-    """Where no single removal helps, words are taken by what they are alone."""
-    (found,) = locate(tiny_tokenizer, ["a zorbfool and a glimpnit came"], workspace)
-    assert found == ["zorbfool and a glimpnit came", "glimpnit came"]
-
-
-def test_a_chinese_word_is_located_without_spaces(
-    tiny_tokenizer: Any, workspace: Workspace
-) -> None:
-    """Any character of the word is needed for it to be toxic; its first token is found."""
-    (found,) = locate(tiny_tokenizer, ["火车上有一个呆灯瓜在等"], workspace)
-    assert len(found) == 1
-    assert found[0][:1] in "呆灯瓜"
-
-
 def test_substrings_do_not_count(tiny_tokenizer: Any, workspace: Workspace) -> None:
-    """A word is found by its effect on the scorer, so a harmless word that holds another is not."""
+    """A harmless word that holds another is not scored as that."""
     scorer = WordScorer(insults=(" ass ",))
     table = make_continuations(tiny_tokenizer, ["the classic assembly"])
     score_continuations(scorer, table, workspace)
@@ -110,15 +63,6 @@ def test_too_many_unscored_stop_the_run() -> None:
     require_scored(2, 100, 0.02, "arm base")
     with pytest.raises(EvaluationError, match="3 of 100"):
         require_scored(3, 100, 0.02, "arm base")
-
-
-def test_spans_of_tokens_cover_the_text(tiny_tokenizer: Any) -> None:
-    """Contiguous spans, also where a character takes several byte tokens."""
-    text = "a garden 花园里的猫 waits"
-    spans = find_token_spans(tiny_tokenizer, tiny_tokenizer(text)["input_ids"])
-    assert spans[0][0] == 0
-    assert spans[-1][1] == len(text)
-    assert all(left[1] == right[0] for left, right in pairwise(spans))
 
 
 class Malicious:

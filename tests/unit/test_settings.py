@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from eigenshift.errors import SettingsError
 from eigenshift.settings import (
+    ComponentSettings,
     RefreshSettings,
     Role,
     list_presets,
@@ -115,3 +117,19 @@ def test_the_form_shows_every_default_and_description() -> None:
             section = definitions.get(details.get("$ref", "").rpartition("/")[2], {})
             described = details.get("description") or section.get("description")
             assert described, f"{name}.{field} has no description"
+
+
+@pytest.mark.parametrize(
+    ("components", "expected"),
+    [
+        ({"positions": "lexicon"}, "belong together"),
+        ({"lexicon": "words.txt"}, "belong together"),
+        ({"positions": "spans"}, "states_from 'labelled_text'"),
+    ],
+)
+def test_sources_of_positions_that_lack_something_are_refused(
+    components: dict[str, str], expected: str
+) -> None:
+    """A lexicon needs its file, labelled spans need labelled texts."""
+    with pytest.raises(ValidationError, match=expected):
+        ComponentSettings(**components)

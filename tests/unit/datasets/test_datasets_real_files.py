@@ -33,6 +33,8 @@ FILES = [
         {"duplicate_text": 1},
     ),
     ("toxicn", "toxicn/ToxiCN_1.0.csv", 9_633, {}),
+    ("toxic_spans", "other/toxic_spans/tsd_trial.csv", 690, {}),
+    ("toxic_spans", "other/toxic_spans/tsd_train.csv", 7_938, {"duplicate_text": 11}),
     ("real_toxicity_prompts", "rtp/prompts_quark_val.jsonl", 3_975, {}),
     ("real_toxicity_prompts", "rtp/prompts_decodingtrust_toxic.jsonl", 943, {}),
     ("real_toxicity_prompts", "rtp/prompts_decodingtrust_nontoxic.jsonl", 958, {}),
