@@ -10,7 +10,6 @@ which decomposes a head holds little else.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from eigenshift.safetensors_header import METADATA_KEY, read_header
+
 VALUES_PER_BLOCK = 1 << 21
 """16 MiB in float64."""
-LARGEST_HEADER = 1 << 27
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Of heads that can be read from a file, safetensors' name -> torch's."""
 RAW_TYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
@@ -97,14 +97,16 @@ def list_stored_heads(folder: Path, head: Mapping[str, Any]) -> list[StoredHead]
         Those of the head's shape in a dtype that can be read, its own name before others.
     """
     shape = (int(head["vocab"]), int(head["hidden"]))
-    found = [
-        StoredHead(
-            path, name, DTYPES[entry["dtype"]], head["dtype"], shape, start + entry["first_byte"]
-        )
-        for path in sorted(folder.glob("*.safetensors"))
-        for start, name, entry in _read_header(path)
-        if entry["dtype"] in DTYPES and tuple(entry["shape"]) == shape
-    ]
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        header, start = read_header(path)
+        for name, entry in header.items():
+            if name == METADATA_KEY or entry["dtype"] not in DTYPES:
+                continue
+            if tuple(entry["shape"]) == shape:
+                first_byte = start + entry["data_offsets"][0]
+                dtypes = (DTYPES[entry["dtype"]], head["dtype"])
+                found.append(StoredHead(path, name, *dtypes, shape, first_byte))
     own_name = f"{head['name']}.weight"
     return sorted(found, key=lambda item: (not item.name.endswith(own_name), item.name))
 
@@ -158,15 +160,3 @@ def _fill(file: Any, block: Raw) -> None:
         if not count:
             raise EOFError(f"{file.name}: the file ends within the head; it was cut short.")
         view = view[count:]
-
-
-def _read_header(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(where the data begins, name, dtype, shape and first byte) of each tensor of a file."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > LARGEST_HEADER:
-            return
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield 8 + length, name, {**entry, "first_byte": entry["data_offsets"][0]}

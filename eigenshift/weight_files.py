@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eigenshift.errors import ModelError
 from eigenshift.model_files import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from eigenshift.safetensors_header import METADATA_KEY, read_header
 
 FLOAT_TYPES = {
     "F64": torch.float64,
@@ -29,7 +30,6 @@ FLOAT_TYPES = {
 }
 """Dtypes whose values can be changed, safetensors' name -> torch's."""
 TYPE_NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
-METADATA_KEY = "__metadata__"
 COPY_BYTES = 8 << 20
 HEADER_ALIGNMENT = 8
 
@@ -143,13 +143,6 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
                 StoredTensor(path, key, entry["dtype"], shape, start + first, end - first)
             )
     return {item.key: item for item in sorted(tensors, key=lambda item: item.first_byte)}
-
-
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors header, and where the values begin."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length
 
 
 def write_changed_file(
