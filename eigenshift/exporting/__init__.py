@@ -195,7 +195,6 @@ def _write_lora(source: _Source, folder: Path, options: ExportOptions) -> str:
         base,
         folder,
         model_id=name_base(source.settings),
-        dtype=source.settings.dtype,
         unties=options.unties,
     )
     return lora.describe_use(base)
@@ -213,7 +212,7 @@ def _write_merged(
         logger.warning("export is not streamed: the whole model is loaded. %s", error)
     if base is None:
         return _write_merged_in_memory(source, folder)
-    written = merged.write_merged(base, folder, dtype)
+    written = merged.write_merged(base, folder)
     is_small = base.checkpoint.n_bytes <= FULL_CHECK_BYTES
     if options.check is Check.full or (options.check is Check.auto and is_small):
         measured = measure_patched(_load_base(source), patch)

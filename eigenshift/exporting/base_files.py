@@ -78,6 +78,8 @@ class PatchedBase:
         is_tied: The base's head is its input embedding.
         folds: Parameter -> how it changes.
         parameters: Parameter -> where the base's values are.
+        dtype: What the configuration has to say for an export to load in the precision that was
+            measured; None leaves it as it is.
     """
 
     checkpoint: Checkpoint
@@ -87,6 +89,7 @@ class PatchedBase:
     is_tied: bool
     folds: Mapping[str, Fold]
     parameters: Mapping[str, BaseParameter]
+    dtype: str | None
 
     @property
     def head_weight(self) -> BaseParameter | None:
@@ -157,8 +160,16 @@ def open_patched_base(folder: Path, patch: Patch, dtype: str) -> PatchedBase:
             _list_dtypes(skeleton, dtype),
             expected,
         )
+    was_measured_in = {str(item.dtype).removeprefix("torch.") for item in parameters.values()}
     return PatchedBase(
-        checkpoint, skeleton, patch, head_name, embedding is not None, folds, parameters
+        checkpoint,
+        skeleton,
+        patch,
+        head_name,
+        is_tied=embedding is not None,
+        folds=folds,
+        parameters=parameters,
+        dtype=dtype if dtype in was_measured_in else None,  # quantised weights have their own
     )
 
 

@@ -25,14 +25,13 @@ ADAPTER_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 
 
-def write_lora(base: PatchedBase, folder: Path, *, model_id: str, dtype: str, unties: bool) -> None:
+def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) -> None:
     """Write the adapter, and the untied base where asked to.
 
     Args:
         base: The base's files and the patch.
         folder: Receives the files.
         model_id: Of the base, for the adapter's configuration.
-        dtype: In which the run loaded the model, or "auto".
         unties: Write a base whose head is its own into `untied-base/`.
 
     Raises:
@@ -76,7 +75,7 @@ def write_lora(base: PatchedBase, folder: Path, *, model_id: str, dtype: str, un
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
     if base.is_tied:
         (folder / UNTIED_FOLDER).mkdir()
-        write_untied(base, folder / UNTIED_FOLDER, dtype)
+        write_untied(base, folder / UNTIED_FOLDER)
 
 
 def describe_use(base: PatchedBase) -> str:

@@ -35,13 +35,12 @@ CONFIG_NAME, GENERATION_CONFIG_NAME = CONFIG_NAMES
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
-def write_merged(base: PatchedBase, folder: Path, dtype: str) -> dict[str, str]:
+def write_merged(base: PatchedBase, folder: Path) -> dict[str, str]:
     """Write the patched checkpoint.
 
     Args:
         base: The base's files and the patch.
         folder: Receives the files.
-        dtype: In which the run loaded the model, or "auto".
 
     Returns:
         Parameter -> digest of its values as written.
@@ -52,15 +51,15 @@ def write_merged(base: PatchedBase, folder: Path, dtype: str) -> dict[str, str]:
     """
     written = write_checkpoint(base.checkpoint, base.make_patched(), folder)
     unties = base.is_tied and base.head_weight is not None
-    write_configuration(base.checkpoint.folder, folder, dtype=dtype, unties=unties)
+    write_configuration(base.checkpoint.folder, folder, dtype=base.dtype, unties=unties)
     copy_companions(base.checkpoint.folder, folder)
     return {name: written[parameter.key] for name, parameter in base.parameters.items()}
 
 
-def write_untied(base: PatchedBase, folder: Path, dtype: str) -> None:
+def write_untied(base: PatchedBase, folder: Path) -> None:
     """Write the unpatched base with a head of its own, as `write_merged` does."""
     write_checkpoint(base.checkpoint, base.make_untied(), folder)
-    write_configuration(base.checkpoint.folder, folder, dtype=dtype, unties=True)
+    write_configuration(base.checkpoint.folder, folder, dtype=base.dtype, unties=True)
     copy_companions(base.checkpoint.folder, folder)
 
 
@@ -108,14 +107,14 @@ def write_checkpoint(
     return digests
 
 
-def write_configuration(source: Path, folder: Path, *, dtype: str, unties: bool) -> None:
+def write_configuration(source: Path, folder: Path, *, dtype: str | None, unties: bool) -> None:
     """Copy the configuration; it is made to say what dtype was measured and that a head is untied.
 
     Without `tie_word_embeddings: false` the head would silently be tied again on loading.
     """
     document = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
     changes: dict[str, Any] = {"tie_word_embeddings": False} if unties else {}
-    if dtype != "auto":
+    if dtype is not None:
         changes["torch_dtype" if "torch_dtype" in document else "dtype"] = dtype
     changed = document | changes
     if isinstance(document.get("text_config"), dict):

@@ -113,7 +113,7 @@ def run_variant(variant: str, folder: Path, out: Path) -> None:
     seconds_of_check = 0.0
     if variant == "stream":
         base = open_patched_base(folder, patch, "bfloat16")
-        written = write_merged(base, out, "bfloat16")
+        written = write_merged(base, out)
         checked = time.perf_counter()
         peak_of_export = read_status("VmHWM")
         check_files(base, out, written)

@@ -17,7 +17,7 @@ import torch
 from eigenshift.edits import ModelEdit, UnitEdit
 from eigenshift.errors import ComponentError, FoldingError
 from eigenshift.exporting.base_files import open_patched_base
-from eigenshift.exporting.checks import check_files
+from eigenshift.exporting.checks import check_files, check_reloaded, measure_patched
 from eigenshift.exporting.lora import UNTIED_FOLDER, write_lora
 from eigenshift.exporting.merged import write_merged
 from eigenshift.folding import fold_edit, run_hooked
@@ -26,7 +26,9 @@ from eigenshift.interventions.linear_act import list_norms
 from eigenshift.models import (
     LanguageModel,
     capture_head_states,
+    forget_models,
     fuse_activations,
+    load_model,
     wrap_model,
 )
 from eigenshift.patching import (
@@ -40,6 +42,7 @@ from eigenshift.patching import (
     patched_model,
     save_patch,
 )
+from eigenshift.settings import ModelSettings
 from tests.support.architectures import (
     ARCHITECTURES,
     VOCAB,
@@ -232,7 +235,7 @@ def test_a_merged_export_round_trip(name: str, tmp_path: Path) -> None:
     units = scale_units(language_model, list_mlp_layers(language_model)).units
     patch = describe(language_model, ModelEdit(damp_head(language_model, 0.0).head, units))
     base = open_patched_base(tmp_path / "base", patch, "float32")
-    written = write_merged(base, tmp_path / "out", "float32")
+    written = write_merged(base, tmp_path / "out")
     assert written == {key: item.patched for key, item in patch.description.tensors.items()}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert_near(run(model), run_patched(language_model, patch), 1e-6)
@@ -254,7 +257,7 @@ def test_a_lora_export_round_trip(name: str, tmp_path: Path) -> None:
     patch = describe(language_model, damp_head(language_model, 0.25))
     expected = run_patched(language_model, patch)
     base = open_patched_base(tmp_path / "base", patch, "float32")
-    write_lora(base, tmp_path / "out", model_id=name, dtype="float32", unties=True)
+    write_lora(base, tmp_path / "out", model_id=name, unties=True)
     is_tied = ARCHITECTURES[name].is_tied
     source = tmp_path / "out" / UNTIED_FOLDER if is_tied else tmp_path / "base"
     model = AutoModelForCausalLM.from_pretrained(source)
@@ -283,7 +286,7 @@ def test_a_sharded_checkpoint_in_low_precision(
     language_model = wrap_model(loaded, StubTokenizer(), model_id=name, digest="d")
     patch = describe(language_model, damp_head(language_model, 0.25))
     base = open_patched_base(tmp_path / "base", patch, "auto")
-    written = write_merged(base, tmp_path / "out", "auto")
+    written = write_merged(base, tmp_path / "out")
     check_files(base, tmp_path / "out", written)
     assert base.checkpoint.index is not None
     (digest,) = written.values()
@@ -349,10 +352,41 @@ def test_a_patch_on_a_quantised_trunk(
     expected = run_patched(quantised, patch)
     assert_near(expected, hooked, 1e-5)
     base = open_patched_base(quantised_folder, patch, "auto")
-    check_files(base, tmp_path, write_merged(base, tmp_path, "auto"))
+    check_files(base, tmp_path, write_merged(base, tmp_path))
     model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert model.get_submodule("model.layers.0.mlp.up_proj").weight.dtype == torch.int8
     assert torch.equal(run(model), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_quantised_weights_are_loaded_and_exported(
+    bits: int, dtype: str, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """From settings to an export; where the quantiser keeps its own precision, that is measured."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    sizes = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 128}  # blocks of 4-bit codes
+    model = make_architecture("llama", vocab_size=len(tiny_tokenizer), **sizes)
+    model.save_pretrained(tmp_path / "full")
+    configuration = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+    stored = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "full", quantization_config=configuration, dtype=torch.float32
+    )
+    stored.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    forget_models()
+    settings = ModelSettings(id=str(tmp_path / "base"), dtype=dtype)
+    language_model = load_model(settings, "cpu")
+    forget_models()
+    patch = describe(language_model, damp_head(language_model, 0.25))
+    base = open_patched_base(tmp_path / "base", patch, dtype)
+    (tmp_path / "out").mkdir()
+    written = write_merged(base, tmp_path / "out")
+    check_files(base, tmp_path / "out", written)
+    measured = measure_patched(language_model, patch)
+    check_reloaded(tmp_path / "out", measured, written, unties=False)
+    assert written["lm_head.weight"] == patch.description.patched_digest
 
 
 # What is not supported is refused with a reason

@@ -110,6 +110,5 @@ def test_what_a_lora_cannot_hold_is_refused(tmp_path: Path, what: str) -> None:
             open_patched_base(tmp_path, patch, "float32"),
             tmp_path,
             model_id="tiny",
-            dtype="float32",
             unties=False,
         )

@@ -53,7 +53,7 @@ def export(folder: Path, patch: Patch, out: Path, dtype: str = "auto") -> dict[s
     """Write a merged export and check its files."""
     out.mkdir()
     base = open_patched_base(folder, patch, dtype)
-    written = write_merged(base, out, dtype)
+    written = write_merged(base, out)
     check_files(base, out, written)
     return written
 
