@@ -213,5 +213,6 @@ def _find_values(
 def _explain_unmatched(folder: Path, name: str) -> str:
     return (
         f"{folder.name}: expected {name} as one tensor of the files, found none that transformers "
-        "loads into it as it is. The checkpoint stores it in parts or in another layout."
+        "loads into it as it is. The checkpoint stores it in parts or in another layout. Use "
+        "--format merged, which then loads the whole model, or --format patch."
     )

@@ -205,6 +205,86 @@ ARCHITECTURES = {
 }
 
 
+LIKE_LLAMA = (
+    "ApertusConfig",
+    "Cohere2Config",
+    "Ernie4_5Config",
+    "Exaone4Config",
+    "GemmaConfig",
+    "Glm4Config",
+    "GlmConfig",
+    "HunYuanDenseV1Config",
+    "NemotronConfig",
+    "Olmo2Config",
+    "OlmoConfig",
+    "PersimmonConfig",
+    "Phi3Config",
+    "SmolLM3Config",
+    "StableLmConfig",
+    "Starcoder2Config",
+)
+MORE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(LIKE_LLAMA, LLAMA),
+    "GraniteMoeConfig": {**LLAMA, "num_local_experts": 2},
+    "GptOssConfig": {**LLAMA, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "Qwen3MoeConfig": {
+        **LLAMA,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 8,
+    },
+    "DeepseekV3Config": {
+        **LLAMA,
+        "num_key_value_heads": 2,
+        "n_routed_experts": 2,
+        "num_experts_per_tok": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 8,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "FalconH1Config": {
+        **LLAMA,
+        "lm_head_multiplier": 0.3,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+    },
+    "RecurrentGemmaConfig": {
+        **LLAMA,
+        "num_hidden_layers": 3,
+        "lru_width": 16,
+        "attention_window_size": 8,
+    },
+    "MambaConfig": {**SMALL, "state_size": 4},
+    "GPTBigCodeConfig": GPT,
+    "OpenAIGPTConfig": GPT,
+    "GPTNeoConfig": {
+        **SMALL,
+        "num_layers": 2,
+        "num_heads": 2,
+        "attention_types": [[["global"], 2]],
+        "max_position_embeddings": 64,
+    },
+    "BioGptConfig": {**SMALL, "intermediate_size": 24},
+    "XGLMConfig": {
+        **IDS,
+        "d_model": 16,
+        "num_layers": 2,
+        "attention_heads": 2,
+        "ffn_dim": 24,
+    },
+}
+"""Further architectures, of which one round trip is tried: class of configuration -> values."""
+
+
 class StubTokenizer:
     """The little of a tokenizer that `models.wrap_model` looks at."""
 
@@ -216,12 +296,17 @@ class StubTokenizer:
 
 def make_architecture(name: str, **changes: Any) -> Any:
     """A seeded random model; biases and norms are random too, so that none goes unnoticed."""
+    chosen = ARCHITECTURES[name]
+    return make_random_model(chosen.config_class, {**chosen.values, **changes})
+
+
+def make_random_model(config_class: str, values: dict[str, Any]) -> Any:
+    """As `make_architecture`, of any configuration."""
     import torch
     import transformers
     from torch import nn
 
-    chosen = ARCHITECTURES[name]
-    config = getattr(transformers, chosen.config_class)(**{**chosen.values, **changes})
+    config = getattr(transformers, config_class)(**values)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -45,11 +45,13 @@ from eigenshift.patching import (
 from eigenshift.settings import ModelSettings
 from tests.support.architectures import (
     ARCHITECTURES,
+    MORE,
     VOCAB,
     StubTokenizer,
     damp_head,
     list_mlp_layers,
     make_architecture,
+    make_random_model,
     scale_units,
 )
 
@@ -301,6 +303,27 @@ def test_a_sharded_checkpoint_in_low_precision(
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     fuse_activations(model)  # as the base's are
     assert torch.equal(run(model), run_patched(language_model, patch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_further_architectures(name: str, tmp_path: Path) -> None:
+    """Folded equals hooked, and the export of several files gives the patched logits."""
+    model = make_random_model(name, MORE[name])
+    language_model = wrap_model(model, StubTokenizer(), model_id=name, digest="d")
+    units = scale_units(language_model, list_mlp_layers(language_model)).units
+    edit = ModelEdit(damp_head(language_model, 0.25).head, units)
+    patch = describe(language_model, edit)
+    with run_hooked(language_model, edit):
+        hooked = run(model)
+    assert_near(run_patched(language_model, patch), hooked, 1e-5)
+    (tmp_path / "out").mkdir()
+    model.save_pretrained(tmp_path / "base", max_shard_size="10KB")
+    base = open_patched_base(tmp_path / "base", patch, "float32")
+    written = write_merged(base, tmp_path / "out")
+    check_files(base, tmp_path / "out", written)
+    measured = measure_patched(language_model, patch)
+    check_reloaded(tmp_path / "out", measured, written, unties=base.is_tied)
 
 
 # Quantised trunks (bitsandbytes, which runs on the CPU)
