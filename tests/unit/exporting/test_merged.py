@@ -18,6 +18,8 @@ from eigenshift.exporting import Check, ExportOptions, export_patch, merged
 from eigenshift.exporting.base_files import open_patched_base
 from eigenshift.exporting.checks import check_files
 from eigenshift.exporting.merged import HEAD_FILE_NAME, write_merged
+from eigenshift.folding import run_hooked
+from eigenshift.interventions.linear_act import list_norms
 from eigenshift.models import LanguageModel, load_model, wrap_model
 from eigenshift.patching import Patch, digest_tensor, make_patch, patched_model
 from eigenshift.settings import ModelSettings
@@ -191,6 +193,19 @@ def test_head_bias_and_norm_shift_are_exported(tmp_path: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-out")
         with patched_model(base, patch):
             torch.testing.assert_close(compute_logits(model), compute_logits(base.model))
+
+
+@pytest.mark.parametrize(("name", "shift"), [("gpt2", 0.3), ("gemma2", 0.0)])
+def test_norms_inside_the_trunk_are_exported(tmp_path: Path, name: str, shift: float) -> None:
+    """What Linear-AcT changes: gain and bias of each block's norms, gains of 1 + w alike."""
+    base = save_base(tmp_path / "base", name)
+    edit = scale_units(base, list_norms(base), shift=shift)
+    patch = make_patch(base, edit, model_id="tiny", intervention="test")
+    written = export(tmp_path / "base", patch, tmp_path / "out")
+    assert len(written) == len(edit.units) * (2 if shift else 1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with run_hooked(base, edit):
+        torch.testing.assert_close(compute_logits(model), compute_logits(base.model))
 
 
 def test_units_alone_leave_a_tied_head_tied(tmp_path: Path) -> None:
