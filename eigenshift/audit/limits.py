@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import duckdb
@@ -63,7 +63,8 @@ class Deadline:
                 return
             self._over.set()
             while not done.is_set():  # one interrupt may come between two steps and be lost
-                connection.interrupt()
+                with suppress(duckdb.Error):  # closed meanwhile: there is nothing left to stop
+                    connection.interrupt()
                 done.wait(INTERRUPT_EVERY_SECONDS)
 
         watcher = threading.Thread(target=watch, name="audit-deadline", daemon=True)

@@ -79,7 +79,6 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "SET VARIABLE x = 1",
         "SET allowed_paths = ['/etc/passwd']",
         "SET GLOBAL memory_limit = '100GB'",
-        "PRAGMA database_list",
         "PRAGMA memory_limit='100GB'",
         "CHECKPOINT",
         "VACUUM",
