@@ -5,9 +5,13 @@ SELECT
     round(effect_size, 3) AS effect_size,
     round(auroc, 3) AS auroc,
     round(logit_gain, 3) AS logit_gain,
+    round(inclusion_frequency, 3) AS inclusion_frequency,
+    group_size,
     factor,
     tokens_up,
-    tokens_down
+    tokens_down,
+    contexts_high,
+    contexts_low
 FROM components
 WHERE run_id = {run} AND is_selected
 ORDER BY rank
