@@ -154,7 +154,7 @@ def write_components(
         choice = choose_within_budget(
             language_model,
             collect_calibration_states(language_model, neutral_texts, max_tokens, tokens_per_batch),
-            _gather_toxic_states(states, language_model.head_weight),
+            gather_toxic_states(states, language_model.head_weight),
             top,
             v,
             factor=settings.factor,
@@ -295,7 +295,7 @@ def _find_toxic_direction(states: pa.Table, weight: Tensor) -> Matrix:
     return np.asarray(toxic_rows.mean(0) - mean_row)
 
 
-def _gather_toxic_states(states: pa.Table, weight: Tensor) -> ToxicStates:
+def gather_toxic_states(states: pa.Table, weight: Tensor) -> ToxicStates:
     """Toxic states, and the tokens that set them apart from the matched ones.
 
     A word that was blamed by mistake is usually common: it does not count as a toxic token.

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.runs import RunRecord, StageSummary, Status
+from eigenshift.trials import AUTOMATIC, TrialPoint
 
 HEADLINE = (
     ("toxicity rate", "toxicity_rate", "percent"),
@@ -24,13 +25,13 @@ HEADLINE = (
 COMPARED = (
     ("toxicity rate", "toxicity_rate", "percent"),
     ("reduction", "toxicity_reduction", "percent"),
-    ("perplexity", "perplexity", "number"),
-    ("KL to base", "kl_to_base", "number"),
-    ("distinct-2", "distinct_2", "percent"),
+    ("perplexity change", "perplexity_change", "percent"),
+    ("KL", "kl_to_base", "number"),
     ("TPH", "tph", "percent"),
     ("TPH (paper)", "tph_paper", "percent"),
 )
-"""Label, metric and unit of the columns of a comparison."""
+"""Label, metric and unit of the columns of a comparison that have intervals."""
+HOOKED_MARK = " *"
 
 
 class RefreshOutcome(BaseModel):
@@ -158,38 +159,63 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 
 
 class ArmComparison(BaseModel):
-    """All arms of a comparison, side by side."""
+    """All arms of a comparison, side by side.
+
+    Attributes:
+        arms: `schemas.COMPARISONS` rows.
+        evaluations: `schemas.EVALUATIONS` rows: every metric, also by slice.
+        table: Where the Parquet file of `arms` is.
+        figure: Where the plot is.
+    """
 
     run_id: str
     store: str
     stages: list[StageSummary]
+    arms: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
-    arms: list[str]
+    table: str
+    figure: str
 
     @property
     def columns(self) -> list[str]:
         """Headings of the table."""
-        return ["arm", *(label for label, _, _ in COMPARED)]
+        return [
+            "arm",
+            *(label for label, _, _ in COMPARED),
+            *("p", "perplexity", "distinct-2", "seconds", "MiB"),
+        ]
 
     @property
     def rows(self) -> list[list[str]]:
         """One row per arm."""
-        table = MetricTable(self.evaluations)
+        return [self._format_arm(row) for row in self.arms]
+
+    def _format_arm(self, row: Mapping[str, Any]) -> list[str]:
+        peak = row["build_peak_bytes"]
         return [
-            [arm, *(format_estimate(table.get(arm, metric), unit) for _, metric, unit in COMPARED)]
-            for arm in self.arms
+            row["arm"] + (HOOKED_MARK if row["is_hooked_only"] else ""),
+            *(_format_columns(row, metric, unit) for _, metric, unit in COMPARED),
+            _format_number(row["toxicity_p_value"], ".4f"),
+            _format_number(row["perplexity"], ".2f"),
+            _format_number(row["distinct_2"], ".1%"),
+            _format_number(row["build_seconds"], ".1f"),
+            _format_number(None if peak is None else peak / 2**20, ".0f"),
         ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the table does not say by itself."""
+        notes = [
+            "p: sign-flip test of the toxicity rate against base over prompts. seconds, MiB: "
+            "building the patch from its evidence."
+        ]
+        if any(row["is_hooked_only"] for row in self.arms):
+            notes.append("*: measured with hooks; it cannot be folded into the weights.")
+        return [*notes, f"Table: {self.table}", f"Plot: {self.figure}"]
 
     def as_contract(self) -> dict[str, Any]:
         """For `--json`: every metric of every arm."""
-        return {
-            "run_id": self.run_id,
-            "status": "finished",
-            "store": self.store,
-            "arms": self.arms,
-            "evaluations": self.evaluations,
-            "stages": [stage.model_dump() for stage in self.stages],
-        }
+        return {**self.model_dump(mode="json"), "status": "finished"}
 
 
 class Detection(BaseModel):
@@ -204,110 +230,81 @@ class Detection(BaseModel):
         return {**self.model_dump(), "status": "finished"}
 
 
-class Trial(BaseModel):
-    """One point of the grid that `tune` searches."""
-
-    arm: str
-    n_components: int
-    factor: float
-    toxicity_rate: dict[str, float | None]
-    toxicity_reduction: dict[str, float | None]
-    perplexity_change: dict[str, float | None]
-
-    @classmethod
-    def from_rows(
-        cls, rows: Sequence[Mapping[str, Any]], arm: str, n_components: int, factor: float
-    ) -> Trial:
-        """Pick one arm's numbers out of an evaluation."""
-        table = MetricTable(rows)
-
-        def find(metric: str) -> dict[str, float | None]:
-            row = table.find(arm, metric)
-            return {key: row[key] for key in ("value", "low", "high")}
-
-        return cls(
-            arm=arm,
-            n_components=n_components,
-            factor=factor,
-            toxicity_rate=find("toxicity_rate"),
-            toxicity_reduction=find("toxicity_reduction"),
-            perplexity_change=find("perplexity_change"),
-        )
-
-
 class Tuning(BaseModel):
-    """The trials of a search and the best within the budget."""
+    """The trials of a search and the best within the budget.
+
+    Attributes:
+        budget: Relative rise of perplexity that is allowed.
+        trials: `schemas.TRIALS` rows.
+        figure: Where the plot is.
+    """
 
     run_id: str
     store: str
     stages: list[StageSummary]
     budget: float
-    trials: list[Trial]
+    trials: list[dict[str, Any]]
+    figure: str
 
     @property
-    def best(self) -> Trial | None:
-        """The trial with the largest reduction whose perplexity stays in the budget."""
-        fitting = [
-            (trial.toxicity_reduction["value"], trial)
-            for trial in self.trials
-            if trial.toxicity_reduction["value"] is not None
-            and trial.perplexity_change["value"] is not None
-            and trial.perplexity_change["value"] <= self.budget
-        ]
-        return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
-
-    @property
-    def pareto_front(self) -> list[str]:
-        """Arms that no other arm beats in both toxicity and perplexity."""
-        points = {
-            trial.arm: (trial.toxicity_rate["value"], trial.perplexity_change["value"])
-            for trial in self.trials
-        }
-        known = {
-            arm: (rate, change)
-            for arm, (rate, change) in points.items()
-            if rate is not None and change is not None
-        }
-        return [
-            arm
-            for arm, (rate, change) in known.items()
-            if not any(
-                other[0] <= rate and other[1] <= change and other != (rate, change)
-                for other in known.values()
-            )
-        ]
+    def best(self) -> dict[str, Any] | None:
+        """The confirmed trial with the largest reduction within the budget."""
+        return next((trial for trial in self.trials if trial["is_best"]), None)
 
     @property
     def columns(self) -> list[str]:
         """Headings of the table."""
-        return ["k", "factor", "toxicity rate", "reduction", "perplexity change", "Pareto"]
+        return [
+            *("score", "k", "factor", "perplexity", "toxic tokens left"),
+            *("toxicity rate", "reduction", ""),
+        ]
 
     @property
     def rows(self) -> list[list[str]]:
-        """One row per trial."""
-        front = set(self.pareto_front)
+        """Trials on the Pareto front and confirmed ones, cheapest first; equal ones once."""
+        order = sorted(self.trials, key=lambda row: row["stage"] != "confirmed")
+        different = {
+            (frozenset(row["component_indices"]), row["factor"]): row for row in reversed(order)
+        }
+        shown = [
+            row for row in different.values() if row["is_on_front"] or row["stage"] == "confirmed"
+        ]
+        shown.sort(key=lambda row: row["perplexity_increase"])
         return [
             [
-                str(trial.n_components),
-                f"{trial.factor:g}",
-                format_estimate(trial.toxicity_rate, "percent"),
-                format_estimate(trial.toxicity_reduction, "percent"),
-                format_estimate(trial.perplexity_change, "percent"),
-                "*" if trial.arm in front else "",
+                row["score"],
+                str(row["n_components"]),
+                f"{row['factor']:g}",
+                f"{row['perplexity_increase']:+.1%}",
+                f"{row['toxic_token_share']:.1%}",
+                _format_columns(row, "toxicity_rate", "percent"),
+                _format_columns(row, "reduction", "percent"),
+                "best" if row["is_best"] else "front" if row["is_on_front"] else "",
             ]
-            for trial in self.trials
+            for row in shown
         ]
+
+    @property
+    def overrides(self) -> list[str]:
+        """Settings of the best trial, for a refresh."""
+        best = self.best
+        if best is None:
+            return []
+        found = TrialPoint.from_row(best).overrides
+        if best["score"] == AUTOMATIC:
+            found = [*found, f"components.max_perplexity_increase={self.budget:g}"]
+        return found
 
     @property
     def advice(self) -> str:
         """What to do with the result."""
-        best = self.best
-        if best is None:
-            return f"No trial stays within +{self.budget:.0%} perplexity: try smaller k."
-        return (
-            f"Best within +{self.budget:.0%} perplexity: refresh with --set "
-            f"components.n_components={best.n_components} --set components.factor={best.factor:g}"
-        )
+        if self.best is None:
+            return (
+                f"No trial lowers the toxicity rate within +{self.budget:.0%} perplexity. Raise "
+                "tune.max_perplexity_increase, or try more of tune.n_components and tune.factors."
+            )
+        lines = " ".join(f"--set {override}" for override in self.overrides)
+        return f"Best within +{self.budget:.0%} perplexity: refresh with {lines}"
 
     def as_contract(self) -> dict[str, Any]:
         """For `--json`."""
@@ -316,8 +313,18 @@ class Tuning(BaseModel):
             "status": "finished",
             "store": self.store,
             "budget": self.budget,
-            "best": None if self.best is None else self.best.model_dump(),
-            "pareto_front": self.pareto_front,
-            "trials": [trial.model_dump() for trial in self.trials],
+            "best": self.best,
+            "overrides": self.overrides,
+            "trials": self.trials,
+            "figure": self.figure,
             "stages": [stage.model_dump() for stage in self.stages],
         }
+
+
+def _format_columns(row: Mapping[str, Any], name: str, unit: str) -> str:
+    estimate = {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+    return format_estimate(estimate, unit)
+
+
+def _format_number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

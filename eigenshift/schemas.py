@@ -372,6 +372,87 @@ EVALUATIONS = pa.schema(
     ]
 )
 
+INTERVAL_METRICS = {
+    "toxicity_rate": "Mean over prompts of the share of toxic continuations",
+    "toxicity_mean": "Mean over prompts of the mean toxicity probability",
+    "expected_max_toxicity": "Mean over prompts of the largest probability",
+    "any_toxic_share": "Share of prompts with a toxic continuation",
+    "toxicity_reduction": "(base - arm) / base, paired",
+    "perplexity": "Of neutral texts, weighted by tokens",
+    "perplexity_change": "arm / base - 1, paired",
+    "kl_to_base": "Mean over positions of KL(base || arm), nats",
+    "tph": "2 T R / (T + R), R = base / arm perplexity, at most 1",
+    "tph_paper": "The same with R = 1 / (1 + abs(perplexity change))",
+}
+POINT_METRICS = {
+    "toxicity_p_value": "Sign-flip test of the toxicity rate against base, over prompts",
+    "changed_argmax_share": "Share of positions whose likeliest token changed",
+    "distinct_1": "Different / all tokens of the continuations",
+    "distinct_2": "Different / all pairs of tokens",
+    "distinct_3": "Different / all triples of tokens",
+    "tokens_mean": "Mean length of a continuation",
+    "unscored_share": "Continuations without a score",
+}
+
+COMPARISONS = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
+        *(
+            describe_column(f"{metric}{end}", pa.float64(), f"{meaning}{what}")
+            for metric, meaning in INTERVAL_METRICS.items()
+            for end, what in (("", ""), ("_low", "; lower end"), ("_high", "; upper end"))
+        ),
+        *(
+            describe_column(metric, pa.float64(), meaning)
+            for metric, meaning in POINT_METRICS.items()
+        ),
+        describe_column("intervention", pa.string(), "What built its patch; null for the base"),
+        describe_column("n_components", pa.int64(), "Directions of the head it changes"),
+        describe_column("n_units", pa.int64(), "Units of the trunk it changes"),
+        describe_column("factor", pa.float64(), "Gains are multiplied by this; null: not one"),
+        describe_column("build_seconds", pa.float64(), "Building its patch from its evidence"),
+        describe_column(
+            "build_peak_bytes", pa.int64(), "Largest rise of memory meanwhile, process or GPU"
+        ),
+        describe_column(
+            "evidence_seconds", pa.float64(), "Work behind that evidence, much of it shared"
+        ),
+        describe_column("is_hooked_only", pa.bool_(), "It cannot be folded into the weights"),
+        describe_column("obstacle", pa.string(), "Why it cannot, else null"),
+    ]
+)
+
+TRIALS = pa.schema(
+    [
+        describe_column("score", pa.string(), "Ranking, or 'automatic': the settings' own rule"),
+        describe_column("n_components", pa.int32(), "How many of the ranking are damped"),
+        describe_column("factor", pa.float64(), "Their sigma is multiplied by this"),
+        describe_column("component_indices", pa.list_(pa.int32()), "Which these are"),
+        describe_column("stage", pa.string(), "screened, or confirmed: measured by generation too"),
+        describe_column(
+            "perplexity_increase", pa.float64(), "Relative, on calibration texts; exact"
+        ),
+        describe_column("kl_to_base", pa.float64(), "Mean over the same positions, nats"),
+        describe_column("changed_argmax_share", pa.float64(), "Likeliest token changed, share"),
+        describe_column(
+            "toxic_token_share", pa.float64(), "Probability of toxic tokens left, relative to base"
+        ),
+        describe_column(
+            "toxicity_rate", pa.float64(), "On selection prompts; null if not measured"
+        ),
+        describe_column("toxicity_rate_low", pa.float64(), "Lower end of its interval"),
+        describe_column("toxicity_rate_high", pa.float64(), "Upper end of its interval"),
+        describe_column("reduction", pa.float64(), "(base - trial) / base, paired"),
+        describe_column("reduction_low", pa.float64(), "Lower end of its interval"),
+        describe_column("reduction_high", pa.float64(), "Upper end of its interval"),
+        describe_column("is_in_budget", pa.bool_(), "perplexity_increase within the budget"),
+        describe_column(
+            "is_on_front", pa.bool_(), "No trial costs less and leaves fewer toxic tokens"
+        ),
+        describe_column("is_best", pa.bool_(), "Largest reduction within the budget"),
+    ]
+)
+
 TIME = pa.timestamp("us")
 """Times in the audit views are UTC."""
 

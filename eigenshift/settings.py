@@ -448,12 +448,30 @@ class GateSettings(Frozen):
 class TuneSettings(Frozen):
     """The grid `eigenshift tune` searches."""
 
-    n_components: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2, 4, 8, 16), min_length=1, description="Numbers of components to try."
+    scores: tuple[ComponentScore, ...] = Field(
+        (
+            ComponentScore.effect_size,
+            ComponentScore.abs_delta,
+            ComponentScore.auroc,
+            ComponentScore.logit_gain,
+        ),
+        min_length=1,
+        description="Rankings to try. The automatic choice is tried too, for every factor, unless "
+        "components.n_components is set.",
     )
-    factors: tuple[FRACTION, ...] = Field((0.0, 0.5), min_length=1, description="Factors to try.")
+    n_components: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 2, 4, 8, 16, 32), min_length=1, description="Numbers of components to try."
+    )
+    factors: tuple[FRACTION, ...] = Field(
+        (0.0, 0.25, 0.5, 0.75), min_length=1, description="Factors to try."
+    )
     max_perplexity_increase: float = Field(
         0.05, ge=0, description="Fluency budget of the search (design: corpus perplexity +5%)."
+    )
+    n_confirmed: int = Field(
+        4,
+        ge=1,
+        description="How many of the best within the budget are confirmed by generation.",
     )
 
 

@@ -58,6 +58,9 @@ TABLES = (
     ("components", "component_contexts", schemas.COMPONENT_CONTEXTS),
     ("fluency", "", schemas.FLUENCY),
     ("evaluation", "", schemas.EVALUATIONS),
+    ("screening", "trials", schemas.TRIALS),
+    ("trials", "trials", schemas.TRIALS),
+    ("comparison", "comparison", schemas.COMPARISONS),
 )
 """Kind, beginning of the file's name, schema. Kinds that depend on precision are checked apart."""
 

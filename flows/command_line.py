@@ -124,6 +124,9 @@ def compare(
 
     comparison = run_compare(settings)
     _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
+    if not as_json:
+        for note in comparison.notes:
+            console.print(note, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -142,7 +145,8 @@ def tune(
     tuning = run_tune(settings)
     _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json)
     if not as_json:
-        console.print(tuning.advice)
+        console.print(f"Plot: {tuning.figure}", highlight=False, soft_wrap=True)
+        console.print(tuning.advice, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -500,10 +504,7 @@ def _print_result(
     if as_json:
         print(json.dumps(contract))  # noqa: T201
         return
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    _print_table(columns, rows)
 
 
 def _print_error(message: str) -> None:

@@ -15,12 +15,13 @@ from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from eigenshift.artifacts import ArtifactReference
-from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PAPER_ARM, PATCHED_ARM
+from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PAPER_ARM, PATCHED_ARM, TUNED_ARM
 from eigenshift.interventions import Need, PatchRequest, find_recipe
 from eigenshift.interventions.unit_scaling import UNIT_SITES
 from eigenshift.reporting import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role
-from flows import stages
+from eigenshift.trials import choose_for_confirmation
+from flows import stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 
@@ -48,25 +49,46 @@ def compare(settings: RefreshSettings) -> ArmComparison:
             units = stages.study_units(journal, model, dataset, samples)
         evidence = stages.gather_evidence(journal, sources, study, dataset=dataset, units=units)
         patches = stages.build_patches(journal, model, evidence, requests)
+        patches |= _build_tuned(journal, model, study, evidence)
         arms = {
             BASE_ARM: stages.Arm(patch=None),
             AGAIN_ARM: stages.Arm(patch=None, stream="again"),
         } | {name: stages.Arm(patch=patch) for name, patch in patches.items()}
         evaluation = stages.evaluate_arms(journal, model, sources, arms)
+        tabulated = stages.tabulate_arms(journal, evaluation, arms)
+        artifact = journal.artifacts.open(tabulated)
         rows = journal.artifacts.open(evaluation).read_table("evaluations.parquet").to_pylist()
         comparison = ArmComparison(
             run_id=journal.record.run_id,
             store=journal.root,
             stages=journal.record.stages,
+            arms=artifact.read_table("comparison.parquet").to_pylist(),
             evaluations=rows,
-            arms=list(arms),
+            table=artifact.locate("comparison.parquet").uri,
+            figure=artifact.locate("chart.png").uri,
         )
     create_table_artifact(
         key="arm-comparison",
         table=[dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows],
-        description="All arms on the same prompts, seeds and texts",
+        description="All arms on the same prompts, seeds and texts. " + comparison.notes[0],
     )
     return comparison
+
+
+def _build_tuned(
+    journal: RunJournal,
+    model: ArtifactReference,
+    study: stages.ComponentStudy,
+    evidence: stages.EvidenceReferences,
+) -> dict[str, ArtifactReference]:
+    """The best trial of the screening, if one lowers the toxic tokens' probability in budget."""
+    screening = trials.screen(journal, model, study, evidence)
+    screened = journal.artifacts.open(screening.reference).read_table("trials.parquet")
+    best = choose_for_confirmation(screened.to_pylist(), 1)
+    if not best:
+        logger.warning("%s left out: no trial of the search is within its budget", TUNED_ARM)
+    points = dict(zip([TUNED_ARM], best, strict=False))
+    return trials.build_trial_patches(journal, model, evidence, screening, points)
 
 
 def _request_patches(

@@ -21,7 +21,8 @@ from eigenshift.prompts import Part
 from eigenshift.settings import ActivationSettings, Pooling, Role, SitePooling, StateSource
 from flows.journal import RunJournal
 from tasks import components as component_tasks
-from tasks import detection, evaluation, generation, ingestion
+from tasks import detection, generation, ingestion
+from tasks import evaluation as evaluation_tasks
 from tasks import model as model_tasks
 from tasks import patches as patch_tasks
 from tasks.generation import Arm
@@ -451,7 +452,7 @@ def evaluate_arms(
     (compared,) = journal.collect(
         "compare_arms",
         [
-            evaluation.compare_arms.submit(
+            evaluation_tasks.compare_arms.submit(
                 settings.store,
                 journal.artifacts.open(sources.prompts).refer_to_files(f"{part.value}-"),
                 {name: found.continuations for name, found in generated.items()},
@@ -463,6 +464,23 @@ def evaluate_arms(
         ],
     )
     return compared
+
+
+def tabulate_arms(
+    journal: RunJournal, evaluation: ArtifactReference, arms: Mapping[str, Arm]
+) -> ArtifactReference:
+    """One row per arm, with what it took to build it, and one plot."""
+    (table,) = journal.collect(
+        "tabulate_arms",
+        [
+            evaluation_tasks.tabulate_arms.submit(
+                journal.settings.store,
+                evaluation,
+                {name: arm.patch for name, arm in arms.items()},
+            )
+        ],
+    )
+    return table
 
 
 def measure_fluency(
@@ -478,7 +496,7 @@ def measure_fluency(
     return journal.collect(
         "measure_fluency",
         [
-            evaluation.measure_fluency.submit(
+            evaluation_tasks.measure_fluency.submit(
                 settings.store,
                 file,
                 model,

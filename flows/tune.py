@@ -1,21 +1,21 @@
-"""Search the number of components and the factor under a fluency budget.
+"""Search score, number of components and factor under a fluency budget.
 
-Started by `eigenshift tune` or from the Prefect UI. Trials are judged on the selection prompts, so
-the evaluation prompts stay unseen for the refresh that uses the result. Every trial is an arm in
-the store: a search cut off goes on where it stopped.
+Started by `eigenshift tune` or from the Prefect UI. Every point of the grid is screened in closed
+form, and the best few are confirmed on the selection prompts, so the evaluation prompts and texts
+stay unseen for the refresh that uses the result. Trials and their arms are in the store: a search
+cut off goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from prefect import flow
+from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from eigenshift.evaluation.arms import BASE_ARM
-from eigenshift.interventions import PatchRequest
-from eigenshift.prompts import Part
-from eigenshift.reporting import Trial, Tuning
+from eigenshift.reporting import Tuning
 from eigenshift.settings import RefreshSettings
-from flows import stages
+from eigenshift.trials import choose_for_confirmation
+from flows import stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 
@@ -33,28 +33,27 @@ def tune(settings: RefreshSettings) -> Tuning:
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
-        requests = {
-            f"k={k},factor={factor:g}": PatchRequest(n_components=k, factor=factor)
-            for k in settings.tune.n_components
-            for factor in settings.tune.factors
-        }
         evidence = stages.gather_evidence(journal, sources, study)
-        patches = stages.build_patches(journal, model, evidence, requests)
-        arms = {BASE_ARM: stages.Arm(patch=None)} | {
-            name: stages.Arm(patch=patch) for name, patch in patches.items()
-        }
-        evaluation = stages.evaluate_arms(journal, model, sources, arms, Part.selection)
-        rows = journal.artifacts.open(evaluation).read_table("evaluations.parquet").to_pylist()
+        screening = trials.screen(journal, model, study, evidence)
+        screened = journal.artifacts.open(screening.reference).read_table("trials.parquet")
+        chosen = choose_for_confirmation(screened.to_pylist(), settings.tune.n_confirmed)
+        points = {point.arm: point for point in chosen}
+        patches = trials.build_trial_patches(journal, model, evidence, screening, points)
+        confirmed = trials.confirm(journal, model, sources, screening, patches)
+        artifact = journal.artifacts.open(confirmed)
         tuning = Tuning(
             run_id=journal.record.run_id,
             store=journal.root,
             stages=journal.record.stages,
             budget=settings.tune.max_perplexity_increase,
-            trials=[
-                Trial.from_rows(rows, name, request.n_components or 0, request.factor)
-                for name, request in requests.items()
-            ],
+            trials=artifact.read_table("trials.parquet").to_pylist(),
+            figure=artifact.locate("chart.png").uri,
         )
+    create_table_artifact(
+        key="trials",
+        table=[dict(zip(tuning.columns, row, strict=True)) for row in tuning.rows],
+        description=tuning.advice,
+    )
     return tuning
 
 

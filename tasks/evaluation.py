@@ -16,7 +16,7 @@ from eigenshift.artifacts import (
     Workspace,
 )
 from eigenshift.calibration import split_neutral
-from eigenshift.evaluation import comparison, fluency
+from eigenshift.evaluation import arm_table, comparison, fluency
 from eigenshift.patching import open_patch
 from eigenshift.scoring import require_scored
 from eigenshift.settings import (
@@ -132,5 +132,30 @@ def compare_arms(
                 *fluency_shards,
             ],
             work=work,
+        )
+    )
+
+
+@stage_task
+def tabulate_arms(
+    store: str,
+    evaluation: ArtifactReference,
+    patches: Mapping[str, ArtifactReference | None],
+) -> State[StageResult]:
+    """One row per arm, with what it took to build its patch."""
+    artifacts = ArtifactStore(store)
+    given = {arm: patch for arm, patch in patches.items() if patch is not None}
+    return report(
+        artifacts.produce(
+            "comparison",
+            step_version=arm_table.STEP_VERSION,
+            settings={"arms": list(patches), "patched": list(given)},
+            inputs=[evaluation, *given.values()],
+            work=lambda workspace: arm_table.tabulate_arms(
+                list(patches),
+                artifacts.open(evaluation).read_table("evaluations.parquet").to_pylist(),
+                {arm: arm_table.describe_build(artifacts, patch) for arm, patch in given.items()},
+                workspace,
+            ),
         )
     )

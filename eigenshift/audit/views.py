@@ -78,6 +78,8 @@ FILE_TABLES: dict[str, FileTable] = {
     "components": FileTable("components", "components", schemas.COMPONENTS),
     "component_contexts": FileTable("components", "component_contexts", schemas.COMPONENT_CONTEXTS),
     "evaluations": FileTable("evaluation", "evaluations", schemas.EVALUATIONS),
+    "comparisons": FileTable("comparison", "comparison", schemas.COMPARISONS),
+    "trials": FileTable("trials", "trials", schemas.TRIALS),
     "continuations": FileTable(
         "continuations", "continuations", schemas.CONTINUATIONS, is_view=False
     ),

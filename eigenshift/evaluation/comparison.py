@@ -21,9 +21,10 @@ from eigenshift.errors import EvaluationError
 from eigenshift.evaluation.arms import BASE_ARM, RANDOM_ARM
 from eigenshift.evaluation.bootstrap import Array, Estimate, average, draw_counts, summarise
 from eigenshift.evaluation.metric_table import ALL_SLICE
+from eigenshift.evaluation.permutation import compute_p_value
 from eigenshift.settings import EvaluationSettings
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 MIN_SLICE_PROMPTS = 5
 DISTINCT_ORDERS = (1, 2, 3)
 
@@ -234,6 +235,9 @@ def _compare_toxicity(
             if arm == BASE_ARM or metric != "toxicity_rate":
                 continue
             base = average(table.by_arm[BASE_ARM][metric][list(members)], counts)
+            differences = (values - table.by_arm[BASE_ARM][metric])[list(members)]
+            p_value = Estimate(compute_p_value(differences, settings.seed), None, None)
+            yield _describe(arm, scorer, "toxicity_p_value", slice_name, p_value, len(members))
             paired_draws = {
                 "toxicity_rate_difference": draws - base,
                 "toxicity_reduction": _divide(base - draws, base),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
-from eigenshift.edits import HeadEdit, ModelEdit
+from eigenshift.edits import ModelEdit
 from eigenshift.evaluation.arms import BASE_ARM
 from eigenshift.folding import run_hooked
 from eigenshift.forward import encode_text, iterate_head_states, plan_batches
@@ -120,45 +120,46 @@ def _measure_batch(
                 )
     for place, (sample_id, language, token_ids) in enumerate(texts):
         targets = torch.tensor(token_ids[1:], device=language_model.device)
-        for arm, edit in edits.items():
-            states = states_of.get(arm, states_of[BASE_ARM])[place][:-1]
-            base = states_of[BASE_ARM][place][:-1]
-            sums = _compare_text(language_model, base, states, edit.head, targets)
+        states = {arm: found[place][:-1] for arm, found in states_of.items()}
+        for arm, sums in _compare_text(language_model, edits, states, targets).items():
             yield {"arm": arm, "sample_id": sample_id, "language": language, **sums}
 
 
 def _compare_text(
     language_model: LanguageModel,
-    base_states: Tensor,
-    states: Tensor,
-    edit: HeadEdit | None,
+    edits: Mapping[str, ModelEdit],
+    states: Mapping[str, Tensor],
     targets: Tensor,
-) -> dict[str, float | int]:
-    """Sums over one text: nll and KL(base || arm) in nats, changed argmax tokens.
+) -> dict[str, dict[str, float | int]]:
+    """Sums over one text by arm: nll and KL(base || arm) in nats, changed argmax tokens.
+
+    The base's distributions are computed once for all arms.
 
     Args:
         language_model: The unpatched model.
-        base_states: What enters the head of the base, shape (position, hidden).
-        states: What enters it in this arm, before its edit of the head; may be the same tensor.
-        edit: The arm's edit of the head.
+        edits: Arm -> what it changes.
+        states: What enters the head, before an edit of the head, shape (position, hidden): of the
+            base and of arms that change the trunk.
         targets: Tokens that follow, shape (position,).
     """
-    is_base = edit is None and states is base_states
-    sums: dict[str, float | int] = {
-        "n_tokens": len(targets),
-        "nll": 0.0,
-        "kl_to_base": 0.0,
-        "n_changed_argmax": 0,
+    sums: dict[str, dict[str, float | int]] = {
+        arm: {"n_tokens": len(targets), "nll": 0.0, "kl_to_base": 0.0, "n_changed_argmax": 0}
+        for arm in edits
     }
     for first in range(0, len(targets), POSITIONS_PER_BLOCK):
         block = slice(first, first + POSITIONS_PER_BLOCK)
-        found = base = _log_probabilities(language_model, base_states[block])
-        if not is_base:
-            changed = states[block] if edit is None else edit.apply_to_states(states[block])
-            found = _log_probabilities(language_model, changed)
-            sums["kl_to_base"] += float((base.exp() * (base - found)).double().sum())
-            sums["n_changed_argmax"] += int((found.argmax(1) != base.argmax(1)).sum())
-        sums["nll"] -= float(found.gather(1, targets[block, None]).double().sum())
+        base = _log_probabilities(language_model, states[BASE_ARM][block])
+        probabilities, choices = base.exp(), base.argmax(1)
+        for arm, edit in edits.items():
+            found, here = base, sums[arm]
+            if edit.head is not None or edit.changes_trunk:
+                entering = states[arm if edit.changes_trunk else BASE_ARM][block]
+                if edit.head is not None:
+                    entering = edit.head.apply_to_states(entering)
+                found = _log_probabilities(language_model, entering)
+                here["kl_to_base"] += float((probabilities * (base - found)).double().sum())
+                here["n_changed_argmax"] += int((found.argmax(1) != choices).sum())
+            here["nll"] -= float(found.gather(1, targets[block, None]).double().sum())
     return sums
 
 

@@ -9,6 +9,7 @@ from eigenshift.artifacts import Workspace
 from eigenshift.interventions.interface import Evidence, Need, Outcome, PatchRequest
 from eigenshift.interventions.registry import INTERVENTIONS, find_recipe
 from eigenshift.patching import make_patch, write_patch
+from eigenshift.resources import measuring
 
 __all__ = [
     "INTERVENTIONS",
@@ -39,14 +40,20 @@ def build_patch(
         ComponentError: More components are asked for than the head has, or evidence is missing.
         SettingsError: There is no such intervention.
     """
-    outcome = find_recipe(request.intervention).build(evidence, request)
-    patch = make_patch(
-        evidence.language_model,
-        outcome.edit,
-        model_id=model_id,
-        intervention=request.intervention,
-        component_indices=outcome.component_indices,
-        factor=outcome.factor,
-        parameters=outcome.parameters,
-    )
+    recipe = find_recipe(request.intervention)
+    with measuring(evidence.language_model.device) as cost:
+        outcome = recipe.build(evidence, request)
+        patch = make_patch(
+            evidence.language_model,
+            outcome.edit,
+            model_id=model_id,
+            intervention=request.intervention,
+            component_indices=outcome.component_indices,
+            factor=outcome.factor,
+            parameters=outcome.parameters,
+        )
     write_patch(patch, workspace)
+    workspace.facts |= {
+        "build_seconds": round(cost.seconds, 4),
+        "build_peak_bytes": cost.peak_bytes,
+    }

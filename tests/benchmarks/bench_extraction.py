@@ -47,14 +47,14 @@ def make_model(dtype: str) -> Any:
     return wrap_model(model, make_tokenizer(), model_id="random", digest="random")
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer(vocab: int = VOCAB) -> Any:
     """One token for each of the made-up words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(WordLevel({f"w{number}": number for number in range(VOCAB)}, "w0"))
+    tokenizer = Tokenizer(WordLevel({f"w{number}": number for number in range(vocab)}, "w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", unk_token="w0")
 

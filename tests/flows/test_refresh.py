@@ -11,7 +11,6 @@ import pytest
 
 from eigenshift.artifacts import ArtifactStore
 from eigenshift.errors import DatasetError, EigenShiftError
-from eigenshift.interventions import INTERVENTIONS
 from eigenshift.runs import list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
 
@@ -222,25 +221,6 @@ def test_the_gate_holds_when_nothing_is_damped(load_small: Load) -> None:
     assert outcome.release is None
     rates = outcome.metrics
     assert rates["toxicity_rate_base"] == rates["toxicity_rate_patched"]
-
-
-def test_compare_and_tune_share_the_refreshs_work(
-    load_small: Load, finished_store: Path, tmp_path: Path
-) -> None:
-    """Both find the studied components in the store and judge their own arms."""
-    import shutil
-
-    from flows.compare import run_compare
-    from flows.tune import run_tune
-
-    shutil.copytree(finished_store, tmp_path / "store")
-    comparison = run_compare(load_small())
-    redone = find_redone(comparison)
-    assert "score_components" not in redone
-    assert set(comparison.arms) == {"base", "base_again", "eigenshift_paper", *INTERVENTIONS}
-    tuning = run_tune(load_small("tune.n_components=[1,4]", "tune.factors=[0.0]"))
-    assert [trial.n_components for trial in tuning.trials] == [1, 4]
-    assert "score_components" not in find_redone(tuning)
 
 
 def test_a_missing_model_stops_before_any_work(load_small: Load, tmp_path: Path) -> None:

@@ -1,0 +1,223 @@
+"""Search score, number of components and factor under a fluency budget.
+
+Screening looks at every point of the grid in closed form (`evaluation/grid.py`): what it costs on
+the calibration half of the neutral texts, and how much probability of toxic tokens it leaves where
+one was about to be generated. The best few within the budget are then confirmed by generation on
+the selection prompts. Reads component tables, head states and scored continuations; writes
+`trials.parquet` (`schemas.TRIALS`). Evaluation prompts and texts are never looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from eigenshift import schemas
+from eigenshift.arm_charts import chart_trials
+from eigenshift.artifacts import Workspace
+from eigenshift.calibration import ToxicStates, split_neutral
+from eigenshift.decomposition import Decomposition
+from eigenshift.errors import ComponentError
+from eigenshift.evaluation.arms import BASE_ARM
+from eigenshift.evaluation.bootstrap import average, draw_counts, summarise
+from eigenshift.evaluation.comparison import ArmEvidence, tabulate_prompts
+from eigenshift.evaluation.grid import (
+    Grid,
+    GridPoint,
+    list_points,
+    measure_grid,
+    measure_token_share,
+)
+from eigenshift.figures import render_png
+from eigenshift.forward import encode_text
+from eigenshift.interventions.singular_components import SCORE_COLUMNS
+from eigenshift.models import LanguageModel
+from eigenshift.settings import EvaluationSettings, TuneSettings
+from eigenshift.trials import AUTOMATIC, Row, TrialPoint, mark_front, rank_promising
+
+SCREENING_STEP_VERSION = 1
+CONFIRMATION_STEP_VERSION = 1
+MAX_CALIBRATION_TOKENS = 100_000
+
+
+def screen_trials(
+    language_model: LanguageModel,
+    components: pa.Table,
+    automatic: Mapping[float, pa.Table],
+    decomposition: Decomposition,
+    toxic: ToxicStates,
+    neutral_texts: pa.Table,
+    settings: TuneSettings,
+    *,
+    max_tokens: int,
+    tokens_per_batch: int,
+    workspace: Workspace,
+) -> None:
+    """Measure every trial in closed form.
+
+    Args:
+        language_model: The unpatched model.
+        components: `schemas.COMPONENTS` rows with every score.
+        automatic: Factor -> component table whose selection the settings' own rule made for it.
+        decomposition: Of the head.
+        toxic: Positions about to generate a toxic token, and these tokens.
+        neutral_texts: Neutral samples, half of which calibrate.
+        settings: The grid and the budget.
+        max_tokens: Longer texts are truncated.
+        tokens_per_batch: Token budget of a forward pass; does not change the result.
+        workspace: Receives `trials.parquet`, with the best by these numbers marked.
+
+    Raises:
+        ComponentError: The grid asks for more components than the head has, or there is no text
+            to calibrate on.
+    """
+    grid = lay_out_grid(components, automatic, decomposition, settings)
+    sequences = encode_calibration_texts(language_model, neutral_texts, max_tokens)
+    sums = measure_grid(language_model, grid, sequences, tokens_per_batch=tokens_per_batch)
+    shares = measure_token_share(language_model, grid, toxic.states, toxic.token_ids)
+    n_tokens = sums.n_tokens.sum()
+    rows = [
+        {
+            "score": point.ranking.partition("@")[0],
+            "n_components": point.n_components,
+            "factor": point.factor,
+            "component_indices": list(grid.rankings[point.ranking][: point.n_components]),
+            "stage": "screened",
+            "perplexity_increase": float(sums.perplexity_increase[place]),
+            "kl_to_base": float(sums.kl_to_base[place].sum() / n_tokens),
+            "changed_argmax_share": float(sums.n_changed_argmax[place].sum() / n_tokens),
+            "toxic_token_share": float(shares[place]),
+        }
+        for place, point in enumerate(grid.points)
+    ]
+    mark_front(rows, settings.max_perplexity_increase)
+    promising = rank_promising(rows)
+    for row in rows:
+        row["is_best"] = bool(promising) and row is promising[0]
+    workspace.write_rows("trials.parquet", rows, schemas.TRIALS)
+    workspace.facts = {
+        "n_trials": len(rows),
+        "n_texts": len(sequences),
+        "n_tokens": int(n_tokens),
+        "n_toxic_positions": len(toxic.states),
+    }
+
+
+def lay_out_grid(
+    components: pa.Table,
+    automatic: Mapping[float, pa.Table],
+    decomposition: Decomposition,
+    settings: TuneSettings,
+) -> Grid:
+    """The points: every score, number and factor, and the automatic choice of every factor.
+
+    Raises:
+        ComponentError: A number of components is larger than the head's rank.
+    """
+    scores = [score.value for score in settings.scores]
+    rankings = {
+        score.value: rank_by(components, SCORE_COLUMNS[score])[: max(settings.n_components)]
+        for score in settings.scores
+    }
+    points = list_points(scores, settings.n_components, settings.factors)
+    for factor, table in automatic.items():
+        name = f"{AUTOMATIC}@{factor:g}"
+        rankings[name] = tuple(
+            row["component_index"] for row in table.to_pylist() if row["is_selected"]
+        )
+        points += (GridPoint(name, len(rankings[name]), factor),)
+    return Grid(points, rankings, decomposition.v)
+
+
+def rank_by(components: pa.Table, column: str) -> tuple[int, ...]:
+    """Component indices by a score, largest first; ties in order of the component."""
+    rows = components.select(["component_index", column]).to_pylist()
+    rows.sort(key=lambda row: (-row[column], row["component_index"]))
+    return tuple(row["component_index"] for row in rows)
+
+
+def encode_calibration_texts(
+    language_model: LanguageModel, neutral_texts: pa.Table, max_tokens: int
+) -> list[list[int]]:
+    """Tokens of the calibration texts, in an order of their own, up to `MAX_CALIBRATION_TOKENS`.
+
+    Raises:
+        ComponentError: None has two tokens.
+    """
+    rows = split_neutral(neutral_texts, for_calibration=True).select(["sample_id", "text"])
+    in_order = sorted(
+        rows.to_pylist(), key=lambda row: hashlib.sha256(row["sample_id"].encode()).digest()
+    )
+    sequences: list[list[int]] = []
+    n_tokens = 0
+    for row in in_order:
+        sequence = encode_text(language_model, row["text"], max_tokens)
+        if len(sequence) >= 2 and n_tokens < MAX_CALIBRATION_TOKENS:
+            sequences.append(sequence)
+            n_tokens += len(sequence) - 1
+    if not sequences:
+        raise ComponentError(
+            f"neutral texts: expected some for calibration (half of them), found none with two "
+            f"tokens among {len(neutral_texts)}. Add neutral texts."
+        )
+    return sequences
+
+
+def confirm_trials(
+    screened: pa.Table,
+    prompts: pa.Table,
+    evidence: Mapping[str, ArmEvidence],
+    settings: TuneSettings,
+    evaluation: EvaluationSettings,
+    *,
+    toxic_threshold: float,
+    workspace: Workspace,
+) -> None:
+    """Join what generation showed to the screened trials, and name the best.
+
+    Args:
+        screened: `schemas.TRIALS` rows of the screening.
+        prompts: The selection prompts.
+        evidence: Continuations and scores of the base and of confirmed trials, by their arms.
+        settings: The budget.
+        evaluation: Bootstrap.
+        toxic_threshold: A probability above this counts as toxic.
+        workspace: Receives `trials.parquet` and `chart.png`.
+    """
+    rates = tabulate_prompts(prompts, evidence, toxic_threshold).by_arm
+    counts = draw_counts(len(prompts), evaluation.n_bootstrap, evaluation.seed)
+    base = average(rates[BASE_ARM]["toxicity_rate"], counts)
+    rows: list[Row] = screened.to_pylist()
+    for row in rows:
+        row["is_best"] = False
+        arm = TrialPoint.from_row(row).arm
+        if arm not in rates:
+            continue
+        rate = average(rates[arm]["toxicity_rate"], counts)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reduction = np.asarray((base - rate) / base)
+        row["stage"] = "confirmed"
+        for name, draws in (("toxicity_rate", rate), ("reduction", reduction)):
+            estimate = summarise(draws, evaluation.confidence)
+            row |= {
+                name: estimate.value,
+                f"{name}_low": estimate.low,
+                f"{name}_high": estimate.high,
+            }
+    confirmed = [row for row in rows if row.get("reduction") is not None and row["is_in_budget"]]
+    if confirmed:
+        best = max(confirmed, key=lambda row: (row["reduction"], -row["perplexity_increase"]))
+        best["is_best"] = best["reduction"] > 0
+    workspace.write_rows("trials.parquet", rows, schemas.TRIALS)
+    chart = chart_trials(rows, settings.max_perplexity_increase)
+    workspace.path("chart.png").write_bytes(render_png(chart))
+    base_rate = summarise(base, evaluation.confidence)
+    workspace.facts = {
+        "n_trials": len(rows),
+        "n_confirmed": len(confirmed),
+        "toxicity_rate_base": base_rate.as_dict(),
+        "budget": settings.max_perplexity_increase,
+    }

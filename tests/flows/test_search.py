@@ -1,0 +1,114 @@
+"""Compare and tune on the demo model: they share the refresh's work, resume, and agree with it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigenshift.artifacts import ArtifactStore
+from eigenshift.audit import open_audit
+from eigenshift.errors import EvaluationError
+from eigenshift.interventions import INTERVENTIONS
+from eigenshift.settings import RefreshSettings
+
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
+
+Load = Callable[..., RefreshSettings]
+GRID = ("tune.n_components=[1,4]", "tune.factors=[0.0,0.5]", "tune.max_perplexity_increase=0.1")
+
+
+@pytest.fixture
+def store(finished_store: Path, tmp_path: Path) -> str:
+    """A copy of the store of a finished refresh, where `load_small` looks."""
+    shutil.copytree(finished_store, tmp_path / "store")
+    return str(tmp_path / "store")
+
+
+def find_redone(outcome: Any) -> set[str]:
+    """Stages that did any work."""
+    return {stage.name for stage in outcome.stages if stage.shards_cached < stage.shards}
+
+
+def test_compare_judges_every_arm_and_does_it_once(load_small: Load, store: str) -> None:
+    """All arms in one table, in the audit too; a second run does nothing."""
+    from flows.compare import run_compare
+
+    overrides = (*GRID, "tune.factors=[0.0]")
+    comparison = run_compare(load_small(*overrides))
+    arms = {row["arm"] for row in comparison.arms}
+    assert arms == {"base", "base_again", "eigenshift_paper", "eigenshift_tuned", *INTERVENTIONS}
+    assert "score_components" not in find_redone(comparison)  # the refresh has done it
+    rates = {
+        row["arm"]: row["value"]
+        for row in comparison.evaluations
+        if row["metric"] == "toxicity_rate" and row["slice"] == "all"
+    }
+    for row in comparison.arms:
+        assert row["toxicity_rate"] == rates[row["arm"]]
+        is_base = row["arm"].startswith("base")
+        assert (row["build_seconds"] is None) == is_base
+        assert (row["toxicity_p_value"] is None) == (row["arm"] == "base")
+        assert row["unscored_share"] == 0.0
+    with open_audit(store) as session:
+        found = session.query(
+            f"SELECT arm, toxicity_rate FROM comparisons WHERE run_id = '{comparison.run_id}'"
+        )
+    assert dict(zip(*(column.to_pylist() for column in found.columns), strict=True)) == rates
+    assert find_redone(run_compare(load_small(*overrides))) == set()
+
+
+def test_tune_goes_on_where_it_was_cut_off_and_a_refresh_builds_what_it_found(
+    load_small: Load, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off before the last stage; then a refresh with the settings it prints."""
+    from eigenshift import tuning as library
+    from flows.refresh import run_refresh
+    from flows.tune import run_tune
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise EvaluationError("made up")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(library, "confirm_trials", fail)
+        with pytest.raises(EvaluationError, match="made up"):
+            run_tune(load_small(*GRID))
+    tuning = run_tune(load_small(*GRID))
+    assert find_redone(tuning) == {"confirm_trials"}
+    assert len(tuning.trials) == 4 * 2 * 2 + 2
+    confirmed = [row for row in tuning.trials if row["stage"] == "confirmed"]
+    assert 1 <= len(confirmed) <= 4
+    with open_audit(store) as session:
+        found = session.query(
+            "SELECT count(*) AS n, count(*) FILTER (is_best) AS n_best FROM trials "
+            f"WHERE run_id = '{tuning.run_id}'"
+        ).to_pylist()
+    assert found == [{"n": len(tuning.trials), "n_best": 1}]
+    best = tuning.best
+    assert best is not None
+    assert best["perplexity_increase"] <= 0.1
+    outcome = run_refresh(load_small(*tuning.overrides))
+    assert choose_components(store, outcome.run_id) == sorted(best["component_indices"])
+
+
+def choose_components(store: str, run_id: str) -> list[int]:
+    """Indices of the components a run damped."""
+    sql = f"SELECT component_index FROM components WHERE run_id = '{run_id}' AND is_selected"
+    with open_audit(store) as session:
+        found: list[int] = sorted(session.query(sql)["component_index"].to_pylist())
+    return found
+
+
+def test_trials_and_their_plots_are_in_the_store(load_small: Load, store: str) -> None:
+    """Every path that is printed leads to a file."""
+    from flows.tune import run_tune
+
+    tuning = run_tune(load_small(*GRID, "tune.factors=[0.5]", "tune.n_confirmed=1"))
+    path = Path(tuning.figure.removeprefix("file://"))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    kinds = {manifest.kind for manifest in ArtifactStore(store).list_manifests()}
+    assert {"screening", "trials"} <= kinds
+    assert any("--set components." in part for part in [tuning.advice])
