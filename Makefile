@@ -49,6 +49,8 @@ format: $(STAMP) ## Format and fix what can be fixed
 bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (half an hour)
 	@$(BIN)/python tests/benchmarks/bench_neuron_statistics.py
 	@$(BIN)/python tests/benchmarks/bench_extraction.py
+	@$(BIN)/python tests/benchmarks/bench_generation.py
+	@$(BIN)/python tests/benchmarks/bench_fluency_grid.py
 	@$(BIN)/python tests/benchmarks/bench_incremental.py
 	@test ! -e .venv-s3/.installed || $(BIN)/python tests/benchmarks/bench_incremental.py --s3
 	@$(BIN)/python tests/benchmarks/bench_export.py

@@ -98,6 +98,7 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
         for row in rows
         if row["toxicity_reduction"] is not None and row["perplexity_change"] is not None
     ]
+    changes = [row["perplexity_change"] for row in known]
 
     def draw(axes: Axes, palette: Palette) -> None:
         for number, row in enumerate(known):
@@ -127,6 +128,7 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
         axes.axvline(0.0, color=palette.line, linewidth=1, zorder=0)
         # one arm that ruins the model must not hide the others
         axes.set_xscale("symlog", linthresh=0.1)
+        axes.set_xlim(min([0.0, *changes]) - 0.02, 2.0 * max([0.05, *changes]))
         _use_percent(axes)
         axes.set_xlabel("change of perplexity (logarithmic beyond 10%)")
         axes.set_ylabel("reduction of the toxicity rate")

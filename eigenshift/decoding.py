@@ -1,8 +1,9 @@
 """Sample continuations of a batch of prompts for several arms at once.
 
-Rows of a batch are (arm, prompt, sample). Prompts are left-padded and run once for all arms and
-samples; then the trunk runs once per step for all rows, and each arm's edit of the head is applied
-to its own rows' states, h' = h - left (right^T h - target), before the one shared head. So arms may
+A row is one continuation: (arm, prompt, sample). Rows with the same prompt and the same tokens so
+far are one *branch*, whatever their arm, and the trunk runs once per branch and step: prompts once
+for all, later once for all arms that have drawn alike. Each arm's edit of the head is applied to
+its own rows' states, h' = h - left (right^T h - target), before the one shared head. So arms may
 differ in the head only; an arm that changes the trunk runs by itself. Reads token ids and keys
 (`sampling.py`); text and tables are `generation.py`'s.
 """
@@ -59,36 +60,37 @@ def sample_batch(
         before the end-of-text token.
     """
     model, device = language_model.model, language_model.device
-    end, n_samples = language_model.tokenizer.eos_token_id, settings.n_samples
-    input_ids, mask = pad_left(prompts, language_model.tokenizer.pad_token_id, device)
+    end, vocab = language_model.tokenizer.eos_token_id, language_model.head.vocab
+    token_ids, mask = pad_left(prompts, language_model.tokenizer.pad_token_id, device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with _edit_heads(language_model, [arm.edit for arm in arms], is_shared=True):
-        outputs = model(**_call(model, input_ids, mask, positions, None))
-    prompt_of_row = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)
-    of_all_arms = prompt_of_row.repeat(len(arms))
-    cache = outputs.past_key_values
-    cache.reorder_cache(of_all_arms)
-    logits = outputs.logits[:, -1].reshape(len(arms), len(prompts), -1)
-    logits = logits[:, prompt_of_row].flatten(0, 1)
-    mask, positions = mask[of_all_arms], positions[of_all_arms, -1:]
-    finished = torch.zeros(len(of_all_arms), dtype=torch.bool, device=device)
+    branch_of = torch.arange(len(prompts), device=device).repeat_interleave(settings.n_samples)
+    branch_of = branch_of.repeat(len(arms))
+    finished = torch.zeros(len(branch_of), dtype=torch.bool, device=device)
+    cache: Any = None
     chosen: list[Tensor] = []
-    with _edit_heads(language_model, [arm.edit for arm in arms], is_shared=False):
-        for step in range(settings.n_tokens):
-            if end is not None and step < settings.min_tokens:
-                logits[:, end] = -torch.inf
-            token = _draw_step(logits, arms, step, settings)
-            chosen.append(torch.where(finished, -1, token))
-            if end is not None:
-                finished |= token == end
-            if step + 1 == settings.n_tokens or bool(finished.all()):
-                break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            positions = positions + 1
-            outputs = model(**_call(model, token[:, None], mask, positions, cache))
-            cache, logits = outputs.past_key_values, outputs.logits[:, -1]
+    for step in range(settings.n_tokens):
+        with _edit_heads(language_model, [arm.edit for arm in arms], branch_of):
+            outputs = model(**_call(model, token_ids, mask, positions, cache))
+        cache, logits = outputs.past_key_values, outputs.logits[:, -1]
+        if end is not None and step < settings.min_tokens:
+            logits[:, end] = -torch.inf
+        token = _draw_step(logits, arms, step, settings)
+        if end is not None:
+            token = token.masked_fill(finished, end)
+            finished = token == end
+        chosen.append(token)
+        if step + 1 == settings.n_tokens or bool(finished.all()):
+            break
+        n_branches = len(token_ids)
+        branches, branch_of = torch.unique(branch_of * vocab + token, return_inverse=True)
+        parents = branches // vocab
+        token_ids = (branches % vocab)[:, None]
+        mask = torch.cat([mask[parents], mask.new_ones(len(parents), 1)], 1)
+        positions = positions[parents, -1:] + 1
+        if len(parents) > n_branches:  # as many: each goes on, none has split
+            cache.reorder_cache(parents)
     table = torch.stack(chosen, 1).reshape(len(arms), -1, len(chosen)).tolist()
-    return [[[token for token in row if token not in (-1, end)] for row in rows] for rows in table]
+    return [[[token for token in row if token != end] for row in rows] for rows in table]
 
 
 def _draw_step(
@@ -114,15 +116,15 @@ def _draw_step(
 
 @contextmanager
 def _edit_heads(
-    language_model: LanguageModel, edits: Sequence[HeadEdit | None], *, is_shared: bool
+    language_model: LanguageModel, edits: Sequence[HeadEdit | None], branch_of: Tensor
 ) -> Iterator[None]:
-    """Change what enters the head, each arm's rows by its own edit, in float32 or wider.
+    """Send each row's state to the head, changed by its arm's edit, in float32 or wider.
 
     Args:
         language_model: The model.
         edits: One per arm.
-        is_shared: The rows are of all arms alike (prompts), and every arm gets a copy; otherwise
-            they are of the arms one after the other. Only the last position goes on.
+        branch_of: Which row of the batch each continuation goes on from, shape (row,), arm by arm.
+            Only the last position goes to the head.
     """
     placed = [None if edit is None else _place(edit, language_model.head_weight) for edit in edits]
 
@@ -133,8 +135,10 @@ def _edit_heads(
 
     def change_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states = args[0][:, -1:]
-        parts = [states] * len(edits) if is_shared else states.chunk(len(edits))
-        changed = [change(part, edit) for part, edit in zip(parts, placed, strict=True)]
+        changed = [
+            change(states[branches], edit)
+            for branches, edit in zip(branch_of.chunk(len(edits)), placed, strict=True)
+        ]
         return (torch.cat(changed), *args[1:])
 
     with language_model.lock:

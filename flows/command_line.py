@@ -31,6 +31,7 @@ from eigenshift.settings import (
     load_settings_as,
 )
 from flows.prefect_environment import create_home
+from flows.terminal_tables import print_table
 
 EXIT_PROMOTED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_HELD = 0, 1, 2, 3
 
@@ -504,7 +505,7 @@ def _print_result(
     if as_json:
         print(json.dumps(contract))  # noqa: T201
         return
-    _print_table(columns, rows)
+    print_table(console, columns, rows)
 
 
 def _print_error(message: str) -> None:
