@@ -43,7 +43,7 @@ from eigenshift.component_scores import (
     score_components,
 )
 from eigenshift.decomposition import Decomposition, Matrix
-from eigenshift.errors import ComponentError
+from eigenshift.errors import ComponentError, NothingToDampError
 from eigenshift.models import LanguageModel
 from eigenshift.selection_stability import SelectionStability, measure_stability
 from eigenshift.settings import ComponentScore, ComponentSettings
@@ -61,6 +61,7 @@ SETTINGS_READ = (
     "max_perplexity_increase",
     "factor",
     "n_resamples",
+    "permute_labels",
     "seed",
 )
 """Fields of the settings on which the result depends."""
@@ -78,7 +79,7 @@ def find_candidates(scores: ComponentScores, settings: ComponentSettings) -> lis
     tokens' logits: damping a component with a negative logit gain would raise them.
 
     Raises:
-        ComponentError: None passes.
+        NothingToDampError: None passes.
     """
     passing = [
         index
@@ -88,7 +89,7 @@ def find_candidates(scores: ComponentScores, settings: ComponentSettings) -> lis
         and scores.logit_gain[index] > 0
     ]
     if not passing:
-        raise ComponentError(
+        raise NothingToDampError(
             f"components: expected at least one with q <= {settings.false_discovery_rate} and "
             f"effect size >= {settings.min_effect_size}, found none (largest effect size "
             f"{scores.effect_size.max():.2f}). Use more prompts, lower "
@@ -141,7 +142,7 @@ def write_components(
         workspace: Receives both tables.
 
     Raises:
-        ComponentError: No component passes the bounds, helps and stays in the budget.
+        NothingToDampError: No component passes the bounds, helps and stays in the budget.
     """
     v, direction = decomposition.v, _find_toxic_direction(states, language_model.head_weight)
     activations = project_states(states, v)
@@ -201,7 +202,7 @@ def write_components(
 
 def _require_selected(selected: Sequence[int], settings: ComponentSettings) -> None:
     if not selected:
-        raise ComponentError(
+        raise NothingToDampError(
             "components: expected at least one that lowers the probability of toxic tokens and "
             f"costs at most {settings.max_perplexity_increase:.0%} perplexity, found none. Raise "
             "components.max_perplexity_increase or components.factor."
@@ -296,17 +297,25 @@ def _find_toxic_direction(states: pa.Table, weight: Tensor) -> Matrix:
 
 
 def gather_toxic_states(states: pa.Table, weight: Tensor) -> ToxicStates:
-    """Toxic states, and the tokens that set them apart from the matched ones.
-
-    A word that was blamed by mistake is usually common: it does not count as a toxic token.
-    """
-    is_toxic = states["is_toxic"].to_numpy(zero_copy_only=False).astype(bool)
-    token_ids = states["token_id"].to_numpy()
-    n_tokens = len(weight)
-    toxic_share = np.bincount(token_ids[is_toxic], minlength=n_tokens) / is_toxic.sum()
-    other_share = np.bincount(token_ids[~is_toxic], minlength=n_tokens) / (~is_toxic).sum()
-    enriched = np.flatnonzero((toxic_share > 0) & (toxic_share >= MIN_ENRICHMENT * other_share))
+    """Toxic states, and the tokens that set them apart from the matched ones."""
+    enriched = find_toxic_tokens(states, len(weight))
     values = read_states(states.filter(states["is_toxic"])).astype(np.float32)
     return ToxicStates(
         torch.from_numpy(values).to(weight.device), torch.from_numpy(enriched).to(weight.device)
     )
+
+
+def find_toxic_tokens(states: pa.Table, n_tokens: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Tokens generated far more often at toxic positions than at matched ones, shape (token,).
+
+    A word that was blamed by mistake is usually common: it does not count as a toxic token.
+
+    Args:
+        states: `schemas.HEAD_STATES` rows.
+        n_tokens: Size of the vocabulary.
+    """
+    is_toxic = states["is_toxic"].to_numpy(zero_copy_only=False).astype(bool)
+    token_ids = states["token_id"].to_numpy()
+    toxic_share = np.bincount(token_ids[is_toxic], minlength=n_tokens) / is_toxic.sum()
+    other_share = np.bincount(token_ids[~is_toxic], minlength=n_tokens) / (~is_toxic).sum()
+    return np.flatnonzero((toxic_share > 0) & (toxic_share >= MIN_ENRICHMENT * other_share))

@@ -30,6 +30,7 @@ from eigenshift.scorers import load_scorer
 from eigenshift.settings import (
     ModelSettings,
     RefreshSettings,
+    ScorerKind,
     ScorerSettings,
     SourceFormat,
     SourceSettings,
@@ -106,7 +107,8 @@ def _list_settings_checks(
     yield "device", lambda: check_device(settings.execution.device)
     yield "model", lambda: check_model(settings.model)
     yield "model in memory", lambda: check_model_memory(settings.model, settings.execution.device)
-    yield "classifier", lambda: check_scorer(settings.scorer)
+    for scorer in (settings.scorer, *settings.further_scorers):
+        yield f"scorer {scorer.name}", lambda scorer=scorer: check_scorer(scorer)  # type: ignore[misc]
 
 
 def _attempt(name: str, check: Callable[[], Finding]) -> Finding:
@@ -257,7 +259,7 @@ def check_device(device: str) -> Finding:
 
 def check_model(settings: ModelSettings) -> Finding:
     """Whether the model's files are here and whole, or can be fetched from the hub."""
-    if _is_on_hub_only(settings):
+    if _is_on_hub_only(settings.id, settings.revision):
         client = huggingface_hub.HfApi()
         found = client.model_info(
             settings.id, revision=settings.revision, timeout=HUB_TIMEOUT_SECONDS
@@ -272,7 +274,7 @@ def check_model(settings: ModelSettings) -> Finding:
 def check_model_memory(settings: ModelSettings, device: str) -> Finding:
     """Whether the weights fit into the memory of the device, roughly."""
     name = "model in memory"
-    if _is_on_hub_only(settings):
+    if _is_on_hub_only(settings.id, settings.revision):
         return Finding(name, True, "unknown until the model is downloaded")
     folder = identify_model(settings).folder
     needed = int(MEMORY_FACTOR * estimate_weights(sorted(folder.glob("*.safetensors")), settings))
@@ -303,23 +305,24 @@ def estimate_weights(paths: Sequence[Path], settings: ModelSettings) -> int:
 
 
 def check_scorer(settings: ScorerSettings) -> Finding:
-    """Whether the classifier's checkpoint opens with weights only and loads."""
-    if settings.checkpoint is None:
+    """Whether a scorer's files are here and it loads; hub downloads are only announced."""
+    name = f"scorer {settings.name}"
+    if settings.kind is ScorerKind.detoxify and settings.checkpoint is None:
         detail = f"Detoxify {settings.model_type!r}; downloaded at first use if it is not here yet"
-        return Finding("classifier", True, detail)
+        return Finding(name, True, detail)
+    if settings.model is not None and _is_on_hub_only(settings.model, settings.revision):
+        return Finding(name, True, f"{settings.model}: the first run downloads it from the hub")
     scorer = load_scorer(settings, "cpu", 1)
-    detail = f"{settings.checkpoint}: opens with weights only, digest {scorer.digest[:12]}"
-    return Finding("classifier", True, detail)
+    place = settings.checkpoint or settings.model or settings.words
+    return Finding(name, True, f"{place}: loads as {settings.kind.value}, {scorer.digest[:12]}")
 
 
-def _is_on_hub_only(settings: ModelSettings) -> bool:
+def _is_on_hub_only(model_id: str, revision: str | None) -> bool:
     """Whether a model is neither a folder nor in the hub's local cache."""
-    if is_folder(settings.id) or not HUB_ID.fullmatch(settings.id):
+    if is_folder(model_id) or not HUB_ID.fullmatch(model_id):
         return False
     try:
-        huggingface_hub.snapshot_download(
-            settings.id, revision=settings.revision, local_files_only=True
-        )
+        huggingface_hub.snapshot_download(model_id, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         return True
     return False

@@ -43,6 +43,10 @@ class FoldingError(ComponentError):
     """A change has no place in the weights of this architecture; it can be measured with hooks."""
 
 
+class NothingToDampError(ComponentError):
+    """No component tells toxic from other positions within the bounds: there is nothing to damp."""
+
+
 class EvaluationError(EigenShiftError):
     """A comparison cannot be made from the evidence at hand."""
 

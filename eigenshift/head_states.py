@@ -141,6 +141,30 @@ def list_nontoxic(
     return [key for key in harmless if key not in with_toxic]
 
 
+def permute_labels(states: pa.Table, seed: int) -> pa.Table:
+    """Shuffle which positions are called toxic, among those of the same step and language.
+
+    A control: whatever is then found is noise, with the numbers and the matching of real labels.
+
+    Args:
+        states: `schemas.HEAD_STATES` rows.
+        seed: Of the shuffle.
+    """
+    labels = states["is_toxic"].to_numpy(zero_copy_only=False).astype(bool)
+    cells: dict[tuple[str, int], list[int]] = defaultdict(list)
+    steps, languages = states["step"].to_pylist(), states["language"].to_pylist()
+    for place, cell in enumerate(zip(languages, steps, strict=True)):
+        cells[cell].append(place)
+    generator = np.random.default_rng(seed)
+    permuted = labels.copy()
+    for _, places in sorted(cells.items()):
+        permuted[places] = generator.permutation(labels[places])
+    column = states.schema.get_field_index("is_toxic")
+    return states.set_column(
+        column, states.schema.field("is_toxic"), pa.array(permuted, pa.bool_())
+    )
+
+
 def match_positions(
     tokenizer: Any,
     continuations: dict[Key, dict[str, Any]],

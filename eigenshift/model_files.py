@@ -89,7 +89,7 @@ def identify_model(settings: ModelSettings) -> ModelIdentity:
     )
     digest = hashlib.sha256()
     for name in sorted(names):
-        digest.update(f"{name}\0{_digest_local(folder / name)}\n".encode())
+        digest.update(f"{name}\0{digest_unchanged(folder / name)}\n".encode())
     return ModelIdentity(settings.id, revision, digest.hexdigest(), folder)
 
 
@@ -225,12 +225,13 @@ def _check_weights(model_id: str, path: Path) -> None:
         ) from error
 
 
-def _digest_local(path: Path) -> str:
+def digest_unchanged(path: Path) -> str:
+    """Digest of a local file, computed again only when its size or time of change differ."""
     status = path.stat()
-    return _digest_unchanged(str(path), status.st_size, status.st_mtime_ns)
+    return _digest_local(str(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _digest_unchanged(path: str, _bytes: int, _modified: int) -> str:
+def _digest_local(path: str, _bytes: int, _modified: int) -> str:
     """Digest of a local file, computed again when size or time of change differ."""
     return digest_file(path)

@@ -6,9 +6,13 @@ Writes `releases/<model>/<version>.json`, one new object per decision, never rew
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import logging
 import re
+import socket
 import uuid
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Literal
 
@@ -35,15 +39,48 @@ class Release(BaseModel):
     run_id: str
     action: Literal["promote", "rollback"]
     released_at: str
+    released_by: str | None = None
+    """Who decided: a name given, or user@host."""
     reason: str
     patch: ArtifactReference | None
     """The patch in force from now on; None is the unpatched model."""
+    model_digest: str | None = None
+    """Of the base the patch was measured against: the original model, never a patched one."""
+    restores: str | None = None
+    """Of a rollback: the promotion put in force again; None is the unpatched model."""
+    seal: str = ""
+    """sha256 of all the rest: a release that was edited shows. Empty in records made before."""
+
+    def compute_seal(self) -> str:
+        """Digest of everything but the seal."""
+        return hashlib.sha256(self.model_dump_json(exclude={"seal"}).encode()).hexdigest()
+
+    @property
+    def is_sealed_wrongly(self) -> bool:
+        """Whether its content is not what was released."""
+        return self.seal not in ("", self.compute_seal())
 
 
 def promote_patch(
-    store: Store, model_id: str, run_id: str, patch: ArtifactReference, reason: str
+    store: Store,
+    model_id: str,
+    run_id: str,
+    patch: ArtifactReference,
+    reason: str,
+    *,
+    model_digest: str | None = None,
+    by: str | None = None,
 ) -> tuple[Release, bool]:
     """Put a patch in force.
+
+    Args:
+        store: Where the releases are.
+        model_id: Of the model.
+        run_id: The run that measured the patch.
+        patch: What to put in force.
+        reason: What was found.
+        model_digest: Of the base it was measured against.
+        by: Who decides; by default the user of this process and the host.
 
     Returns:
         The release in force and whether it is new; a patch already in force is not released
@@ -52,16 +89,32 @@ def promote_patch(
     current = read_current(store, model_id)
     if current is not None and current.patch == patch:
         return current, False
-    return _record(store, model_id, run_id, "promote", reason, patch), True
+    decision = _Decision("promote", run_id, reason, patch, model_digest, by)
+    return _record(store, model_id, decision), True
 
 
-def roll_back(store: Store, model_id: str, version: str | None) -> Release:
+def roll_back(
+    store: Store,
+    model_id: str,
+    version: str | None = None,
+    *,
+    reason: str | None = None,
+    by: str | None = None,
+) -> Release:
     """Put an earlier state in force again, by default the one before the current.
 
-    Before the first release is the unpatched model, so a roll-back from it puts no patch in force.
+    Each further rollback goes one state further back; it never returns to what was just left.
+    Before the first release is the unpatched model.
+
+    Args:
+        store: Where the releases are.
+        model_id: Of the model.
+        version: Of the history; None is the former one.
+        reason: Why, for the record.
+        by: Who decides; by default the user of this process and the host.
 
     Raises:
-        SettingsError: The model has no release, or not the version asked for.
+        SettingsError: The model has no release, not the version asked for, or is unpatched already.
     """
     history = list_releases(store, model_id)
     if not history:
@@ -71,18 +124,26 @@ def roll_back(store: Store, model_id: str, version: str | None) -> Release:
             f"releases: {known or 'none'}). Check --model and --store."
         )
     if version is not None:
-        target = next((item for item in history if item.version == version), None)
-        if target is None:
+        named = next((item for item in history if item.version == version), None)
+        if named is None:
             raise SettingsError(
                 f"model {model_id!r}: expected a version among "
                 f"{', '.join(item.version for item in history)}, found {version!r}."
             )
+        target = _find_promotion(history, named)
     else:
-        target = _find_previous(history)
-    patch = None if target is None else target.patch
-    run_id = history[-1].run_id if target is None else target.run_id
-    reason = "back to the unpatched model" if target is None else f"back to {target.version}"
-    return _record(store, model_id, run_id, "rollback", reason, patch)
+        target = _find_former(history)
+    what = "back to the unpatched model" if target is None else f"back to {target.version}"
+    decision = _Decision(
+        "rollback",
+        history[-1].run_id if target is None else target.run_id,
+        what if reason is None else f"{reason} ({what})",
+        None if target is None else target.patch,
+        history[-1].model_digest if target is None else target.model_digest,
+        by,
+        restores=None if target is None else target.version,
+    )
+    return _record(store, model_id, decision)
 
 
 def read_current(store: Store, model_id: str) -> Release | None:
@@ -99,7 +160,7 @@ def list_releases(store: Store, model_id: str | None = None) -> list[Release]:
     """All releases of one model or of all, oldest first.
 
     Raises:
-        ArtifactError: A release record is damaged.
+        ArtifactError: A release record is damaged or was edited.
     """
     prefix = "releases" if model_id is None else f"releases/{slugify_model(model_id)}"
     found = []
@@ -107,12 +168,19 @@ def list_releases(store: Store, model_id: str | None = None) -> list[Release]:
         if not path.endswith(".json") or path.endswith(f"/{CURRENT_NAME}"):
             continue
         try:
-            found.append(Release.model_validate_json(store.read_bytes(path)))
+            release = Release.model_validate_json(store.read_bytes(path))
         except ValidationError as error:
             raise ArtifactError(
                 f"{store.uri(path)}: expected a release record, found damage. Restore it from a "
                 "backup of the store, or delete it if it was never in force."
             ) from error
+        if release.is_sealed_wrongly:
+            raise ArtifactError(
+                f"{store.uri(path)}: expected a release record as it was written, found changes. "
+                "Releases are immutable. Restore it from a backup; to put another patch in force, "
+                "use `eigenshift rollback` or a refresh."
+            )
+        found.append(release)
     return sorted(found, key=lambda release: release.version)
 
 
@@ -122,13 +190,40 @@ def slugify_model(model_id: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", slug) or "model"
 
 
-def _find_previous(history: list[Release]) -> Release | None:
-    """The latest release with another patch than the one in force."""
-    current = history[-1].patch
-    for release in reversed(history[:-1]):
-        if release.patch != current:
-            return release
-    return None
+def name_user() -> str:
+    """Who runs this process: user@host, as far as it is known."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user, as in some containers
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _find_promotion(history: list[Release], release: Release) -> Release | None:
+    """The promotion a release put in force; None if that is the unpatched model."""
+    if release.action == "promote" or release.patch is None:
+        return release if release.patch is not None else None
+    for other in reversed(history[: history.index(release)]):
+        is_meant = release.restores is None or other.version == release.restores
+        if is_meant and other.action == "promote" and other.patch == release.patch:
+            return other
+    return release
+
+
+def _find_former(history: list[Release]) -> Release | None:
+    """What was in force before the promotion that is in force now.
+
+    Raises:
+        SettingsError: The unpatched model is in force: nothing was before it.
+    """
+    current = _find_promotion(history, history[-1])
+    if current is None:
+        raise SettingsError(
+            f"model {history[-1].model_id!r}: expected a patch in force, found the unpatched model "
+            f"(since {history[-1].version}). Name a version with --to."
+        )
+    place = history.index(current)
+    return _find_promotion(history[:place], history[place - 1]) if place else None
 
 
 def settle_current(store: Store, model_id: str) -> Release | None:
@@ -151,26 +246,36 @@ def settle_current(store: Store, model_id: str) -> Release | None:
     return read_current(store, model_id)
 
 
-def _record(
-    store: Store,
-    model_id: str,
-    run_id: str,
-    action: Literal["promote", "rollback"],
-    reason: str,
-    patch: ArtifactReference | None,
-) -> Release:
+@dataclass(frozen=True)
+class _Decision:
+    """What is to be recorded."""
+
+    action: Literal["promote", "rollback"]
+    run_id: str
+    reason: str
+    patch: ArtifactReference | None
+    model_digest: str | None
+    by: str | None
+    restores: str | None = None
+
+
+def _record(store: Store, model_id: str, decision: _Decision) -> Release:
     previous = read_current(store, model_id)
     now = datetime.now(timezone.utc)
     release = Release(
         model_id=model_id,
         version=_name_version(now, previous),
         previous=None if previous is None else previous.version,
-        run_id=run_id,
-        action=action,
+        run_id=decision.run_id,
+        action=decision.action,
         released_at=now.isoformat(timespec="seconds"),
-        reason=reason,
-        patch=patch,
+        released_by=decision.by or name_user(),
+        reason=decision.reason,
+        patch=decision.patch,
+        model_digest=decision.model_digest,
+        restores=decision.restores,
     )
+    release = release.model_copy(update={"seal": release.compute_seal()})
     folder = f"releases/{slugify_model(model_id)}"
     store.write_bytes(f"{folder}/{release.version}.json", _encode(release))
     newest = settle_current(store, model_id)

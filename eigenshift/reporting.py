@@ -120,13 +120,14 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     lines += ["", *_markdown_table(HEADLINE_COLUMNS, tabulate_headline(outcome.evaluations))]
     lines += ["", "## Gate", ""]
     lines += _markdown_table(
-        ("check", "passed", "expected", "found"),
+        ("check", "passed", "expected", "found", "missed by"),
         [
             [
                 check["name"],
                 "yes" if check["is_passed"] else "**no**",
                 check["expected"],
                 check["found"],
+                check.get("missed_by") or "",
             ]
             for check in outcome.checks
         ],

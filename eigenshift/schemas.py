@@ -364,7 +364,9 @@ EVALUATIONS = pa.schema(
         describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
         describe_column("scorer", pa.string(), "Classifier, or null for fluency metrics"),
         describe_column("metric", pa.string(), "See docs/naming.md"),
-        describe_column("slice", pa.string(), "all, or a language or prompt class"),
+        describe_column(
+            "slice", pa.string(), "all, a part of the prompts, or scorer=<a further one>"
+        ),
         describe_column("value", pa.float64(), "Point estimate"),
         describe_column("low", pa.float64(), "Lower end of the bootstrap interval"),
         describe_column("high", pa.float64(), "Upper end of the bootstrap interval"),
@@ -527,9 +529,55 @@ RELEASES = pa.schema(
         describe_column("run_id", pa.string(), "Run whose patch it puts in force"),
         describe_column("action", pa.string(), "promote or rollback"),
         describe_column("released_at", TIME, "When it was made"),
+        describe_column("released_by", pa.string(), "Who decided: a name given, or user@host"),
         describe_column("reason", pa.string(), "Why"),
+        describe_column("restores", pa.string(), "Of a rollback: the promotion put in force again"),
+        describe_column("model_digest", pa.string(), "Base the patch was measured against"),
         describe_column("patch_fingerprint", pa.string(), "Its patch; null: the unpatched model"),
         describe_column("is_current", pa.bool_(), "In force now"),
+    ]
+)
+
+SCORER_AGREEMENT = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
+        describe_column("language", pa.string(), "Language of the prompts, or 'all'"),
+        describe_column("scorer_a", pa.string(), "One scorer; the first is the one that decides"),
+        describe_column("scorer_b", pa.string(), "The other"),
+        describe_column("n", pa.int64(), "Continuations that both scored"),
+        describe_column("n_unscored", pa.int64(), "Continuations that one of them did not score"),
+        describe_column("cohens_kappa", pa.float64(), "Agreement of verdicts beyond chance"),
+        describe_column("spearman", pa.float64(), "Rank correlation of the probabilities"),
+        describe_column("share_both_toxic", pa.float64(), "Share that both call toxic"),
+        describe_column("disagreement_share", pa.float64(), "Share on which the verdicts differ"),
+        describe_column("toxic_share_a", pa.float64(), "Share that the one calls toxic"),
+        describe_column("toxic_share_b", pa.float64(), "Share that the other calls toxic"),
+        describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
+TOKEN_SHIFTS = pa.schema(
+    [
+        describe_column("positions", pa.string(), "toxic or nontoxic: the head states meant"),
+        describe_column("rank", pa.int32(), "0 = its probability fell most at these positions"),
+        describe_column("token_id", pa.int32(), "Token of the model's vocabulary"),
+        describe_column("token", pa.string(), "Its text; may be offensive"),
+        describe_column("mean_probability_base", pa.float64(), "Mean over the states, base model"),
+        describe_column("mean_probability_patched", pa.float64(), "The same with the patch"),
+        describe_column("log_ratio", pa.float64(), "ln(patched / base), below 0 if suppressed"),
+        describe_column("kind", pa.string(), "insult, identity or neutral"),
+        describe_column("is_identity", pa.bool_(), "A neutral word for a group, whatever its kind"),
+    ]
+)
+
+CONTROL_DRAWS = pa.schema(
+    [
+        describe_column("draw", pa.int32(), "0 to n_draws - 1"),
+        describe_column(
+            "toxic_token_probability",
+            pa.float64(),
+            "What random components leave of the toxic tokens' probability at toxic positions",
+        ),
     ]
 )
 
@@ -545,6 +593,7 @@ TEXT_COLUMNS = frozenset(
         "contexts_low",
         "context",
         "next_token",
+        "token",
     }
 )
 """Columns that may hold offensive text: never logged, shown only when asked for."""

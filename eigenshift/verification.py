@@ -52,6 +52,10 @@ TABLES = (
     ("labelled_text", "continuations", schemas.CONTINUATIONS),
     ("labelled_text", "scores", schemas.SCORES),
     ("labelled_text", "labelled_spans", schemas.LABELLED_SPANS),
+    ("further_scores", "", schemas.SCORES),
+    ("scorer_agreement", "", schemas.SCORER_AGREEMENT),
+    ("token_shifts", "", schemas.TOKEN_SHIFTS),
+    ("control_draws", "", schemas.CONTROL_DRAWS),
     ("toxic_positions", "", schemas.TOXIC_POSITIONS),
     ("head_states", "", schemas.HEAD_STATES),
     ("components", "components", schemas.COMPONENTS),
@@ -385,6 +389,10 @@ def _check_releases(
         verdict.n_releases += 1
         if folder not in newest or newest[folder].version < release.version:
             newest[folder] = release
+        if release.is_sealed_wrongly:
+            verdict.problems.append(
+                f"{store.uri(path)}: expected a release record as it was written, found changes."
+            )
         if release.run_id not in runs:
             verdict.problems.append(
                 f"{store.uri(path)}: expected run {release.run_id}, found none."

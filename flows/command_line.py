@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -324,13 +324,19 @@ def export(
 def rollback(
     model: Annotated[str, typer.Option("--model", help="Model name as in the releases view.")],
     store: RequiredStoreOption = "./.eigenshift",
-    to: Annotated[str | None, typer.Option("--to", help="Version to go back to.")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Version to go back to; by default the former one.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why, for the record.")] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", help="Who decides; by default user@host.")
+    ] = None,
 ) -> None:
     """Put an earlier release of a model in force again."""
     from eigenshift.releases import roll_back
     from eigenshift.storage import Store
 
-    release = roll_back(Store(store), model, to)
+    release = roll_back(Store(store), model, to, reason=reason, by=by)
     console.print(f"{release.model_id}: {release.reason}; now in force: {release.version}")
 
 
@@ -478,7 +484,7 @@ def _print_outcome(outcome: Any) -> None:
     console.print(table)
     for check in outcome.checks:
         mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"
-        console.print(f"  {mark}  {check['name']}: {check['found']}", highlight=False)
+        console.print(f"  {mark}  {_describe_check(check)}", highlight=False)
     if outcome.release is not None:
         note = "made" if outcome.is_new_release else "already in force, nothing new to release"
         console.print(f"Release {outcome.release} ({note}), run {outcome.run_id}")
@@ -491,6 +497,14 @@ def _print_outcome(outcome: Any) -> None:
         f"  eigenshift report --store {store} --out report.html",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _describe_check(check: Mapping[str, Any]) -> str:
+    line = f"{check['name']}: {check['found']}"
+    if check["is_passed"]:
+        return escape(line)
+    missed = f", missed by {check['missed_by']}" if check.get("missed_by") else ""
+    return escape(f"{line}; expected {check['expected']}{missed}")
 
 
 EXAMPLE_QUESTION = (

@@ -7,7 +7,8 @@ Started by `eigenshift refresh`, `python -m flows.refresh`, or from the Prefect 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -15,15 +16,23 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from eigenshift.artifacts import Artifact, ArtifactReference
+from eigenshift.artifacts import ArtifactReference
+from eigenshift.errors import NothingToDampError
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
-from eigenshift.gate import Check, check_gate, summarise_metrics
+from eigenshift.gate import (
+    Check,
+    check_draws,
+    check_gate,
+    check_reload,
+    refuse_patch,
+    summarise_metrics,
+)
 from eigenshift.interventions import PatchRequest
 from eigenshift.releases import promote_patch
 from eigenshift.reporting import RefreshOutcome, describe_outcome
 from eigenshift.runs import finish_run
 from eigenshift.settings import RefreshSettings, Role
-from flows import stages
+from flows import judging, stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
 from flows.overlap import OverlapError, one_refresh_at_a_time
@@ -50,21 +59,49 @@ def _refresh(settings: RefreshSettings) -> RefreshOutcome:
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         stages.study_detection(journal, model, sources.samples[Role.labelled])
-        study = stages.study_components(journal, model, sources)
-        evidence = stages.gather_evidence(journal, sources, study)
-        patches = stages.build_patches(journal, model, evidence, _request_patches(settings))
-        arms = {
-            BASE_ARM: stages.Arm(patch=None),
-            AGAIN_ARM: stages.Arm(patch=None, stream="again"),
-            RANDOM_ARM: stages.Arm(patch=patches[RANDOM_ARM]),
-            PATCHED_ARM: stages.Arm(patch=patches[PATCHED_ARM]),
-        }
-        evaluation = stages.evaluate_arms(journal, model, sources, arms)
-        outcome = _decide(journal, journal.artifacts.open(evaluation), patches[PATCHED_ARM])
+        try:
+            study = stages.study_components(journal, model, sources)
+        except NothingToDampError as error:
+            outcome = _hold(journal, [refuse_patch(error)], [])
+        else:
+            outcome = _judge_patch(journal, model, sources, study)
     create_markdown_artifact(
         key="refresh-outcome", markdown=describe_outcome(outcome), description="Outcome"
     )
     return outcome
+
+
+def _judge_patch(
+    journal: RunJournal,
+    model: ArtifactReference,
+    sources: stages.Sources,
+    study: stages.ComponentStudy,
+) -> RefreshOutcome:
+    """Build the patch and its control, evaluate them, and decide."""
+    evidence = stages.gather_evidence(journal, sources, study)
+    patches = stages.build_patches(journal, model, evidence, _request_patches(journal.settings))
+    patch = patches[PATCHED_ARM]
+    shifts = judging.measure_token_shifts(journal, model, study, patch)
+    arms = {
+        BASE_ARM: stages.Arm(patch=None),
+        AGAIN_ARM: stages.Arm(patch=None, stream="again"),
+        RANDOM_ARM: stages.Arm(patch=patches[RANDOM_ARM]),
+        PATCHED_ARM: stages.Arm(patch=patch),
+    }
+    evaluation = stages.evaluate_arms(journal, model, sources, arms)
+    rows = journal.artifacts.open(evaluation).read_table("evaluations.parquet").to_pylist()
+    gate = journal.settings.gate
+    checks = check_gate(rows, gate, journal.artifacts.open(shifts).manifest.facts)
+    if gate.n_random_draws:
+        drawn = judging.draw_controls(journal, model, study, patch)
+        checks.append(check_draws(journal.artifacts.open(drawn).manifest.facts, gate))
+    if gate.check_reload and all(check.is_passed for check in checks):
+        reloaded = judging.check_reload(journal, model, sources, patch)
+        checks.append(check_reload(journal.artifacts.open(reloaded).manifest.facts))
+    journal.record.metrics = summarise_metrics(rows)
+    if all(check.is_passed for check in checks):
+        return _release(journal, checks, rows, patch)
+    return _hold(journal, checks, rows)
 
 
 def _request_patches(settings: RefreshSettings) -> dict[str, PatchRequest]:
@@ -79,23 +116,35 @@ def _request_patches(settings: RefreshSettings) -> dict[str, PatchRequest]:
     }
 
 
-def _decide(journal: RunJournal, evaluation: Artifact, patch: ArtifactReference) -> RefreshOutcome:
-    """Apply the gate, release or hold, and finish the record."""
+def _hold(
+    journal: RunJournal, checks: Sequence[Check], rows: Sequence[Mapping[str, Any]]
+) -> RefreshOutcome:
+    """Release nothing, and say why."""
     record = journal.record
-    rows = evaluation.read_table("evaluations.parquet").to_pylist()
-    checks = check_gate(rows, journal.settings.gate)
-    record.metrics = summarise_metrics(rows)
     record.checks = [check.as_dict() for check in checks]
-    failed = [check for check in checks if not check.is_passed]
-    if failed:
-        for check in failed:
-            logger.warning(
-                "held: %s: expected %s, found %s", check.name, check.expected, check.found
-            )
-        finish_run(record, "held")
-        return RefreshOutcome.from_record(record, journal.root, rows, is_new_release=False)
+    for check in checks:
+        if not check.is_passed:
+            logger.warning("held: %s", check.explain())
+    finish_run(record, "held")
+    return RefreshOutcome.from_record(record, journal.root, rows, is_new_release=False)
+
+
+def _release(
+    journal: RunJournal,
+    checks: Sequence[Check],
+    rows: Sequence[Mapping[str, Any]],
+    patch: ArtifactReference,
+) -> RefreshOutcome:
+    """Put the patch in force and finish the record."""
+    record = journal.record
+    record.checks = [check.as_dict() for check in checks]
     release, is_new = promote_patch(
-        journal.artifacts.store, record.model_id, record.run_id, patch, _give_reason(checks)
+        journal.artifacts.store,
+        record.model_id,
+        record.run_id,
+        patch,
+        _give_reason(checks),
+        model_digest=record.model_digest,
     )
     record.release = release.version
     logger.info("released %s%s", release.version, "" if is_new else " (already in force)")

@@ -18,7 +18,15 @@ from eigenshift.interventions import PatchRequest
 from eigenshift.interventions.unit_scaling import UNIT_SITES
 from eigenshift.models import ModelKind, explain_no_head
 from eigenshift.prompts import Part
-from eigenshift.settings import ActivationSettings, Pooling, Role, SitePooling, StateSource
+from eigenshift.scoring import require_scored
+from eigenshift.settings import (
+    ActivationSettings,
+    Pooling,
+    Role,
+    ScorerSettings,
+    SitePooling,
+    StateSource,
+)
 from flows.journal import RunJournal
 from tasks import components as component_tasks
 from tasks import detection, generation, ingestion
@@ -222,21 +230,46 @@ def generate(
         ],
     )
     continuations = {name: [shard[name] for shard in continued] for name in arms}
+    scores = _score(journal, continuations, settings.scorer)
+    return {name: Generated(found, scores[name]) for name, found in continuations.items()}
+
+
+def score_further(
+    journal: RunJournal, scorer: ScorerSettings, generated: Mapping[str, Generated]
+) -> evaluation_tasks.JudgedArms:
+    """Score all arms' continuations with a scorer that decides nothing."""
+    continuations = {name: found.continuations for name, found in generated.items()}
+    scores = _score(journal, continuations, scorer, is_further=True)
+    return evaluation_tasks.JudgedArms(
+        scorer=scorer, scores={name: tuple(found) for name, found in scores.items()}
+    )
+
+
+def _score(
+    journal: RunJournal,
+    continuations: Mapping[str, list[ArtifactReference]],
+    scorer: ScorerSettings,
+    *,
+    is_further: bool = False,
+) -> dict[str, list[ArtifactReference]]:
+    """Score the shards of all arms, those that several arms share once."""
+    settings = journal.settings
     to_score = list(dict.fromkeys(item for found in continuations.values() for item in found))
     scores = journal.collect(
-        "score_continuations",
+        "score_further" if is_further else "score_continuations",
         [
             generation.score_continuations.submit(
-                settings.store, reference, settings.scorer, settings.execution
+                settings.store,
+                reference,
+                scorer,
+                settings.execution,
+                "further_scores" if is_further else "scores",
             )
             for reference in to_score
         ],
     )
     score_of = dict(zip(to_score, scores, strict=True))
-    return {
-        name: Generated(found, [score_of[item] for item in found])
-        for name, found in continuations.items()
-    }
+    return {name: [score_of[item] for item in found] for name, found in continuations.items()}
 
 
 def study_components(
@@ -297,6 +330,15 @@ def study_components(
         ],
     )
     return ComponentStudy(decomposition, states, components)
+
+
+def _require_scored(journal: RunJournal, scores: Sequence[ArtifactReference]) -> None:
+    """Stop before components are chosen from the few continuations that could be scored."""
+    facts = [journal.artifacts.open(reference).manifest.facts for reference in scores]
+    n_unscored = sum(found["n_unscored"] for found in facts)
+    n_total = n_unscored + sum(found["n_scored"] for found in facts)
+    max_share = journal.settings.scorer.max_unscored_share
+    require_scored(n_unscored, n_total, max_share, "selection prompts")
 
 
 def study_units(
@@ -394,7 +436,9 @@ def _provide_texts(journal: RunJournal, model: ArtifactReference, sources: Sourc
     settings = journal.settings
     if settings.components.states_from is StateSource.generations:
         base = {BASE_ARM: Arm(patch=None)}
-        return generate(journal, model, sources.prompts, Part.selection, base)[BASE_ARM]
+        generated = generate(journal, model, sources.prompts, Part.selection, base)[BASE_ARM]
+        _require_scored(journal, generated.scores)
+        return generated
     files = [
         file
         for reference in sources.samples[Role.labelled].values()
@@ -449,20 +493,35 @@ def evaluate_arms(
     fluency = measure_fluency(
         journal, model, sources, {name: arm.patch for name, arm in arms.items()}
     )
+    judged = evaluation_tasks.JudgedArms(
+        scorer=settings.scorer,
+        scores={name: tuple(found.scores) for name, found in generated.items()},
+    )
+    further = [score_further(journal, scorer, generated) for scorer in settings.further_scorers]
+    continuations = {name: found.continuations for name, found in generated.items()}
     (compared,) = journal.collect(
         "compare_arms",
         [
             evaluation_tasks.compare_arms.submit(
                 settings.store,
                 journal.artifacts.open(sources.prompts).refer_to_files(f"{part.value}-"),
-                {name: found.continuations for name, found in generated.items()},
-                {name: found.scores for name, found in generated.items()},
+                continuations,
+                judged,
+                further,
                 fluency,
                 settings.evaluation,
-                settings.scorer,
             )
         ],
     )
+    if further:
+        journal.collect(
+            "compare_scorers",
+            [
+                evaluation_tasks.compare_scorers.submit(
+                    settings.store, continuations, [judged, *further]
+                )
+            ],
+        )
     return compared
 
 

@@ -128,10 +128,13 @@ def score_components(
     artifacts = ArtifactStore(store)
 
     def work(workspace: Workspace) -> None:
+        table = artifacts.open(states).read_table("head_states.parquet")
+        if settings.permute_labels:
+            table = head_states.permute_labels(table, settings.seed)
         with models.use_model(model_settings, execution.device) as language_model:
             scoring.write_components(
                 language_model,
-                artifacts.open(states).read_table("head_states.parquet"),
+                table,
                 decompositions.open_decomposition(artifacts.open(decomposition)),
                 pa.concat_tables(artifacts.read_table(shard) for shard in neutral),
                 settings,

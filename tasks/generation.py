@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from prefect.states import State
 
@@ -98,15 +99,16 @@ def score_continuations(
     continuations: ArtifactReference,
     settings: ScorerSettings,
     execution: ExecutionSettings,
+    kind: Literal["scores", "further_scores"] = "scores",
 ) -> State[StageResult]:
-    """Score one shard of continuations."""
+    """Score one shard of continuations; further scores are those that decide nothing."""
     artifacts = ArtifactStore(store)
     return report(
         artifacts.produce(
-            "scores",
+            kind,
             step_version=scoring.SCORING_STEP_VERSION,
             settings={"scorer": settings.name},
-            inputs=[_scorer_input(settings), continuations],
+            inputs=[refer_to_scorer(settings), continuations],
             work=lambda workspace: scoring.score_continuations(
                 _load_scorer(settings, execution),
                 artifacts.open(continuations).read_table("continuations.parquet"),
@@ -150,7 +152,7 @@ def locate_toxic_words(
         "min_attribution": components.min_attribution,
     }
     asks_scorer = components.positions.asks_scorer
-    outside = [_scorer_input(scorer)] if asks_scorer else []
+    outside = [refer_to_scorer(scorer)] if asks_scorer else []
     if components.lexicon is not None:
         digest = digest_file(components.lexicon)
         outside = [ArtifactReference(kind="lexicon", fingerprint=digest)]
@@ -168,7 +170,8 @@ def locate_toxic_words(
     )
 
 
-def _scorer_input(settings: ScorerSettings) -> ArtifactReference:
+def refer_to_scorer(settings: ScorerSettings) -> ArtifactReference:
+    """What stands for a scorer among the inputs of those who use it."""
     return ArtifactReference(kind="classifier", fingerprint=scorers.identify_scorer(settings))
 
 

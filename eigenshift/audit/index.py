@@ -37,7 +37,7 @@ from eigenshift.storage import ObjectState, Store
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Raised when the tables here change: older caches are then not read."""
 N_READERS = 16
 """Objects of a remote store read at once."""
@@ -240,7 +240,7 @@ def describe_release(data: bytes) -> dict[str, Any]:
     """A release as a `RELEASES` row."""
     release = Release.model_validate_json(data)
     return {
-        **release.model_dump(exclude={"patch"}),
+        **release.model_dump(exclude={"patch", "seal"}),
         "released_at": _parse_time(release.released_at),
         "patch_fingerprint": None if release.patch is None else release.patch.fingerprint,
     }

@@ -84,6 +84,9 @@ FILE_TABLES: dict[str, FileTable] = {
         "continuations", "continuations", schemas.CONTINUATIONS, is_view=False
     ),
     "scores": FileTable("scores", "scores", schemas.SCORES, is_view=False),
+    "further": FileTable("further_scores", "scores", schemas.SCORES, is_view=False),
+    "scorer_agreement": FileTable("scorer_agreement", "scorer_agreement", schemas.SCORER_AGREEMENT),
+    "token_shifts": FileTable("token_shifts", "token_shifts", schemas.TOKEN_SHIFTS),
 }
 
 GENERATIONS = pa.schema(
@@ -98,6 +101,15 @@ GENERATIONS = pa.schema(
         describe_column("n_tokens", pa.int64(), "Tokens generated"),
         *(schemas.SCORES.field(name) for name in ("scorer", "toxicity_probability")),
         *(schemas.SCORES.field(name) for name in ("status", "reason")),
+        FINGERPRINT,
+    ]
+)
+
+FURTHER_SCORES = pa.schema(
+    [
+        RUN_ID,
+        *(GENERATIONS.field(name) for name in ("arm", "part")),
+        *schemas.SCORES,
         FINGERPRINT,
     ]
 )
@@ -146,8 +158,8 @@ SELECT *, version = max(version) OVER (PARTITION BY model_id) AS is_current
 FROM internal.release_records
 """
 
-_GENERATIONS = f"""
-WITH sources AS (
+_ARMS = f"""
+sources AS (
   SELECT fingerprint AS owner, settings, unnest(sources, recursive := true)
   FROM internal.manifests WHERE kind = 'continuations'
 ),
@@ -173,15 +185,24 @@ arms AS (
   LEFT JOIN patches p ON p.owner = u.fingerprint
   LEFT JOIN labels l ON l.run_id = u.run_id AND l.fingerprint = p.fingerprint
   WHERE u.kind = 'continuations'
-),
+)
+"""
+"""Arm and part of the prompts of each run's continuations."""
+
+_JUDGED = """
 judged AS (
-  SELECT s.*, m.continuations FROM internal.scores s JOIN (
+  SELECT s.*, m.continuations FROM internal.{table} s JOIN (
     SELECT DISTINCT fingerprint, source.fingerprint AS continuations
     FROM (SELECT fingerprint, unnest(sources) AS source FROM internal.manifests
-          WHERE kind = 'scores')
+          WHERE kind = '{kind}')
     WHERE source.kind = 'continuations'
   ) m USING (fingerprint)
 )
+"""
+"""Scores with the continuations they are about."""
+
+_GENERATIONS = f"""
+WITH {_ARMS}, {_JUDGED.format(table="scores", kind="scores")}
 SELECT c.run_id, a.arm, p.part, c.prompt_id, c.sample_index, c.language, c.prompt, c.continuation,
   len(c.token_ids) AS n_tokens, j.scorer, j.toxicity_probability,
   coalesce(j.status, 'unscored') AS status,
@@ -194,12 +215,21 @@ LEFT JOIN judged j ON j.run_id = c.run_id AND j.continuations = c.fingerprint
   AND j.prompt_id = c.prompt_id AND j.sample_index = c.sample_index
 """
 
+_FURTHER_SCORES = f"""
+WITH {_ARMS}, {_JUDGED.format(table="further", kind="further_scores")}
+SELECT j.run_id, a.arm, p.part, j.* EXCLUDE (run_id, fingerprint, continuations), j.fingerprint
+FROM judged j
+JOIN arms a ON a.run_id = j.run_id AND a.fingerprint = j.continuations
+LEFT JOIN parts p ON p.owner = j.continuations
+"""
+
 DERIVED_VIEWS: dict[str, DerivedView] = {
     "runs": DerivedView(schemas.RUNS, "SELECT * EXCLUDE (artifacts) FROM internal.run_records"),
     "artifacts": DerivedView(schemas.ARTIFACTS, _ARTIFACTS, kinds=None),
     "patches": DerivedView(schemas.PATCHES, _PATCHES, kinds=("patch",)),
     "releases": DerivedView(schemas.RELEASES, _RELEASES),
     "generations": DerivedView(GENERATIONS, _GENERATIONS, ("continuations", "scores")),
+    "further_scores": DerivedView(FURTHER_SCORES, _FURTHER_SCORES, ("continuations", "further")),
 }
 
 VIEW_SCHEMAS: dict[str, pa.Schema] = {

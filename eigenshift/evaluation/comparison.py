@@ -3,7 +3,8 @@
 Reads scored continuations and fluency sums; writes `evaluations.parquet` (`schemas.EVALUATIONS`).
 Metrics: toxicity rate (mean over prompts of the share of continuations above the threshold), mean
 toxicity, expected maximum, share of prompts with any; corpus and sentence perplexity, KL to base,
-changed argmax tokens; distinct-n; and, against base, differences and both TPH forms.
+changed argmax tokens; distinct-n; and, against base, differences and both TPH forms. Toxicity also
+per slice (`slices.py`) and under further scorers, fluency also per language.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import pyarrow as pa
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.errors import EvaluationError
+from eigenshift.evaluation.agreement import Verdicts
 from eigenshift.evaluation.arms import BASE_ARM, RANDOM_ARM
 from eigenshift.evaluation.bootstrap import Array, Estimate, average, draw_counts, summarise
 from eigenshift.evaluation.metric_table import ALL_SLICE
 from eigenshift.evaluation.permutation import compute_p_value
+from eigenshift.evaluation.slices import find_slices, name_scorer_slice
 from eigenshift.settings import EvaluationSettings
 
-STEP_VERSION = 2
-MIN_SLICE_PROMPTS = 5
+STEP_VERSION = 3
+MIN_SLICE_TEXTS = 5
 DISTINCT_ORDERS = (1, 2, 3)
 
 
@@ -41,12 +44,9 @@ class ArmEvidence:
 class PromptTable:
     """Per-prompt numbers of all arms, aligned: arrays of shape (prompt,)."""
 
-    prompt_ids: list[str]
-    languages: list[str]
-    toxicities: list[float | None]
+    prompts: list[dict[str, Any]]
     by_arm: dict[str, dict[str, Array]]
     n_unscored: dict[str, int]
-    n_continuations: dict[str, int]
 
 
 def compare_arms(
@@ -58,6 +58,7 @@ def compare_arms(
     scorer: str,
     toxic_threshold: float,
     workspace: Workspace,
+    further: Sequence[Verdicts] = (),
 ) -> None:
     """Write all metrics of all arms.
 
@@ -69,34 +70,29 @@ def compare_arms(
         scorer: Name for the table.
         toxic_threshold: A probability above this counts as toxic.
         workspace: Receives `evaluations.parquet`.
+        further: What other scorers say of the same continuations.
 
     Raises:
         EvaluationError: An arm lacks prompts that another has.
     """
     table = tabulate_prompts(prompts, evidence, toxic_threshold)
+    slices = find_slices(table.prompts, toxic_threshold)
     rows: list[dict[str, Any]] = []
-    for slice_name, members in find_slices(table, toxic_threshold).items():
+    for slice_name, members in slices.items():
         rows.extend(_compare_toxicity(table, members, slice_name, settings, scorer))
-    fluency_draws = draw_fluency(fluency, settings)
-    for arm, metrics in fluency_draws.items():
-        for metric, (draws, n_texts) in metrics.items():
-            estimate = summarise(draws, settings.confidence)
-            rows.append(_describe(arm, None, metric, ALL_SLICE, estimate, n_texts))
-    rows.extend(_weigh_cost(table, fluency_draws, settings, scorer))
-    for arm, found in evidence.items():
-        for order, share in measure_distinct(found.continuations).items():
-            estimate = Estimate(share, None, None)
-            n_rows = found.continuations.num_rows
-            rows.append(_describe(arm, None, f"distinct_{order}", ALL_SLICE, estimate, n_rows))
-        lengths = found.continuations["token_ids"].combine_chunks().value_lengths()
-        mean_length = Estimate(float(np.mean(lengths.to_numpy())), None, None)
-        count = table.n_continuations[arm]
-        rows.append(_describe(arm, None, "tokens_mean", ALL_SLICE, mean_length, count))
-        unscored = table.n_unscored[arm] / max(1, table.n_continuations[arm])
-        estimate = Estimate(unscored, None, None)
-        rows.append(_describe(arm, scorer, "unscored_share", ALL_SLICE, estimate, count))
+    for verdicts in further:
+        judged = {
+            arm: ArmEvidence(found.continuations, verdicts.scores[arm])
+            for arm, found in evidence.items()
+        }
+        other = tabulate_prompts(prompts, judged, verdicts.toxic_threshold)
+        name = name_scorer_slice(verdicts.scorer)
+        rows.extend(_compare_toxicity(other, slices[ALL_SLICE], name, settings, verdicts.scorer))
+    rows.extend(_compare_fluency(fluency, settings))
+    rows.extend(_weigh_cost(table, fluency, settings, scorer))
+    rows.extend(_describe_continuations(table, evidence, scorer))
     workspace.write_rows("evaluations.parquet", rows, schemas.EVALUATIONS)
-    workspace.facts = {"arms": sorted(evidence), "n_prompts": len(table.prompt_ids)}
+    workspace.facts = {"arms": sorted(evidence), "n_prompts": len(table.prompts)}
 
 
 def tabulate_prompts(
@@ -105,7 +101,7 @@ def tabulate_prompts(
     """Reduce continuations to one number per prompt, arm and metric (NaN where none was scored)."""
     described = {row["prompt_id"]: row for row in prompts.to_pylist()}
     ids = sorted(described)
-    by_arm, n_unscored, n_continuations = {}, {}, {}
+    by_arm, n_unscored = {}, {}
     for arm, found in evidence.items():
         probabilities: dict[str, list[float]] = {prompt_id: [] for prompt_id in ids}
         missing = 0
@@ -126,32 +122,8 @@ def tabulate_prompts(
             "expected_max_toxicity": _per_prompt(values, lambda v: float(v.max())),
             "any_toxic_share": _per_prompt(values, lambda v: float((v > toxic_threshold).any())),
         }
-        n_unscored[arm], n_continuations[arm] = missing, found.scores.num_rows
-    return PromptTable(
-        ids,
-        [described[prompt_id]["language"] for prompt_id in ids],
-        [described[prompt_id]["toxicity"] for prompt_id in ids],
-        by_arm,
-        n_unscored,
-        n_continuations,
-    )
-
-
-def find_slices(table: PromptTable, toxic_threshold: float) -> dict[str, list[int]]:
-    """Places of the prompts in each slice: all, each language, toxic and non-toxic prompts."""
-    slices = {ALL_SLICE: list(range(len(table.prompt_ids)))}
-    for language in sorted(set(table.languages)):
-        slices[f"language={language}"] = [
-            place for place, found in enumerate(table.languages) if found == language
-        ]
-    known = [(place, value) for place, value in enumerate(table.toxicities) if value is not None]
-    slices["prompt=toxic"] = [place for place, value in known if value > toxic_threshold]
-    slices["prompt=nontoxic"] = [place for place, value in known if value <= toxic_threshold]
-    return {
-        name: members
-        for name, members in slices.items()
-        if name == ALL_SLICE or len(members) >= MIN_SLICE_PROMPTS
-    }
+        n_unscored[arm] = missing
+    return PromptTable([described[prompt_id] for prompt_id in ids], by_arm, n_unscored)
 
 
 def draw_fluency(
@@ -250,29 +222,64 @@ def _compare_toxicity(
                 yield _describe(arm, scorer, name, slice_name, estimate, len(members))
 
 
+def _compare_fluency(fluency: pa.Table, settings: EvaluationSettings) -> Iterator[dict[str, Any]]:
+    """Fluency of each arm and its change against base: on all texts, then language by language."""
+    slices = {ALL_SLICE: fluency}
+    languages = sorted(set(fluency["language"].to_pylist()))
+    if len(languages) > 1:
+        for language in languages:
+            texts = fluency.filter(pa.compute.equal(fluency["language"], language))
+            if len(set(texts["sample_id"].to_pylist())) >= MIN_SLICE_TEXTS:
+                slices[f"language={language}"] = texts
+    for slice_name, texts in slices.items():
+        drawn = draw_fluency(texts, settings)
+        base, _ = drawn[BASE_ARM]["perplexity"]
+        for arm, metrics in drawn.items():
+            changes = {} if arm == BASE_ARM else {"perplexity_change": _compare(metrics, base)}
+            for metric, (draws, n_texts) in {**metrics, **changes}.items():
+                estimate = summarise(draws, settings.confidence)
+                yield _describe(arm, None, metric, slice_name, estimate, n_texts)
+
+
+def _compare(metrics: Mapping[str, tuple[Array, int]], base: Array) -> tuple[Array, int]:
+    perplexity, n_texts = metrics["perplexity"]
+    return perplexity / base - 1.0, n_texts
+
+
 def _weigh_cost(
-    table: PromptTable,
-    fluency_draws: Mapping[str, Mapping[str, tuple[Array, int]]],
-    settings: EvaluationSettings,
-    scorer: str,
+    table: PromptTable, fluency: pa.Table, settings: EvaluationSettings, scorer: str
 ) -> Iterator[dict[str, Any]]:
-    """Relative perplexity change and both TPH forms of each arm against base."""
-    n_prompts = len(table.prompt_ids)
+    """Both TPH forms of each arm against base."""
+    n_prompts = len(table.prompts)
     counts = draw_counts(n_prompts, settings.n_bootstrap, settings.seed)
     base_rate = average(table.by_arm[BASE_ARM]["toxicity_rate"], counts)
-    base_perplexity, n_texts = fluency_draws[BASE_ARM]["perplexity"]
+    drawn = draw_fluency(fluency, settings)
+    base_perplexity, _ = drawn[BASE_ARM]["perplexity"]
     for arm in table.by_arm:
         if arm == BASE_ARM:
             continue
         rate = average(table.by_arm[arm]["toxicity_rate"], counts)
-        perplexity, _ = fluency_draws[arm]["perplexity"]
-        ratio = perplexity / base_perplexity
-        change = summarise(ratio - 1.0, settings.confidence)
-        yield _describe(arm, None, "perplexity_change", ALL_SLICE, change, n_texts)
-        forms = compute_tph(_divide(base_rate - rate, base_rate), ratio)
+        perplexity, _ = drawn[arm]["perplexity"]
+        forms = compute_tph(_divide(base_rate - rate, base_rate), perplexity / base_perplexity)
         for metric, draws in zip(("tph", "tph_paper"), forms, strict=True):
             estimate = summarise(draws, settings.confidence)
             yield _describe(arm, scorer, metric, ALL_SLICE, estimate, n_prompts)
+
+
+def _describe_continuations(
+    table: PromptTable, evidence: Mapping[str, ArmEvidence], scorer: str
+) -> Iterator[dict[str, Any]]:
+    """How varied and long each arm's continuations are, and how many have no score."""
+    for arm, found in evidence.items():
+        n_rows = found.continuations.num_rows
+        for order, share in measure_distinct(found.continuations).items():
+            estimate = Estimate(share, None, None)
+            yield _describe(arm, None, f"distinct_{order}", ALL_SLICE, estimate, n_rows)
+        lengths = found.continuations["token_ids"].combine_chunks().value_lengths()
+        mean_length = Estimate(float(np.mean(lengths.to_numpy())), None, None)
+        yield _describe(arm, None, "tokens_mean", ALL_SLICE, mean_length, n_rows)
+        unscored = Estimate(table.n_unscored[arm] / max(1, n_rows), None, None)
+        yield _describe(arm, scorer, "unscored_share", ALL_SLICE, unscored, n_rows)
 
 
 def _per_prompt(values: Sequence[Array], reduce: Any) -> Array:

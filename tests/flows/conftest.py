@@ -21,6 +21,7 @@ SMALL = (
     "generation.n_tokens=12",
     "components.min_toxic_positions=5",
     "evaluation.n_bootstrap=200",
+    "gate.check_reload=false",  # it runs for a promoted patch only; test_gate.py switches it on
 )
 
 

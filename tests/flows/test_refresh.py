@@ -36,6 +36,8 @@ STAGES = {
     "collect_head_states",
     "score_components",
     "build_patch",
+    "measure_token_shifts",
+    "draw_controls",
     "measure_fluency",
     "compare_arms",
 }
@@ -87,6 +89,8 @@ def test_a_second_run_does_no_work_and_gives_the_same_numbers(load_small: Load) 
             {
                 "score_components",
                 "build_patch",
+                "measure_token_shifts",
+                "draw_controls",
                 "generate_continuations",
                 "score_continuations",
                 "measure_fluency",
@@ -98,6 +102,8 @@ def test_a_second_run_does_no_work_and_gives_the_same_numbers(load_small: Load) 
             {
                 "score_components",
                 "build_patch",
+                "measure_token_shifts",
+                "draw_controls",
                 "generate_continuations",
                 "score_continuations",
                 "measure_fluency",

@@ -12,6 +12,7 @@ import pytest
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.errors import EvaluationError
+from eigenshift.evaluation.agreement import Verdicts
 from eigenshift.evaluation.bootstrap import average, draw_counts, summarise
 from eigenshift.evaluation.comparison import (
     ArmEvidence,
@@ -215,6 +216,66 @@ def test_slices_are_reported_where_they_have_prompts(workspace: Workspace) -> No
         "prompt=toxic": 30,
         "prompt=nontoxic": 29,
     }
+
+
+def test_a_further_scorer_is_a_slice_of_its_own(workspace: Workspace) -> None:
+    """Its verdicts on all prompts, at its own threshold; the deciding scorer's rows stay as is."""
+    evidence = draw_arms({"base": 0.4, "eigenshift": 0.1})
+    scores = {arm: found.scores for arm, found in evidence.items()}
+    compare_arms(
+        make_prompts(),
+        evidence,
+        make_fluency(dict.fromkeys(evidence, 1.0)),
+        SETTINGS,
+        scorer="words",
+        toxic_threshold=0.5,
+        workspace=workspace,
+        further=[Verdicts("strict", 0.95, scores), Verdicts("same", 0.5, scores)],
+    )
+    table = MetricTable(pq.read_table(workspace.path("evaluations.parquet")).to_pylist())
+    strict = table.find("base", "toxicity_rate", "scorer=strict")
+    assert (strict["value"], strict["scorer"]) == (0.0, "strict")
+    for metric in ("toxicity_rate_difference", "toxicity_reduction"):
+        same = table.find("eigenshift", metric, "scorer=same")
+        decided = table.find("eigenshift", metric)
+        assert [same[key] for key in ("value", "low", "high", "n")] == [
+            decided[key] for key in ("value", "low", "high", "n")
+        ]
+
+
+def test_fluency_is_also_reported_language_by_language(workspace: Workspace) -> None:
+    """A language whose texts become dearer shows, though the whole hardly moves."""
+    fluency = pa.concat_tables(
+        [
+            make_fluency({"base": 1.0, "eigenshift": 1.0}),
+            pa.Table.from_pylist(
+                [
+                    {**row, "language": "zh", "sample_id": f"zh-{row['sample_id']}"}
+                    for row in make_fluency({"base": 1.0, "eigenshift": 1.1}).to_pylist()
+                ],
+                schema=schemas.FLUENCY,
+            ),
+        ]
+    )
+    compare_arms(
+        make_prompts(),
+        draw_arms({"base": 0.4, "eigenshift": 0.1}),
+        fluency,
+        SETTINGS,
+        scorer="words",
+        toxic_threshold=0.5,
+        workspace=workspace,
+    )
+    table = MetricTable(pq.read_table(workspace.path("evaluations.parquet")).to_pylist())
+    changes = {
+        name: table.find("eigenshift", "perplexity_change", name)["value"]
+        for name in ("language=en", "all", "language=zh")
+    }
+    assert changes["language=en"] == 0.0
+    tokens = np.arange(10, 30)
+    nll = tokens * (2.0 + 0.01 * np.arange(20))
+    assert changes["language=zh"] == pytest.approx(np.exp(0.1 * nll.sum() / tokens.sum()) - 1)
+    assert 0 < changes["all"] < changes["language=zh"]
 
 
 def test_an_arm_with_other_prompts_is_refused(workspace: Workspace) -> None:

@@ -69,7 +69,13 @@ def test_missing_things_are_reported_one_by_one(tmp_path: Path) -> None:
     """Each missing file is a finding of its own, with what to do."""
     missing = str(tmp_path / "nothing")
     found = by_name(diagnose(make_settings(tmp_path, missing, checkpoint=missing)))
-    for name in ("source comments", "source prompts", "model", "model in memory", "classifier"):
+    for name in (
+        "source comments",
+        "source prompts",
+        "model",
+        "model in memory",
+        "scorer detoxify",
+    ):
         assert not found[name].is_fine
         assert "Check" in found[name].detail
 
@@ -79,7 +85,7 @@ def test_checkpoint_that_could_run_code_is_reported(sources: Path, tiny_model_fo
     checkpoint = sources / "classifier.ckpt"
     checkpoint.write_bytes(pickle.dumps(Path, protocol=2))
     settings = make_settings(sources, str(tiny_model_folder), checkpoint=str(checkpoint))
-    finding = by_name(diagnose(settings))["classifier"]
+    finding = by_name(diagnose(settings))["scorer detoxify"]
     assert not finding.is_fine
     assert "weights only" in finding.detail
 

@@ -19,6 +19,7 @@ from eigenshift.head_states import (
     find_band,
     list_nontoxic,
     match_positions,
+    permute_labels,
 )
 from eigenshift.models import LanguageModel
 from eigenshift.settings import ComponentSettings, PositionSource
@@ -200,3 +201,32 @@ def test_a_context_ends_before_the_step(
         before = source["prompt_token_ids"] + source["token_ids"][: row["step"]]
         assert row["context"] == decode(before[-24:], skip_special_tokens=True)
         assert row["next_token"] == decode([source["token_ids"][row["step"]]])
+
+
+def test_permuted_labels_keep_their_numbers_in_every_step_and_language() -> None:
+    """The control is matched like the real labels, and depends on its seed alone."""
+    generator = np.random.default_rng(0)
+    rows = [
+        {
+            "step": int(generator.integers(0, 4)),
+            "language": "en" if place % 2 else "zh",
+            "is_toxic": bool(generator.random() < 0.3),
+            "token_id": place,
+        }
+        for place in range(400)
+    ]
+    states = pa.Table.from_pylist(rows, schema=schemas.HEAD_STATES)
+    permuted = permute_labels(states, 0)
+
+    def count(table: pa.Table) -> Counter[tuple[Any, ...]]:
+        return Counter((row["language"], row["step"], row["is_toxic"]) for row in table.to_pylist())
+
+    assert count(permuted) == count(states)
+    assert permuted["token_id"] == states["token_id"]
+    n_moved = sum(
+        one["is_toxic"] != other["is_toxic"]
+        for one, other in zip(permuted.to_pylist(), rows, strict=True)
+    )
+    assert 100 < n_moved < 220
+    assert permuted == permute_labels(states, 0)
+    assert permuted != permute_labels(states, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from eigenshift.artifacts import ArtifactReference
-from eigenshift.errors import SettingsError
+from eigenshift.errors import ArtifactError, SettingsError
 from eigenshift.releases import (
     Release,
     list_releases,
+    name_user,
     promote_patch,
     read_current,
     roll_back,
@@ -54,6 +56,104 @@ def test_a_roll_back_undoes_the_last_change_and_keeps_history(store: Store) -> N
     release = roll_back(store, "m", None)
     assert (release.action, release.patch) == ("rollback", ONE)
     assert len(list_releases(store, "m")) == 3
+
+
+def test_each_further_roll_back_goes_further_back(store: Store) -> None:
+    """From the third patch over the second and first to the unpatched model, never to and fro."""
+    three = ArtifactReference(kind="patch", fingerprint="3" * 40)
+    for number, patch in enumerate((ONE, TWO, three), start=1):
+        promote_patch(store, "m", f"run-{number}", patch, "better")
+    found = [roll_back(store, "m").patch for _ in range(3)]
+    assert found == [TWO, ONE, None]
+    with pytest.raises(SettingsError, match="unpatched"):
+        roll_back(store, "m")
+
+
+def test_after_a_roll_back_and_a_promotion_the_former_is_what_was_in_force(store: Store) -> None:
+    """One, two, back to one, three: before three was one."""
+    promote_patch(store, "m", "run-1", ONE, "better")
+    promote_patch(store, "m", "run-2", TWO, "better still")
+    roll_back(store, "m")
+    three = ArtifactReference(kind="patch", fingerprint="3" * 40)
+    promote_patch(store, "m", "run-3", three, "best")
+    assert roll_back(store, "m").patch == ONE
+    assert roll_back(store, "m").patch is None
+
+
+def test_a_roll_back_to_a_roll_back_restores_what_that_put_in_force(store: Store) -> None:
+    """A named version may be a roll-back itself, also one to the unpatched model."""
+    promote_patch(store, "m", "run-1", ONE, "better")
+    to_nothing = roll_back(store, "m")
+    promote_patch(store, "m", "run-2", TWO, "better still")
+    assert roll_back(store, "m", to_nothing.version).patch is None
+    promote_patch(store, "m", "run-2", TWO, "again")
+    promote_patch(store, "m", "run-1", ONE, "again")
+    back = roll_back(store, "m")
+    assert roll_back(store, "m", back.version).patch == TWO
+
+
+def test_a_roll_back_records_who_when_and_why(store: Store) -> None:
+    """By name and reason where given, else the user and host of the process."""
+    first, _ = promote_patch(store, "m", "run-1", ONE, "better", model_digest="d1")
+    promote_patch(store, "m", "run-2", TWO, "better still", by="gate", model_digest="d1")
+    release = roll_back(store, "m", reason="complaints", by="an operator")
+    assert (release.released_by, release.restores) == ("an operator", first.version)
+    assert release.reason == f"complaints (back to {first.version})"
+    assert release.model_digest == "d1"
+    assert first.released_by == name_user()
+    assert "@" in name_user()
+    assert release.released_at >= first.released_at
+
+
+def test_an_edited_release_is_noticed(store: Store) -> None:
+    """Promoted versions are immutable: whoever changes one finds it refused, not in force."""
+    release, _ = promote_patch(store, "m", "run-1", ONE, "better")
+    path = f"releases/m/{release.version}.json"
+    store.write_bytes(path, store.read_bytes(path).replace(b"1" * 40, b"2" * 40))
+    with pytest.raises(ArtifactError, match="immutable"):
+        read_current(store, "m")
+
+
+def test_a_release_of_an_earlier_version_is_still_read(store: Store) -> None:
+    """Records without seal, name and digest came before; a roll-back over them works."""
+    for number, patch in enumerate((ONE, TWO), start=1):
+        old = {
+            "model_id": "m",
+            "version": f"2025010{number}T000000.000000Z-abcdef",
+            "previous": None,
+            "run_id": f"run-{number}",
+            "action": "promote",
+            "released_at": f"2025-01-0{number}T00:00:00+00:00",
+            "reason": "better",
+            "patch": patch.model_dump(),
+        }
+        store.write_bytes(f"releases/m/{old['version']}.json", json.dumps(old).encode())
+    assert roll_back(store, "m").patch == ONE
+    assert roll_back(store, "m").patch is None
+
+
+def test_a_roll_back_killed_before_the_pointer_moves_is_in_force(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is the decision; the pointer follows at the next opportunity."""
+    promote_patch(store, "m", "run-1", ONE, "better")
+    promote_patch(store, "m", "run-2", TWO, "better still")
+    write = Store.write_bytes
+
+    def die_at_pointer(self: Store, path: str, data: bytes) -> None:
+        if path.endswith("current.json"):
+            raise KeyboardInterrupt
+        write(self, path, data)
+
+    monkeypatch.setattr(Store, "write_bytes", die_at_pointer)
+    with pytest.raises(KeyboardInterrupt):
+        roll_back(store, "m")
+    monkeypatch.undo()
+    current = read_current(store, "m")
+    assert current is not None
+    assert current.patch == ONE
+    assert settle_current(store, "m") == current
+    assert Release.model_validate_json(store.read_bytes("releases/m/current.json")) == current
 
 
 def test_before_the_first_release_is_the_unpatched_model(store: Store) -> None:
@@ -110,6 +210,7 @@ def test_a_release_sorts_after_one_from_a_clock_that_is_ahead(store: Store) -> N
     """A machine whose clock is behind still puts its release in force."""
     ahead = promote_patch(store, "org/model", "run-1", ONE, "test")[0]
     ahead = ahead.model_copy(update={"version": f"29991231T235959.999999Z{ahead.version[-7:]}"})
+    ahead = ahead.model_copy(update={"seal": ahead.compute_seal()})
     store.write_bytes(f"releases/org--model/{ahead.version}.json", ahead.model_dump_json().encode())
     assert read_current(store, "org/model") == ahead
     newest = promote_patch(store, "org/model", "run-2", TWO, "test")[0]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
-from eigenshift.errors import EvaluationError, ScorerError
-from eigenshift.scorers import load_scorer
+from eigenshift.errors import EvaluationError
 from eigenshift.scoring import require_scored, score_continuations
-from eigenshift.settings import ScorerSettings
 from tests.support.fake_scorer import WordScorer
 
 
@@ -63,42 +58,3 @@ def test_too_many_unscored_stop_the_run() -> None:
     require_scored(2, 100, 0.02, "arm base")
     with pytest.raises(EvaluationError, match="3 of 100"):
         require_scored(3, 100, 0.02, "arm base")
-
-
-class Malicious:
-    """Unpickling this would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """What a pickle may do to whoever opens it."""
-        return Path.touch, (self.path,)
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_unopened(tmp_path: Path) -> None:
-    """Detoxify unpickles what it is given, so the check comes before it."""
-    checkpoint, trace = tmp_path / "bad.ckpt", tmp_path / "trace"
-    torch.save({"config": {}, "state_dict": Malicious(trace)}, checkpoint)
-    with pytest.raises(ScorerError, match="weights only"):
-        load_scorer(ScorerSettings(checkpoint=str(checkpoint)), "cpu", 8)
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"not a checkpoint", pickle.dumps({"a": 1}, 2)],
-    ids=["empty", "text", "pickle"],
-)
-def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
-    """Whatever is wrong with the file, the message names it and nothing runs."""
-    checkpoint = tmp_path / "damaged.ckpt"
-    checkpoint.write_bytes(content)
-    with pytest.raises(ScorerError, match=r"damaged\.ckpt"):
-        load_scorer(ScorerSettings(checkpoint=str(checkpoint)), "cpu", 8)
-
-
-def test_a_missing_checkpoint_is_a_clear_error() -> None:
-    """The path that was looked for is in the message."""
-    with pytest.raises(ScorerError, match="nowhere"):
-        load_scorer(ScorerSettings(checkpoint="nowhere/model.ckpt"), "cpu", 8)

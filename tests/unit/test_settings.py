@@ -56,6 +56,30 @@ def test_relative_paths_are_relative_to_the_file(settings_file: Path) -> None:
     assert settings.sources[1].uri == "s3://bucket/rtp.jsonl"
 
 
+def test_paths_of_scorers_are_relative_to_the_file_too(settings_file: Path) -> None:
+    """Those of further scorers and of scorers for a language as well."""
+    document = yaml.safe_load(settings_file.read_text())
+    lexicon = {"kind": "lexicon", "words": "./words.txt"}
+    document["scorer"] = {
+        "kind": "classifier",
+        "model": "./classifier",
+        "for_languages": [{**lexicon, "language": "zh"}],
+    }
+    document["further_scorers"] = [lexicon]
+    settings_file.write_text(yaml.safe_dump(document))
+    settings = load_settings(settings_file)
+    words = str(settings_file.parent / "words.txt")
+    assert settings.scorer.model == str(settings_file.parent / "classifier")
+    assert settings.scorer.for_languages[0].words == words
+    assert settings.further_scorers[0].words == words
+
+
+def test_scorers_of_the_same_name_are_refused(settings_file: Path) -> None:
+    """Their rows in the tables could not be told apart."""
+    with pytest.raises(SettingsError, match="scorer names must differ; repeated: detoxify"):
+        load_settings(settings_file, ["further_scorers=[{}]"])
+
+
 def test_overrides_reach_nested_values_and_list_items(settings_file: Path) -> None:
     """`--set` takes dotted paths, list positions and YAML values."""
     settings = load_settings(

@@ -5,6 +5,7 @@ SELECT
     is_current AS is_in_force,
     action,
     strftime(released_at, '%Y-%m-%d %H:%M') AS released,
+    released_by,
     run_id,
     coalesce(left(patch_fingerprint, 12), 'unpatched model') AS patch,
     reason

@@ -1,0 +1,138 @@
+"""How far scorers agree about the same continuations.
+
+Reads the scores of several scorers; writes `scorer_agreement.parquet` (`schemas.SCORER_AGREEMENT`):
+for each pair, arm and language the agreement of verdicts beyond chance (Cohen's kappa at their own
+thresholds) and of rankings (Spearman). Only continuations that both scored are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import scipy.stats
+
+from eigenshift import schemas
+from eigenshift.artifacts import Workspace
+from eigenshift.errors import EvaluationError
+from eigenshift.evaluation.bootstrap import Array
+
+STEP_VERSION = 1
+ALL_LANGUAGES = "all"
+TOO_FEW = "fewer than two continuations that both scored"
+CONSTANT = "a scorer gives them all the same score"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What one scorer said of every arm.
+
+    Attributes:
+        scorer: Its name.
+        toxic_threshold: Above this probability a continuation is toxic.
+        scores: Arm -> `schemas.SCORES` rows, in the order of the arm's continuations.
+    """
+
+    scorer: str
+    toxic_threshold: float
+    scores: Mapping[str, pa.Table]
+
+
+def compare_scorers(
+    continuations: Mapping[str, pa.Table], verdicts: Sequence[Verdicts], workspace: Workspace
+) -> None:
+    """Compare every pair of scorers on every arm and language.
+
+    Args:
+        continuations: Arm -> `schemas.CONTINUATIONS` rows.
+        verdicts: Of at least two scorers, on the same arms.
+        workspace: Receives the table.
+
+    Raises:
+        EvaluationError: A scorer's rows are not those of the continuations.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm, table in continuations.items():
+        languages = np.array(table["language"].to_pylist(), dtype=object)
+        probabilities = {
+            found.scorer: _align_scores(arm, table, found.scores[arm], found.scorer)
+            for found in verdicts
+        }
+        for first, second in combinations(verdicts, 2):
+            for language, members in _list_languages(languages):
+                rows.append(
+                    {
+                        "arm": arm,
+                        "language": language,
+                        "scorer_a": first.scorer,
+                        "scorer_b": second.scorer,
+                        **measure_agreement(
+                            probabilities[first.scorer][members],
+                            probabilities[second.scorer][members],
+                            first.toxic_threshold,
+                            second.toxic_threshold,
+                        ),
+                    }
+                )
+    workspace.write_rows("scorer_agreement.parquet", rows, schemas.SCORER_AGREEMENT)
+    workspace.facts = {"scorers": [found.scorer for found in verdicts]}
+
+
+def measure_agreement(
+    first: Array, second: Array, first_threshold: float, second_threshold: float
+) -> dict[str, Any]:
+    """Agreement of two scorers on the same texts.
+
+    Args:
+        first: Probabilities, shape (text,); NaN where unscored.
+        second: The other scorer's.
+        first_threshold: Above this the first calls a text toxic.
+        second_threshold: The same for the second.
+
+    Returns:
+        The columns of `schemas.SCORER_AGREEMENT` from `n` on; null, with a reason, where undefined.
+    """
+    is_known = ~(np.isnan(first) | np.isnan(second))
+    n = int(is_known.sum())
+    found: dict[str, Any] = {"n": n, "n_unscored": len(first) - n}
+    if n < 2:
+        return {**found, "reason": TOO_FEW}
+    a, b = first[is_known], second[is_known]
+    toxic_a, toxic_b = a > first_threshold, b > second_threshold
+    observed = float((toxic_a == toxic_b).mean())
+    expected = float(toxic_a.mean() * toxic_b.mean() + (1 - toxic_a.mean()) * (1 - toxic_b.mean()))
+    is_constant = np.ptp(a) == 0 or np.ptp(b) == 0
+    return {
+        **found,
+        "cohens_kappa": None if expected == 1.0 else (observed - expected) / (1 - expected),
+        "spearman": None if is_constant else float(scipy.stats.spearmanr(a, b).statistic),
+        "share_both_toxic": float((toxic_a & toxic_b).mean()),
+        "disagreement_share": 1.0 - observed,
+        "toxic_share_a": float(toxic_a.mean()),
+        "toxic_share_b": float(toxic_b.mean()),
+        "reason": CONSTANT if is_constant or expected == 1.0 else None,
+    }
+
+
+def _align_scores(arm: str, continuations: pa.Table, scores: pa.Table, scorer: str) -> Array:
+    """Probabilities in the order of the continuations, NaN where unscored."""
+    keys = ["prompt_id", "sample_index"]
+    if scores.select(keys).to_pylist() != continuations.select(keys).to_pylist():
+        raise EvaluationError(
+            f"arm {arm}, scorer {scorer}: expected scores of the same continuations in the same "
+            "order, found others. The shards belong to different settings; start the run again."
+        )
+    values = scores["toxicity_probability"].to_pylist()
+    return np.array([np.nan if value is None else value for value in values])
+
+
+def _list_languages(languages: Any) -> Iterator[tuple[str, Any]]:
+    """All, then each language if there are several, with a mask."""
+    yield ALL_LANGUAGES, np.ones(len(languages), dtype=bool)
+    found = sorted(set(languages))
+    if len(found) > 1:
+        yield from ((language, languages == language) for language in found)

@@ -1,0 +1,109 @@
+"""How a choice of components compares with many random ones, in closed form.
+
+One random arm is one draw: with enough prompts two arbitrary choices differ beyond chance, and the
+luckier of them is no finding. So as many components are drawn many times over, and what each draw
+leaves of the toxic tokens' probability at the cached toxic positions is compared with what the
+patch leaves. Nothing is generated. Reads head states and the decomposition; writes
+`control_draws.parquet` (`schemas.CONTROL_DRAWS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from eigenshift import schemas
+from eigenshift.artifacts import Workspace
+from eigenshift.components import find_toxic_tokens
+from eigenshift.decomposition import Decomposition
+from eigenshift.edits import HeadEdit
+from eigenshift.models import LanguageModel
+from eigenshift.patching import Patch, check_base
+
+STEP_VERSION = 1
+MAX_STATES = 256
+"""Toxic positions looked at, evenly over all of them: each costs a row of logits per draw."""
+
+
+def compare_with_draws(
+    language_model: LanguageModel,
+    patch: Patch,
+    decomposition: Decomposition,
+    states: pa.Table,
+    *,
+    n_draws: int,
+    seed: int,
+    workspace: Workspace,
+) -> None:
+    """Measure the patch and random draws of as many components with the same factor.
+
+    Args:
+        language_model: The unpatched model.
+        patch: Of `len(component_indices)` components and one factor.
+        decomposition: Of the model's head.
+        states: `schemas.HEAD_STATES` rows, with their real labels.
+        n_draws: How many draws, out of all components alike.
+        seed: Of the draws.
+        workspace: Receives the table; its facts hold the p-value.
+    """
+    check_base(language_model, patch)
+    toxic = states.filter(states["is_toxic"])
+    places = np.linspace(0, len(toxic) - 1, min(MAX_STATES, len(toxic))).round().astype(int)
+    values = np.stack(toxic.take(places)["state"].to_numpy(zero_copy_only=False))
+    chosen = torch.from_numpy(values.astype(np.float32))
+    tokens = torch.from_numpy(find_toxic_tokens(states, language_model.head.vocab))
+    n_damped, factor = len(patch.description.component_indices), patch.description.factor or 0.0
+    generator = np.random.default_rng(seed)
+    base = measure_toxic_tokens(language_model, chosen, tokens, None)
+    patched = measure_toxic_tokens(language_model, chosen, tokens, patch.edit.head)
+    drawn = []
+    for _ in range(n_draws):
+        indices = generator.permutation(len(decomposition.sigma))[:n_damped]
+        edit = HeadEdit.scale_directions(decomposition.v[:, indices], factor)
+        drawn.append(measure_toxic_tokens(language_model, chosen, tokens, edit))
+    rows = [{"draw": place, "toxic_token_probability": value} for place, value in enumerate(drawn)]
+    workspace.write_rows("control_draws.parquet", rows, schemas.CONTROL_DRAWS)
+    workspace.facts = {
+        "n_states": len(chosen),
+        "n_components": n_damped,
+        "factor": factor,
+        "base": base,
+        "patched": patched,
+        "best_draw": min(drawn),
+        "n_draws": n_draws,
+        "n_as_low": sum(value <= patched for value in drawn),
+    }
+
+
+@torch.inference_mode()
+def measure_toxic_tokens(
+    language_model: LanguageModel, states: Tensor, tokens: Tensor, edit: HeadEdit | None
+) -> float:
+    """Mean probability that one of the tokens comes next.
+
+    Args:
+        language_model: The unpatched model.
+        states: What enters the head, shape (position, hidden).
+        tokens: Token ids, shape (token,).
+        edit: The change of the head, or None.
+    """
+    head = language_model.head_module
+    given = states.to(head.weight)
+    changed = given if edit is None else edit.apply_to_states(given)
+    logits = language_model.head.compute_logits(changed, head.weight, head.bias)
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    return float(probabilities[:, tokens.to(probabilities.device)].sum(1).double().mean())
+
+
+def compute_p_value(facts: Mapping[str, Any]) -> float:
+    """Chance that a random draw does as well: (draws as low + 1) / (draws + 1).
+
+    Args:
+        facts: Of a `control_draws` artifact.
+    """
+    return float((facts["n_as_low"] + 1) / (facts["n_draws"] + 1))

@@ -1,0 +1,194 @@
+"""Over-suppression: which tokens a patch makes rarer, and whether they are insults.
+
+Reads the cached head states of toxic and non-toxic positions; writes `token_shifts.parquet`
+(`schemas.TOKEN_SHIFTS`). The same states with and without the patch's change of the head give each
+token's mean probability in closed form; nothing is generated. A patch should take probability from
+insults at toxic positions and leave words for groups of people alone at all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from eigenshift import schemas
+from eigenshift.artifacts import Workspace
+from eigenshift.components import find_toxic_tokens
+from eigenshift.edits import HeadEdit
+from eigenshift.errors import EvaluationError
+from eigenshift.evaluation.bootstrap import Array
+from eigenshift.models import LanguageModel
+from eigenshift.patching import Patch, check_base
+from eigenshift.word_lists import WordList, load_identity_terms
+
+STEP_VERSION = 1
+STATES_PER_BLOCK = 256
+N_LISTED = 100
+"""Tokens listed by fall, and again by ratio; identity tokens are all listed."""
+
+TOXIC, NONTOXIC = "toxic", "nontoxic"
+INSULT, IDENTITY, NEUTRAL = "insult", "identity", "neutral"
+
+
+@dataclass(frozen=True)
+class TokenKinds:
+    """What each token of the vocabulary is.
+
+    Attributes:
+        texts: Decoded tokens.
+        is_insult: Shape (vocab,): generated far more at toxic positions, or in a lexicon.
+        is_identity: Shape (vocab,): a neutral word for a group of people, whole in one token.
+    """
+
+    texts: Sequence[str]
+    is_insult: np.ndarray[Any, np.dtype[np.bool_]]
+    is_identity: np.ndarray[Any, np.dtype[np.bool_]]
+
+    def name(self, token_id: int) -> str:
+        """The kind of one token; what is both an insult and an identity word is an insult."""
+        if self.is_insult[token_id]:
+            return INSULT
+        return IDENTITY if self.is_identity[token_id] else NEUTRAL
+
+
+def measure_token_shifts(
+    language_model: LanguageModel,
+    patch: Patch,
+    states: pa.Table,
+    lexicons: Sequence[WordList],
+    workspace: Workspace,
+) -> None:
+    """Compare every token's mean probability before and after, at toxic and other positions.
+
+    Args:
+        language_model: The unpatched model.
+        patch: One that changes the head only.
+        states: `schemas.HEAD_STATES` rows.
+        lexicons: Words that are insults, beside those found at toxic positions.
+        workspace: Receives the table; its facts hold the summed probability of each kind.
+
+    Raises:
+        EvaluationError: The patch changes states inside the model, so cached ones are not its own.
+    """
+    edit = patch.edit.head
+    if edit is None or patch.edit.changes_trunk:
+        raise EvaluationError(
+            f"patch {patch.description.intervention}: expected a change of the output head alone, "
+            "found another. Its states differ from the cached ones; compare generations instead."
+        )
+    check_base(language_model, patch)
+    kinds = find_token_kinds(language_model, states, lexicons)
+    is_toxic = states["is_toxic"].to_numpy(zero_copy_only=False).astype(bool)
+    values = np.stack(states["state"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    rows: list[dict[str, Any]] = []
+    masses: dict[str, Any] = {}
+    for positions, members in ((TOXIC, is_toxic), (NONTOXIC, ~is_toxic)):
+        chosen = torch.from_numpy(values[members])
+        base = average_probabilities(language_model, chosen, None)
+        patched = average_probabilities(language_model, chosen, edit)
+        rows.extend(_list_tokens(positions, base, patched, kinds))
+        masses[positions] = _sum_by_kind(base, patched, kinds)
+    workspace.write_rows("token_shifts.parquet", rows, schemas.TOKEN_SHIFTS)
+    workspace.facts = {"n_states": len(values), "probability": masses}
+
+
+def find_token_kinds(
+    language_model: LanguageModel, states: pa.Table, lexicons: Sequence[WordList]
+) -> TokenKinds:
+    """Tell insults and identity words from the rest of the vocabulary."""
+    vocab = language_model.head.vocab
+    tokenizer = language_model.tokenizer
+    texts = [tokenizer.decode([token_id]) for token_id in range(vocab)]
+    is_insult = np.array([any(text in words for words in lexicons) for text in texts], dtype=bool)
+    is_insult[find_toxic_tokens(states, vocab)] = True
+    terms = load_identity_terms()
+    return TokenKinds(texts, is_insult, np.array([text in terms for text in texts], dtype=bool))
+
+
+@torch.inference_mode()
+def average_probabilities(
+    language_model: LanguageModel, states: Tensor, edit: HeadEdit | None
+) -> Array:
+    """Mean next-token distribution over states.
+
+    Args:
+        language_model: The unpatched model.
+        states: What enters the head, shape (position, hidden).
+        edit: The change of the head, or None.
+
+    Returns:
+        Shape (vocab,), float64; it sums to 1.
+    """
+    head = language_model.head_module
+    total = torch.zeros(language_model.head.vocab, dtype=torch.float64, device=head.weight.device)
+    for first in range(0, len(states), STATES_PER_BLOCK):
+        block = states[first : first + STATES_PER_BLOCK].to(head.weight)
+        changed = block if edit is None else edit.apply_to_states(block)
+        logits = language_model.head.compute_logits(changed, head.weight, head.bias)
+        total += torch.softmax(logits.float(), dim=-1).double().sum(0)
+    return np.asarray((total / max(1, len(states))).cpu().numpy())
+
+
+def find_identity_change(facts: Mapping[str, Any]) -> float | None:
+    """Relative change of the probability of identity words at non-toxic positions.
+
+    Args:
+        facts: Of a `token_shifts` artifact.
+
+    Returns:
+        -1 if they cannot be said any more, 0 if nothing changed; None if the vocabulary has none.
+    """
+    found = facts["probability"][NONTOXIC][IDENTITY]
+    if not found["base"]:
+        return None
+    return float(found["patched"] / found["base"] - 1.0)
+
+
+def _list_tokens(
+    positions: str, base: Array, patched: Array, kinds: TokenKinds
+) -> Iterator[dict[str, Any]]:
+    """Rows of the tokens that fell most, absolutely and relatively, and of identity words."""
+    order = np.argsort(patched - base, kind="stable")
+    rank_of = np.empty(len(order), dtype=np.int64)
+    rank_of[order] = np.arange(len(order))
+    with np.errstate(divide="ignore"):
+        log_ratio = np.log(patched) - np.log(base)
+    is_common = base >= 1.0 / len(base)
+    by_ratio = [token for token in np.argsort(log_ratio, kind="stable") if is_common[token]]
+    identity = np.flatnonzero(kinds.is_identity)
+    listed = {*order[:N_LISTED].tolist(), *by_ratio[:N_LISTED], *identity.tolist()}
+    for token_id in sorted(map(int, listed), key=lambda token: int(rank_of[token])):
+        yield {
+            "positions": positions,
+            "rank": int(rank_of[token_id]),
+            "token_id": token_id,
+            "token": kinds.texts[token_id],
+            "mean_probability_base": base[token_id],
+            "mean_probability_patched": patched[token_id],
+            "log_ratio": log_ratio[token_id] if np.isfinite(log_ratio[token_id]) else None,
+            "kind": kinds.name(token_id),
+            "is_identity": bool(kinds.is_identity[token_id]),
+        }
+
+
+def _sum_by_kind(base: Array, patched: Array, kinds: TokenKinds) -> dict[str, Any]:
+    """Summed probability of each kind; `identity` holds those that are insults too."""
+    members = {
+        INSULT: kinds.is_insult,
+        IDENTITY: kinds.is_identity,
+        NEUTRAL: ~(kinds.is_insult | kinds.is_identity),
+    }
+    return {
+        kind: {
+            "n_tokens": int(found.sum()),
+            "base": float(base[found].sum()),
+            "patched": float(patched[found].sum()),
+        }
+        for kind, found in members.items()
+    }

@@ -1,0 +1,39 @@
+"""A scorer that hands the texts of some languages to others, who know them better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from eigenshift.datasets.language import detect_language
+from eigenshift.scorers.interface import BLANK_REASON, Score, Scorer
+
+
+class LanguageScorer:
+    """Each text is judged by the scorer of its language.
+
+    The language is that of the text itself, by script, not that of its prompt: a model may answer
+    in another one.
+
+    Args:
+        whole: Judges texts of all languages but those in `parts`; its name is this one's.
+        parts: Language code -> scorer.
+    """
+
+    def __init__(self, whole: Scorer, parts: Mapping[str, Scorer]) -> None:
+        self.name = whole.name
+        self.digest = whole.digest
+        self._whole = whole
+        self._parts = dict(parts)
+
+    def score(self, texts: Sequence[str]) -> list[Score]:
+        """Score texts, in order; blank ones are unscored."""
+        scores = [Score(None, BLANK_REASON)] * len(texts)
+        places_of: dict[str, list[int]] = {}
+        for place, text in enumerate(texts):
+            places_of.setdefault(detect_language(text), []).append(place)
+        for language, places in places_of.items():
+            scorer = self._parts.get(language, self._whole)
+            found = scorer.score([texts[place] for place in places])
+            for place, score in zip(places, found, strict=True):
+                scores[place] = score
+        return scores

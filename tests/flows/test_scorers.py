@@ -1,0 +1,95 @@
+"""Several scorers in one run: each judges, one decides, and they are compared."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigenshift.audit import open_audit
+from eigenshift.errors import EvaluationError
+from eigenshift.settings import RefreshSettings
+
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
+
+Load = Callable[..., RefreshSettings]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """A lexicon of the demo's made-up insults."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "data"))
+    from demo_lexicon import CHINESE_INSULT_NOUNS, ENGLISH_INSULT_NOUNS
+
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join([*ENGLISH_INSULT_NOUNS, *CHINESE_INSULT_NOUNS]), encoding="utf-8")
+    return path
+
+
+def find_redone(outcome: Any) -> set[str]:
+    """Stages that did any work."""
+    return {stage.name for stage in outcome.stages if stage.shards_cached < stage.shards}
+
+
+def test_a_further_scorer_judges_the_same_continuations_and_is_compared(
+    load_small: Load, finished_store: Path, tmp_path: Path, words: Path
+) -> None:
+    """Its scoring, the comparisons and what counts as an insult are new; the verdicts stay."""
+    from flows.refresh import run_refresh
+
+    shutil.copytree(finished_store, tmp_path / "store")
+    before = run_refresh(load_small())
+    lexicon = f"further_scorers=[{{kind: lexicon, words: {words}}}]"
+    outcome = run_refresh(load_small(lexicon))
+    assert find_redone(outcome) == {
+        "score_further",
+        "compare_arms",
+        "compare_scorers",
+        "measure_token_shifts",  # the words of a lexicon are insults there
+    }
+    assert outcome.metrics == before.metrics
+    with open_audit(str(tmp_path / "store")) as session:
+        run = f"run_id = '{outcome.run_id}'"
+        rows = session.query(f"SELECT * FROM scorer_agreement WHERE {run}").to_pylist()
+        assert {(row["scorer_a"], row["scorer_b"]) for row in rows} == {("detoxify", "lexicon")}
+        assert {row["arm"] for row in rows} == {
+            "base",
+            "base_again",
+            "eigenshift",
+            "random_components",
+        }
+        whole = next(r for r in rows if r["arm"] == "base" and r["language"] == "all")
+        assert whole["cohens_kappa"] > 0.5  # the demo's classifier knows the same words
+        (counts,) = session.query(
+            "SELECT (SELECT count(*) FROM generations "
+            f"WHERE {run} AND part = 'evaluation') AS decided, "
+            f"(SELECT count(*) FROM further_scores WHERE {run}) AS further"
+        ).to_pylist()
+        assert counts["decided"] == counts["further"] == 4 * 20 * 4
+        (metric,) = session.query(
+            f"SELECT value FROM evaluations WHERE {run} AND arm = 'base' "
+            "AND metric = 'toxicity_rate' AND slice = 'scorer=lexicon'"
+        ).to_pylist()
+        assert 0 < metric["value"] < 1
+
+
+def test_too_many_unscored_selection_continuations_stop_the_run(
+    load_small: Load, finished_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before components are chosen from the few that could be scored."""
+    from eigenshift.scorers.interface import Score
+    from eigenshift.scorers.lexicon import LexiconScorer
+    from flows.refresh import run_refresh
+
+    shutil.copytree(finished_store, tmp_path / "store")
+    words = tmp_path / "other.txt"
+    words.write_text("zorb")
+    monkeypatch.setattr(
+        LexiconScorer, "score", lambda _, texts: [Score(None, "made to fail")] * len(texts)
+    )
+    with pytest.raises(EvaluationError, match="selection prompts"):
+        run_refresh(load_small(f"scorer={{kind: lexicon, words: {words}}}"))
