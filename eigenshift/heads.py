@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,10 +161,20 @@ def describe_head(model: Any) -> HeadDescription:
 
 def digest_tensor(tensor: Tensor) -> str:
     """sha256 over dtype, shape and bytes of a tensor, e.g. of a head's weight."""
-    digest = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-    flat = tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1)
-    digest.update(flat.numpy().data)
+    return digest_blocks(tensor.dtype, tensor.shape, [tensor])
+
+
+def digest_blocks(dtype: torch.dtype, shape: Sequence[int], blocks: Iterable[Tensor]) -> str:
+    """`digest_tensor` of one that comes in blocks of rows."""
+    digest = hashlib.sha256(f"{dtype}:{tuple(shape)}:".encode())
+    for block in blocks:
+        digest.update(view_bytes(block))
     return digest.hexdigest()
+
+
+def view_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values as bytes."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _list_candidates(config: Any) -> Iterator[tuple[float, float | None]]:

@@ -8,9 +8,8 @@ https://huggingface.co/docs/safetensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from eigenshift.errors import ModelError
+from eigenshift.heads import digest_blocks, view_bytes
 from eigenshift.model_files import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from eigenshift.safetensors_header import METADATA_KEY, read_header
 
@@ -156,7 +156,7 @@ def write_changed_file(
         changed: Key -> new values; keys the source lacks are added.
 
     Returns:
-        Key -> digest of each changed tensor as written (as `patching.digest_tensor` has it).
+        Key -> digest of each changed tensor as written (`heads.digest_tensor`).
 
     Raises:
         OSError: It cannot be written.
@@ -173,14 +173,6 @@ def write_changed_file(
             else:
                 digests[key] = _write_blocks(item, file)
     return digests
-
-
-def digest_blocks(dtype: torch.dtype, shape: Sequence[int], blocks: Iterator[Tensor]) -> str:
-    """Digest of a tensor that comes in blocks of rows, as `patching.digest_tensor` has it."""
-    digest = _start_digest(dtype, shape)
-    for block in blocks:
-        digest.update(_view_bytes(block))
-    return str(digest.hexdigest())
 
 
 def _order_by_alignment(
@@ -230,21 +222,13 @@ def _copy_bytes(tensor: StoredTensor, target: BinaryIO) -> None:
 
 
 def _write_blocks(tensor: NewTensor, target: BinaryIO) -> str:
-    digest = _start_digest(tensor.dtype, tensor.shape)
-    for block in tensor.make_blocks():
-        view = _view_bytes(block)
-        digest.update(view)
-        target.write(view)
-    return str(digest.hexdigest())
+    """Write a tensor's values; its digest."""
 
+    def write(block: Tensor) -> Tensor:
+        target.write(view_bytes(block))
+        return block
 
-def _start_digest(dtype: torch.dtype, shape: Sequence[int]) -> Any:
-    return hashlib.sha256(f"{dtype}:{tuple(shape)}:".encode())
-
-
-def _view_bytes(block: Tensor) -> memoryview:
-    flat = block.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().data
+    return digest_blocks(tensor.dtype, tensor.shape, map(write, tensor.make_blocks()))
 
 
 def _fill(file: Any, view: memoryview) -> None:

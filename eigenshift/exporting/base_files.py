@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eigenshift.errors import FoldingError, ModelError
 from eigenshift.folding import Fold, iterate_row_blocks, plan_folds
-from eigenshift.heads import find_head
+from eigenshift.heads import digest_blocks, find_head
 from eigenshift.parameter_names import (
     build_skeleton,
     choose_key,
@@ -28,7 +28,6 @@ from eigenshift.weight_files import (
     Checkpoint,
     NewTensor,
     StoredTensor,
-    digest_blocks,
     open_checkpoint,
 )
 

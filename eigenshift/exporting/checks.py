@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM
 from eigenshift.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.folding import iterate_row_blocks
+from eigenshift.heads import digest_blocks
 from eigenshift.models import LanguageModel, fuse_activations
 from eigenshift.parameter_names import build_skeleton, find_embedding_name, match_parameters
 from eigenshift.patching import Patch, digest_tensor, patched_model
-from eigenshift.weight_files import StoredTensor, digest_blocks, open_checkpoint
+from eigenshift.weight_files import StoredTensor, open_checkpoint
 
 N_CHECKED_SEQUENCES = 3
 N_CHECKED_TOKENS = 12

@@ -11,10 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from eigenshift.errors import ModelError
-from eigenshift.patching import digest_tensor
+from eigenshift.heads import digest_blocks, digest_tensor
 from eigenshift.weight_files import (
     NewTensor,
-    digest_blocks,
     list_tensors,
     open_checkpoint,
     read_header,
