@@ -9,16 +9,16 @@ head of its own.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from eigenshift.edits import HeadEdit
 from eigenshift.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.exporting.merged import write_untied
+from eigenshift.weight_files import NewTensor, write_changed_file
 
 UNTIED_FOLDER = "untied-base"
 ADAPTER_NAME = "adapter_model.safetensors"
@@ -47,13 +47,15 @@ def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) 
             "--format merged."
         )
     name = base.head_name
-    save_file(
-        {
-            f"base_model.model.{name}.lora_A.weight": edit.right.T.float().contiguous(),
-            f"base_model.model.{name}.lora_B.weight": _compute_gain(base, edit),
-        },
+    a, vocab = edit.right.T.float(), base.parameters[f"{name}.weight"].stored.shape[0]
+    tensors = {
+        "lora_A": NewTensor(a.dtype, tuple(a.shape), lambda: iter([a])),
+        "lora_B": NewTensor(a.dtype, (vocab, edit.rank), lambda: _iterate_gain(base, edit)),
+    }
+    write_changed_file(
+        None,
         folder / ADAPTER_NAME,
-        metadata={"format": "pt"},
+        {f"base_model.model.{name}.{part}.weight": tensor for part, tensor in tensors.items()},
     )
     configuration = {
         "peft_type": "LORA",
@@ -115,8 +117,8 @@ def _find_head_edit(base: PatchedBase) -> HeadEdit:
     return edit
 
 
-def _compute_gain(base: PatchedBase, edit: HeadEdit) -> Tensor:
-    """-(W left), shape (vocab, k), float32."""
+def _iterate_gain(base: PatchedBase, edit: HeadEdit) -> Iterator[Tensor]:
+    """-(W left) in blocks of rows, shape (row, k), float32."""
     left = edit.left.float()
-    parameter = base.parameters[f"{base.head_name}.weight"]
-    return torch.cat([-(rows.float() @ left) for rows in parameter.iterate_blocks()])
+    for rows in base.parameters[f"{base.head_name}.weight"].iterate_blocks():
+        yield -(rows.float() @ left)
