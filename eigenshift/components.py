@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,12 +22,8 @@ from torch import Tensor
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
-from eigenshift.calibration import (
-    Choice,
-    ToxicStates,
-    choose_within_budget,
-    collect_calibration_states,
-)
+from eigenshift.calibration import ToxicStates, collect_calibration_states
+from eigenshift.component_choice import Choice, choose_within_budget
 from eigenshift.component_meaning import (
     HIGH,
     LOW,
@@ -51,7 +47,7 @@ from eigenshift.spectral_gaps import Rotations, find_rotations
 
 logger = logging.getLogger(__name__)
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 SETTINGS_READ = (
     "score",
     "n_components",
@@ -60,6 +56,7 @@ SETTINGS_READ = (
     "min_effect_size",
     "max_perplexity_increase",
     "factor",
+    "factor_steps",
     "n_resamples",
     "permute_labels",
     "seed",
@@ -149,7 +146,8 @@ def write_components(
     scores = score_components(activations, v, direction)
     choice: Choice | None = None
     if settings.n_components is not None:
-        top = selected = take_top(scores, settings, settings.n_components)
+        top = take_top(scores, settings, settings.n_components)
+        factors = dict.fromkeys(top, settings.factor)
     else:
         top = find_candidates(scores, settings)
         choice = choose_within_budget(
@@ -159,10 +157,12 @@ def write_components(
             top,
             v,
             factor=settings.factor,
+            n_steps=settings.factor_steps,
             max_perplexity_increase=settings.max_perplexity_increase,
             max_components=settings.max_components,
         )
-        selected = choice.components
+        factors = dict(zip(choice.components, choice.factors, strict=True))
+    selected = list(factors)
     _require_selected(selected, settings)
     stability = measure_stability(
         activations,
@@ -181,7 +181,7 @@ def write_components(
     turned = v[:, explained] * scores.sign[explained]
     ends = find_token_ends(turned, language_model.head_weight, language_model.tokenizer)
     contexts = find_contexts(states, turned, explained)
-    rows = _describe_components(scores, decomposition, rotations, stability, selected, settings)
+    rows = _describe_components(scores, decomposition, rotations, stability, factors, settings)
     _add_meaning(rows, dict(zip(explained, ends, strict=True)), contexts)
     workspace.write_rows(COMPONENTS_NAME, rows, schemas.COMPONENTS)
     workspace.write_rows(CONTEXTS_NAME, contexts, schemas.COMPONENT_CONTEXTS)
@@ -214,13 +214,12 @@ def _describe_components(
     decomposition: Decomposition,
     rotations: Rotations,
     stability: SelectionStability,
-    selected: Sequence[int],
+    factors: Mapping[int, float],
     settings: ComponentSettings,
 ) -> list[dict[str, Any]]:
     """Rows of the table without tokens and contexts, in order of the component."""
     ranking = rank_components(scores, settings.score)
     rank_of = {index: rank for rank, index in enumerate(ranking)}
-    chosen = set(selected)
     columns = {
         "sigma": decomposition.sigma,
         "delta": scores.delta,
@@ -243,8 +242,8 @@ def _describe_components(
             "component_index": index,
             **{name: values[index] for name, values in columns.items()},
             "rank": rank_of[index],
-            "is_selected": index in chosen,
-            "factor": settings.factor if index in chosen else 1.0,
+            "is_selected": index in factors,
+            "factor": factors.get(index, 1.0),
         }
         for index in range(len(decomposition.sigma))
     ]

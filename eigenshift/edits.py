@@ -8,7 +8,7 @@ Both can be applied to states (what a hook would do) and folded into weights (wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,24 +39,28 @@ class HeadEdit:
     target: Tensor
 
     @classmethod
-    def scale_directions(cls, v: Matrix, factor: float, target: Matrix | None = None) -> HeadEdit:
+    def scale_directions(
+        cls, v: Matrix, factor: float | Sequence[float], target: Matrix | None = None
+    ) -> HeadEdit:
         """Multiply the head's gain along orthonormal directions by `factor`.
 
         Args:
             v: Directions, shape (hidden, k), orthonormal columns.
-            factor: 0 removes, 1 changes nothing.
+            factor: 0 removes, 1 changes nothing; one for all directions, or one for each.
             target: Values of v^T h that are left as they are, shape (k,): only the deviation from
                 them is damped. None is zero: W' = W - (1 - factor)(W V_k) V_k^T.
 
         Raises:
-            ComponentError: The factor is outside 0 to 1, or the columns are not orthonormal.
+            ComponentError: A factor is outside 0 to 1, or the columns are not orthonormal.
         """
-        check_factor(factor)
+        factors = np.broadcast_to(np.asarray(factor, dtype=np.float64), v.shape[1])
+        for value in factors:
+            check_factor(float(value))
         if not np.allclose(v.T @ v, np.eye(v.shape[1]), atol=ORTHONORMAL_TOLERANCE):
             raise ComponentError("directions: expected orthonormal columns, found others.")
         right = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64))
         kept = np.zeros(v.shape[1]) if target is None else np.asarray(target, dtype=np.float64)
-        return cls((1.0 - factor) * right, right, torch.from_numpy(kept))
+        return cls(torch.from_numpy(1.0 - factors) * right, right, torch.from_numpy(kept))
 
     @property
     def rank(self) -> int:

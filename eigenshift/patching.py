@@ -52,6 +52,8 @@ class PatchDescription(BaseModel):
     component_indices: tuple[int, ...] = ()
     factor: float | None = None
     """What gains are multiplied by, where it is one number for all."""
+    factors: tuple[float, ...] = ()
+    """Of each component, in the order of the indices; empty where all have `factor`."""
     parameters: dict[str, float | int | str] = {}
     """Whatever else the intervention was given or chose."""
     model_id: str
@@ -63,6 +65,11 @@ class PatchDescription(BaseModel):
     """Parameter of the model -> its digests. Empty if the patch can only be hooked."""
     obstacle: str | None = None
     """Why it cannot be folded into weights: then it is for comparison only."""
+
+    @property
+    def component_factors(self) -> tuple[float, ...]:
+        """What each component's singular value is multiplied by."""
+        return self.factors or (self.factor or 0.0,) * len(self.component_indices)
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ def make_patch(
     intervention: str,
     component_indices: Sequence[int] = (),
     factor: float | None = None,
+    factors: Sequence[float] = (),
     parameters: Mapping[str, float | int | str] | None = None,
 ) -> Patch:
     """Describe an edit of a model; what cannot be folded becomes a patch with an obstacle.
@@ -125,7 +133,8 @@ def make_patch(
         model_id: Name for the description.
         intervention: Name for the description.
         component_indices: Which singular components these are, empty if they are none.
-        factor: 0 removes, 1 changes nothing; None where it differs by unit.
+        factor: 0 removes, 1 changes nothing; None where it is not one number.
+        factors: Of each component, in the order of the indices.
         parameters: Whatever else describes the intervention.
 
     Raises:
@@ -151,6 +160,7 @@ def make_patch(
         intervention=intervention,
         component_indices=tuple(indices),
         factor=factor,
+        factors=tuple(factors),
         parameters=dict(parameters or {}),
         model_id=model_id,
         model_digest=language_model.digest,
@@ -171,6 +181,7 @@ def write_patch(patch: Patch, workspace: Workspace) -> None:
         "n_components": 0 if head is None else head.rank,
         "n_units": sum(int((unit.scale != 1).sum()) for unit in patch.edit.units.values()),
         "factor": description.factor,
+        "factors": list(description.factors),
         "parameters": description.parameters,
         "model_digest": description.model_digest,
         "base_digest": description.base_digest,

@@ -502,7 +502,16 @@ class ComponentSettings(Frozen):
         1_000, ge=20, le=10_000, description="Resamples of the prompts for the choice's stability."
     )
     factor: FRACTION = Field(
-        0.0, description="Singular values are multiplied by this: 0 removes, 1 changes nothing."
+        0.0,
+        description="Singular values are multiplied by this, or, chosen automatically, by no less: "
+        "0 removes, 1 changes nothing.",
+    )
+    factor_steps: int = Field(
+        4,
+        ge=1,
+        le=16,
+        description="The automatic choice lowers each component's factor in so many steps, each "
+        "only if it is worth its cost; 1: all the way or not at all.",
     )
     nontoxic_per_toxic: int = Field(
         4, ge=1, description="Matched non-toxic positions per toxic one (same step and language)."

@@ -123,13 +123,14 @@ def lay_out_grid(
         for score in settings.scores
     }
     points = list_points(scores, settings.n_components, settings.factors)
+    shares: dict[str, tuple[float, ...]] = {}
     for factor, table in automatic.items():
         name = f"{AUTOMATIC}@{factor:g}"
-        rankings[name] = tuple(
-            row["component_index"] for row in table.to_pylist() if row["is_selected"]
-        )
-        points += (GridPoint(name, len(rankings[name]), factor),)
-    return Grid(points, rankings, decomposition.v)
+        selected = [row for row in table.to_pylist() if row["is_selected"]]
+        rankings[name] = tuple(row["component_index"] for row in selected)
+        shares[name] = tuple((1.0 - row["factor"]) / (1.0 - factor) for row in selected)
+        points += (GridPoint(name, len(selected), factor),)
+    return Grid(points, rankings, decomposition.v, shares)
 
 
 def rank_by(components: pa.Table, column: str) -> tuple[int, ...]:

@@ -40,11 +40,11 @@ def compare_with_draws(
     seed: int,
     workspace: Workspace,
 ) -> None:
-    """Measure the patch and random draws of as many components with the same factor.
+    """Measure the patch and random draws of as many components damped as far.
 
     Args:
         language_model: The unpatched model.
-        patch: Of `len(component_indices)` components and one factor.
+        patch: Of some components, with the factor of each.
         decomposition: Of the model's head.
         states: `schemas.HEAD_STATES` rows, with their real labels.
         n_draws: How many draws, out of all components alike.
@@ -57,21 +57,21 @@ def compare_with_draws(
     values = np.stack(toxic.take(places)["state"].to_numpy(zero_copy_only=False))
     chosen = torch.from_numpy(values.astype(np.float32))
     tokens = torch.from_numpy(find_toxic_tokens(states, language_model.head.vocab))
-    n_damped, factor = len(patch.description.component_indices), patch.description.factor or 0.0
+    factors = patch.description.component_factors
     generator = np.random.default_rng(seed)
     base = measure_toxic_tokens(language_model, chosen, tokens, None)
     patched = measure_toxic_tokens(language_model, chosen, tokens, patch.edit.head)
     drawn = []
     for _ in range(n_draws):
-        indices = generator.permutation(len(decomposition.sigma))[:n_damped]
-        edit = HeadEdit.scale_directions(decomposition.v[:, indices], factor)
+        indices = generator.permutation(len(decomposition.sigma))[: len(factors)]
+        edit = HeadEdit.scale_directions(decomposition.v[:, indices], factors)
         drawn.append(measure_toxic_tokens(language_model, chosen, tokens, edit))
     rows = [{"draw": place, "toxic_token_probability": value} for place, value in enumerate(drawn)]
     workspace.write_rows("control_draws.parquet", rows, schemas.CONTROL_DRAWS)
     workspace.facts = {
         "n_states": len(chosen),
-        "n_components": n_damped,
-        "factor": factor,
+        "n_components": len(factors),
+        "factors": list(factors),
         "base": base,
         "patched": patched,
         "best_draw": min(drawn),

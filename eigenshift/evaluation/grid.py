@@ -10,7 +10,7 @@ to look at, and what follows from them, is `tuning.py`'s.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class Grid:
         points: In the order of every result.
         rankings: Component indices by name of the ranking, first damped first.
         v: Right singular vectors of the head, shape (hidden, component).
+        shares: Where a ranking's components are not all damped as far as the point's factor says:
+            the share of it for each, in the order of the ranking.
 
     Raises:
         ComponentError: A point asks for more components than its ranking has, or a factor is
@@ -59,6 +61,7 @@ class Grid:
     points: tuple[GridPoint, ...]
     rankings: Mapping[str, Sequence[int]]
     v: Matrix
+    shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for point in self.points:
@@ -235,6 +238,9 @@ class _Sweep:
             name: torch.tensor([place_of[index] for index in ranking], device=weight.device)
             for name, ranking in grid.rankings.items()
         }
+        self._shares = {
+            name: torch.tensor(shares, device=weight.device) for name, shares in grid.shares.items()
+        }
         self.rows_per_chunk = max(1, CELLS_PER_CHUNK // self._head.vocab)
         self._rows_per_block = max(1, CELLS_PER_BLOCK // self._head.vocab)
 
@@ -262,6 +268,8 @@ class _Sweep:
         places.sort(key=lambda place: self._points[place].n_components)
         base = self.base[rows]
         amounts = self._amounts[rows][:, ranking]
+        if name in self._shares:
+            amounts = amounts * self._shares[name]
         removed, logits = torch.zeros_like(base), torch.empty_like(base)
         probabilities = base.exp()
         n_removed = 0

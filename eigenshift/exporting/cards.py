@@ -150,7 +150,12 @@ def _summarise(patch: Patch) -> str:
     edit, factor = patch.edit, patch.description.factor
     parts = []
     if edit.head is not None:
-        how = "changes what enters" if factor is None else f"multiplies by {factor:g} the gain of"
+        factors = patch.description.factors
+        how = "changes what enters"
+        if factor is not None:
+            how = f"multiplies by {factor:g} the gain of"
+        elif factors:
+            how = f"multiplies by {min(factors):g} to {max(factors):g} the gain of"
         parts.append(f"{how} the output head along {edit.head.rank} directions")
     if edit.units:
         n_units = sum(int((unit.scale != 1).sum()) for unit in edit.units.values())

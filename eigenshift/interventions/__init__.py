@@ -22,7 +22,7 @@ __all__ = [
     "find_recipe",
 ]
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 
 def build_patch(
@@ -50,6 +50,7 @@ def build_patch(
             intervention=request.intervention,
             component_indices=outcome.component_indices,
             factor=outcome.factor,
+            factors=outcome.factors,
             parameters=outcome.parameters,
         )
     write_patch(patch, workspace)

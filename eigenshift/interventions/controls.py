@@ -15,20 +15,20 @@ from eigenshift.interventions.singular_components import choose_components, scal
 
 def damp_random_components(evidence: Evidence, request: PatchRequest) -> Outcome:
     """As many components drawn at random, those that are damped last."""
-    damped = choose_components(evidence.components, request)
+    damped, factors = choose_components(evidence.components, request)
     drawn = draw_components(len(evidence.decomposition.sigma), damped, request.seed)
-    return scale_chosen(evidence, drawn, request.factor)
+    return scale_chosen(evidence, drawn, factors)
 
 
 def damp_top_sigma(evidence: Evidence, request: PatchRequest) -> Outcome:
     """As many components with the largest singular values."""
-    n_damped = len(choose_components(evidence.components, request))
-    return scale_chosen(evidence, list(range(n_damped)), request.factor)
+    _, factors = choose_components(evidence.components, request)
+    return scale_chosen(evidence, range(len(factors)), factors)
 
 
 def damp_label_permuted(evidence: Evidence, request: PatchRequest) -> Outcome:
     """As many components with the largest effect size when toxic and non-toxic are shuffled."""
-    n_damped = len(choose_components(evidence.components, request))
+    _, factors = choose_components(evidence.components, request)
     toxic, nontoxic = split_states(evidence.head_states)
     activations = np.concatenate([toxic, nontoxic]) @ evidence.decomposition.v
     order = np.random.default_rng(request.seed).permutation(len(activations))
@@ -36,8 +36,8 @@ def damp_label_permuted(evidence: Evidence, request: PatchRequest) -> Outcome:
     spread = np.sqrt(first.var(0, ddof=1) + second.var(0, ddof=1))
     gap = np.abs(first.mean(0) - second.mean(0))
     effect = np.divide(gap, spread, out=np.zeros_like(gap), where=spread > 0)
-    ranking = np.argsort(-effect, kind="stable")
-    return scale_chosen(evidence, [int(index) for index in ranking[:n_damped]], request.factor)
+    ranking = [int(index) for index in np.argsort(-effect, kind="stable")]
+    return scale_chosen(evidence, ranking[: len(factors)], factors)
 
 
 def draw_components(n_components: int, damped: Sequence[int], seed: int) -> list[int]:

@@ -28,9 +28,10 @@ class PatchRequest(BaseModel):
     model_config = ConfigDict(frozen=True)
     intervention: str = "eigenshift"
     n_components: int | None = None
-    """Components or units to change. None: as many as the component table selects, or, for units,
-    as many as the budget allows."""
+    """Components or units to change. None: those the component table selects, each by its factor
+    there, or, for units, as many as the budget allows."""
     factor: float = 0.0
+    """Of the `n_components` asked for, and of what is not a singular component."""
     score: ComponentScore | None = None
     """Ranking that `n_components` takes the top of; None: the component table's own."""
     seed: int = 0
@@ -108,13 +109,15 @@ class Outcome:
     Attributes:
         edit: The change.
         component_indices: Singular components it damps, empty if it is not about components.
-        factor: What their gain is multiplied by; None where it is not one number.
+        factor: What gains are multiplied by; None where it is not one number.
+        factors: Of each component, in the order of the indices.
         parameters: What it chose by itself, for the patch's description.
     """
 
     edit: ModelEdit
     component_indices: tuple[int, ...] = ()
     factor: float | None = None
+    factors: tuple[float, ...] = ()
     parameters: Mapping[str, float | int | str] = field(default_factory=dict)
 
 

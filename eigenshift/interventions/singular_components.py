@@ -7,8 +7,11 @@ component contributes to ordinary text stays: logits gain the constant (1 - fact
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
+from eigenshift.decomposition import Matrix
 from eigenshift.edits import HeadEdit, ModelEdit
 from eigenshift.errors import ComponentError
 from eigenshift.interventions.interface import Evidence, Outcome, PatchRequest, split_states
@@ -24,33 +27,35 @@ SCORE_COLUMNS = {
 
 
 def damp_components(evidence: Evidence, request: PatchRequest) -> Outcome:
-    """Multiply the gain of the selected (or top k) components by the factor."""
-    indices = choose_components(evidence.components, request)
-    return scale_chosen(evidence, indices, request.factor)
+    """Multiply the gain of the selected (or top k) components by their factors."""
+    indices, factors = choose_components(evidence.components, request)
+    return scale_chosen(evidence, indices, factors)
 
 
 def damp_deviations(evidence: Evidence, request: PatchRequest) -> Outcome:
     """Damp the deviation of the selected components from their non-toxic mean."""
-    indices = choose_components(evidence.components, request)
-    v = evidence.decomposition.v[:, indices]
+    indices, factors = choose_components(evidence.components, request)
     _, nontoxic = split_states(evidence.head_states)
-    edit = HeadEdit.scale_directions(v, request.factor, target=nontoxic.mean(0) @ v)
-    return Outcome(ModelEdit(edit), tuple(indices), request.factor)
+    return scale_chosen(evidence, indices, factors, kept=nontoxic.mean(0))
 
 
-def choose_components(components: pa.Table, request: PatchRequest) -> list[int]:
+def choose_components(components: pa.Table, request: PatchRequest) -> tuple[list[int], list[float]]:
     """The component table's own choice, or the top of a ranking where a number is asked for.
 
     Args:
         components: `schemas.COMPONENTS` rows in order of rank.
-        request: How many, by which score.
+        request: How many, by which score, damped how far.
+
+    Returns:
+        Components and the factor of each.
 
     Raises:
         ComponentError: More are asked for than the head has.
     """
     rows = components.to_pylist()
     if request.n_components is None:
-        return [row["component_index"] for row in rows if row["is_selected"]]
+        selected = [row for row in rows if row["is_selected"]]
+        return [row["component_index"] for row in selected], [row["factor"] for row in selected]
     if request.n_components > len(rows):
         raise ComponentError(
             f"{request.intervention}: expected at most {len(rows)} components (the head's rank), "
@@ -59,10 +64,25 @@ def choose_components(components: pa.Table, request: PatchRequest) -> list[int]:
     if request.score is not None:
         column = SCORE_COLUMNS[request.score]
         rows.sort(key=lambda row: (-row[column], row["component_index"]))
-    return [row["component_index"] for row in rows[: request.n_components]]
+    indices = [row["component_index"] for row in rows[: request.n_components]]
+    return indices, [request.factor] * len(indices)
 
 
-def scale_chosen(evidence: Evidence, indices: list[int], factor: float) -> Outcome:
-    """The patch of some components."""
-    edit = HeadEdit.scale_directions(evidence.decomposition.v[:, indices], factor)
-    return Outcome(ModelEdit(edit), tuple(indices), factor)
+def scale_chosen(
+    evidence: Evidence,
+    indices: Sequence[int],
+    factors: Sequence[float],
+    kept: Matrix | None = None,
+) -> Outcome:
+    """The patch of some components.
+
+    Args:
+        evidence: The head's decomposition.
+        indices: Components.
+        factors: What each one's singular value is multiplied by.
+        kept: A state whose activations are left as they are, shape (hidden,); None for zero.
+    """
+    v = evidence.decomposition.v[:, list(indices)]
+    edit = HeadEdit.scale_directions(v, factors, target=None if kept is None else kept @ v)
+    common = factors[0] if len(set(factors)) == 1 else None
+    return Outcome(ModelEdit(edit), tuple(indices), common, tuple(factors))

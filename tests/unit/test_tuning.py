@@ -39,8 +39,16 @@ SETTINGS = TuneSettings(
 )
 
 
-def make_components(n_components: int, selected: tuple[int, ...] = ()) -> pa.Table:
-    """A table with every score; effect size falls with the index, logit gain rises."""
+AUTOMATIC_FACTORS = {4: 0.5, 9: 0.75}
+"""What the automatic choice lowers, and how far; 0.5 is the least."""
+
+
+def make_components(n_components: int, selected: dict[int, float] | None = None) -> pa.Table:
+    """A table with every score; effect size falls with the index, logit gain rises.
+
+    Selected components are given with their factors.
+    """
+    factors = selected or {}
     rows = [
         {
             "component_index": index,
@@ -49,7 +57,8 @@ def make_components(n_components: int, selected: tuple[int, ...] = ()) -> pa.Tab
             "delta": 0.0,
             "auroc": 0.5,
             "release_score": 0.0,
-            "is_selected": index in selected,
+            "is_selected": index in factors,
+            "factor": factors.get(index, 1.0),
         }
         for index in range(n_components)
     ]
@@ -72,7 +81,7 @@ def screen(
     screen_trials(
         language_model,
         make_components(32),
-        {0.5: make_components(32, selected=(4, 9))},
+        {0.5: make_components(32, selected=AUTOMATIC_FACTORS)},
         decompose_head(language_model.head_weight),
         ToxicStates(states.float(), torch.tensor([70, 71, 90])),
         texts,
@@ -101,7 +110,10 @@ def test_every_point_is_screened_with_what_a_patched_model_would_cost(
     base = measure_loss(tiny_language_model, sequences)
     v = decompose_head(tiny_language_model.head_weight).v
     for row in rows:
-        edit = HeadEdit.scale_directions(v[:, row["component_indices"]], row["factor"])
+        indices = row["component_indices"]
+        is_automatic = row["score"] == AUTOMATIC
+        factors = [AUTOMATIC_FACTORS[i] for i in indices] if is_automatic else row["factor"]
+        edit = HeadEdit.scale_directions(v[:, indices], factors)
         with run_hooked(tiny_language_model, ModelEdit(edit)):
             loss = measure_loss(tiny_language_model, sequences)
         assert row["perplexity_increase"] == pytest.approx(np.expm1(loss - base), abs=2e-5)

@@ -22,6 +22,8 @@ from eigenshift.settings import ModelSettings
 HIDDEN = 32
 SELECTED = (3, 1, 8)
 """Components the table selects, most toxic first."""
+FACTORS = (0.1, 0.5, 0.25)
+"""What the table multiplies them by."""
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +83,7 @@ def _make_components() -> pa.Table:
             "component_index": [*SELECTED, *others],
             "rank": list(range(HIDDEN)),
             "is_selected": [True] * len(SELECTED) + [False] * len(others),
+            "factor": [*FACTORS, *(1.0 for _ in others)],
             "delta": [float(index) for index in [*SELECTED, *others]],
             "effect_size": [float(HIDDEN - rank) for rank in range(HIDDEN)],
         }

@@ -16,18 +16,26 @@ from eigenshift.interventions.controls import (
 from eigenshift.interventions.interface import split_states
 from eigenshift.interventions.singular_components import damp_components, damp_deviations
 from eigenshift.settings import ComponentScore
-from tests.unit.interventions.conftest import HIDDEN, SELECTED
+from tests.unit.interventions.conftest import FACTORS, HIDDEN, SELECTED
 
 
 def test_the_tables_own_choice_is_damped(evidence: Evidence) -> None:
-    """Without a number the selected components, in the order of their rank."""
-    assert damp_components(evidence, PatchRequest()).component_indices == SELECTED
+    """Without a number the selected components, in the order of their rank, by their factors."""
+    outcome = damp_components(evidence, PatchRequest(factor=0.9))
+    assert outcome.component_indices == SELECTED
+    assert outcome.factors == FACTORS
+    assert outcome.factor is None
+    v = torch.from_numpy(evidence.decomposition.v[:, list(SELECTED)])
+    states = torch.from_numpy(split_states(evidence.head_states)[0])
+    damped = outcome.edit.head.apply_to_states(states) @ v
+    torch.testing.assert_close(damped, (states @ v) * torch.tensor(FACTORS, dtype=torch.float64))
 
 
 def test_a_number_takes_the_top_of_the_asked_for_score(evidence: Evidence) -> None:
     """By the table's rank, or by another column."""
-    by_rank = damp_components(evidence, PatchRequest(n_components=2))
+    by_rank = damp_components(evidence, PatchRequest(n_components=2, factor=0.4))
     assert by_rank.component_indices == SELECTED[:2]
+    assert (by_rank.factor, by_rank.factors) == (0.4, (0.4, 0.4))
     request = PatchRequest(n_components=2, score=ComponentScore.abs_delta)
     assert damp_components(evidence, request).component_indices == (HIDDEN - 1, HIDDEN - 2)
     with pytest.raises(ComponentError, match="expected at most 32"):
@@ -36,14 +44,15 @@ def test_a_number_takes_the_top_of_the_asked_for_score(evidence: Evidence) -> No
 
 def test_only_deviations_from_the_non_toxic_mean_are_damped(evidence: Evidence) -> None:
     """At the mean non-toxic state nothing changes; elsewhere components shrink towards it."""
-    edit = damp_deviations(evidence, PatchRequest(factor=0.25)).edit.head
+    edit = damp_deviations(evidence, PatchRequest()).edit.head
     toxic, nontoxic = split_states(evidence.head_states)
     mean = torch.from_numpy(nontoxic.mean(0))
     torch.testing.assert_close(edit.apply_to_states(mean), mean)
     v = torch.from_numpy(evidence.decomposition.v[:, list(SELECTED)])
     states = torch.from_numpy(toxic)
     deviation = (edit.apply_to_states(states) - mean) @ v
-    torch.testing.assert_close(deviation, 0.25 * ((states - mean) @ v), atol=1e-8, rtol=0)
+    expected = torch.tensor(FACTORS, dtype=torch.float64) * ((states - mean) @ v)
+    torch.testing.assert_close(deviation, expected, atol=1e-8, rtol=0)
 
 
 def test_random_components_avoid_the_damped_ones(evidence: Evidence) -> None:
@@ -53,6 +62,7 @@ def test_random_components_avoid_the_damped_ones(evidence: Evidence) -> None:
         for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert damp_random_components(evidence, PatchRequest()).factors == FACTORS
     assert len(drawn[0]) == len(SELECTED)
     assert not set(drawn[0]) & set(SELECTED)
 

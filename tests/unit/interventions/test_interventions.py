@@ -94,14 +94,14 @@ def test_a_norm_cannot_carry_a_shift_along_a_removed_direction(
     name: str, evidence: Evidence, tmp_path: Path
 ) -> None:
     """With factor 0 nothing in the weights can keep the mean, unless the head has a bias."""
-    patch = build(name, evidence, tmp_path, factor=0.0)
+    patch = build(name, evidence, tmp_path, factor=0.0, n_components=3)
     assert patch.description.obstacle is not None
 
 
 def test_a_factor_of_one_changes_nothing(evidence: Evidence, tmp_path: Path) -> None:
     """At 1 a damped head is the head, byte for byte."""
     model = evidence.language_model
-    patch = build("eigenshift", evidence, tmp_path, factor=1.0)
+    patch = build("eigenshift", evidence, tmp_path, factor=1.0, n_components=3)
     assert patch.description.base_digest == patch.description.patched_digest
     with patched_model(model, patch):
         assert digest_tensor(model.head_weight) == patch.description.base_digest
