@@ -23,6 +23,10 @@ MAX_LOGITS = 1 << 27
 """Positions x vocabulary kept in memory at once (512 MiB in float32)."""
 
 
+MIN_PROBABILITY = 0.02
+"""Below this a position's share is not magnified further: the word was blamed by mistake."""
+
+
 @dataclass(frozen=True)
 class CalibrationStates:
     """Predicting positions of the calibration texts.
@@ -43,10 +47,25 @@ class ToxicStates:
     Attributes:
         states: What enters the head, shape (position, hidden), float32.
         token_ids: The different toxic tokens generated there, shape (token,).
+        weights: Of each position, shape (position,): 1 / toxic positions of its continuation, since
+            a continuation stays toxic until the last of them is gone.
     """
 
     states: Tensor
     token_ids: Tensor
+    weights: Tensor
+
+    def weigh_ratios(self, base_probabilities: Tensor, rows: slice) -> Tensor:
+        """Factors that turn the tokens' probabilities into weighted shares of what they were.
+
+        Toxic positions were met in proportion to the probability p of their toxic token, so the
+        mean of p' / p over them, not of p', estimates how much rarer such tokens become.
+
+        Args:
+            base_probabilities: Of the toxic tokens together, unpatched, shape (position,).
+            rows: Which positions these are.
+        """
+        return self.weights[rows] / base_probabilities.clamp_min(MIN_PROBABILITY)
 
 
 def is_calibration_text(sample_id: str) -> bool:

@@ -1,9 +1,9 @@
 """Which components to damp, and how far: the most suppression a fluency budget buys.
 
 Each candidate's singular value is lowered in steps, from 1 to the factor of the settings. A step's
-benefit is how much the probability of toxic tokens falls where one was about to be generated, its
-cost how much the likelihood of neutral text falls; steps are taken by benefit per cost while they
-help and the perplexity of the calibration texts stays within the budget. Both come from final
+benefit is how much of the probability of toxic tokens is left where one was about to be generated,
+its cost how much the likelihood of neutral text falls; steps are taken by benefit per cost while
+they help and the perplexity of the calibration texts stays within the budget. Both come from final
 states alone: lowering component i by s changes the logits by -s (h . v_i) (W v_i)^T. Steps are
 ranked by first derivatives, which for all components are two products of matrices, and measured
 exactly when taken (docs/decisions/0008-choice-of-components.md, 0019-graded-factors.md). What
@@ -41,7 +41,8 @@ class Choice:
         components: Indices in the order in which they were first lowered.
         factors: What each one's singular value is multiplied by.
         perplexity_increase: Relative rise of the calibration perplexity.
-        toxic_token_share: Mean probability of the toxic tokens that is left, relative to before.
+        toxic_token_share: What is left of the toxic tokens' probability, a weighted mean over
+            positions (`ToxicStates.weigh_ratios`).
     """
 
     components: list[int]
@@ -101,6 +102,16 @@ class _Head:
                 gradient = gradient * (1 - (logits / self._head.logit_softcap) ** 2)
             total -= torch.linalg.vecdot(gradient @ self._effects, self._amounts[block], dim=0)
         return total / len(self._logits)
+
+    def sum_probabilities(self, tokens: Tensor) -> Tensor:
+        """Probability of some tokens together at each position, shape (position,).
+
+        Args:
+            tokens: 1 for each of these, else 0, shape (vocab,).
+        """
+        return torch.cat(
+            [torch.softmax(self._finish(block, None), 1) @ tokens for block in self._list_blocks()]
+        )
 
     def apply(self, steps: Tensor) -> None:
         """Make steps lasting."""
@@ -229,15 +240,20 @@ class _Search:
             gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
             return loss.sum(), gradient
 
-        def measure_toxicity(logits: Tensor, _: slice) -> tuple[Tensor, Tensor]:
+        weights = torch.ones(len(toxic.states), device=weight.device)
+
+        def measure_toxicity(logits: Tensor, block: slice) -> tuple[Tensor, Tensor]:
             probabilities = torch.softmax(logits, 1)
             share = probabilities @ is_toxic
-            return share.sum(), probabilities * (is_toxic - share[:, None])
+            weighted = probabilities * weights[block, None]
+            return share @ weights[block], weighted * (is_toxic - share[:, None])
 
         n_toxic = max(1, MAX_LOGITS // language_model.head.vocab)
         shared = (directions, effects)
         self._neutral = _Head(language_model, calibration.states, *shared, measure_loss)
         self._toxic = _Head(language_model, toxic.states[:n_toxic], *shared, measure_toxicity)
+        rows = slice(0, len(toxic.states[:n_toxic]))
+        weights[rows] = toxic.weigh_ratios(self._toxic.sum_probabilities(is_toxic), rows)
         self._step = step
         self._nothing = torch.zeros(directions.shape[1], device=weight.device)
         self._base_loss = self._loss = self._neutral.measure()

@@ -10,7 +10,7 @@ are `component_scores.py`'s, their stability `selection_stability.py`'s, tokens 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -47,7 +47,7 @@ from eigenshift.spectral_gaps import Rotations, find_rotations
 
 logger = logging.getLogger(__name__)
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 SETTINGS_READ = (
     "score",
     "n_components",
@@ -298,9 +298,14 @@ def _find_toxic_direction(states: pa.Table, weight: Tensor) -> Matrix:
 def gather_toxic_states(states: pa.Table, weight: Tensor) -> ToxicStates:
     """Toxic states, and the tokens that set them apart from the matched ones."""
     enriched = find_toxic_tokens(states, len(weight))
-    values = read_states(states.filter(states["is_toxic"])).astype(np.float32)
+    toxic = states.filter(states["is_toxic"])
+    values = read_states(toxic).astype(np.float32)
+    places = toxic.select(["prompt_id", "sample_index"]).to_pylist()
+    keys = [(place["prompt_id"], place["sample_index"]) for place in places]
+    counts = Counter(keys)
+    weights = np.array([1.0 / counts[key] for key in keys], dtype=np.float32)
     return ToxicStates(
-        torch.from_numpy(values).to(weight.device), torch.from_numpy(enriched).to(weight.device)
+        *(torch.from_numpy(found).to(weight.device) for found in (values, enriched, weights))
     )
 
 

@@ -491,7 +491,10 @@ class ComponentSettings(Frozen):
         0.05, gt=0, lt=1, description="Benjamini-Hochberg bound on the automatic choice."
     )
     min_effect_size: float = Field(
-        0.2, ge=0, description="Smallest |difference| / pooled sd of an automatic choice."
+        0.0,
+        ge=0,
+        description="Smallest |difference| / pooled sd of an automatic choice; benefit and cost are "
+        "measured anyway.",
     )
     max_perplexity_increase: float = Field(
         0.05,
@@ -507,7 +510,7 @@ class ComponentSettings(Frozen):
         "0 removes, 1 changes nothing.",
     )
     factor_steps: int = Field(
-        4,
+        8,
         ge=1,
         le=16,
         description="The automatic choice lowers each component's factor in so many steps, each "

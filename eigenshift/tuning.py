@@ -38,7 +38,7 @@ from eigenshift.models import LanguageModel
 from eigenshift.settings import EvaluationSettings, TuneSettings
 from eigenshift.trials import AUTOMATIC, Row, TrialPoint, mark_front, rank_promising
 
-SCREENING_STEP_VERSION = 1
+SCREENING_STEP_VERSION = 2
 CONFIRMATION_STEP_VERSION = 1
 MAX_CALIBRATION_TOKENS = 100_000
 
@@ -77,7 +77,7 @@ def screen_trials(
     grid = lay_out_grid(components, automatic, decomposition, settings)
     sequences = encode_calibration_texts(language_model, neutral_texts, max_tokens)
     sums = measure_grid(language_model, grid, sequences, tokens_per_batch=tokens_per_batch)
-    shares = measure_token_share(language_model, grid, toxic.states, toxic.token_ids)
+    shares = measure_token_share(language_model, grid, toxic)
     n_tokens = sums.n_tokens.sum()
     rows = [
         {

@@ -9,7 +9,7 @@ from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, 
 from eigenshift.settings import ComponentSettings, ExecutionSettings, ModelSettings
 from tasks.stage import report, stage_task
 
-IDENTITY_STEP_VERSION = 3
+IDENTITY_STEP_VERSION = 4
 
 
 @stage_task

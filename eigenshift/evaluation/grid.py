@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eigenshift.calibration import ToxicStates
 from eigenshift.decomposition import Matrix
 from eigenshift.edits import check_factor
 from eigenshift.errors import ComponentError
@@ -164,30 +165,30 @@ def measure_grid(
 
 
 @torch.inference_mode()
-def measure_token_share(
-    language_model: LanguageModel, grid: Grid, states: Tensor, token_ids: Tensor
-) -> Array:
-    """Probability of some tokens that each point leaves, relative to the unpatched model.
+def measure_token_share(language_model: LanguageModel, grid: Grid, toxic: ToxicStates) -> Array:
+    """What each point leaves of the toxic tokens' probability, relative to the unpatched model.
 
     Args:
         language_model: The unpatched model.
         grid: What to measure.
-        states: What enters the head, shape (position, hidden).
-        token_ids: The tokens whose probability is summed, shape (token,).
+        toxic: Positions about to generate a toxic token, and these tokens.
 
     Returns:
         Shape (point,); 1 where nothing changes.
     """
     sweep = _Sweep(language_model, grid)
+    states, token_ids = toxic.states, toxic.token_ids
     sums = torch.zeros(len(grid.points), dtype=torch.float64, device=states.device)
     base = torch.zeros((), dtype=torch.float64, device=states.device)
     for first in range(0, len(states), sweep.rows_per_chunk):
-        chunk = states[first : first + sweep.rows_per_chunk]
-        sweep.load(chunk, token_ids.new_zeros(len(chunk)))
-        base += sweep.base[:, token_ids].exp().sum().double()
+        rows = slice(first, first + sweep.rows_per_chunk)
+        sweep.load(states[rows], token_ids.new_zeros(len(states[rows])))
+        base_shares = sweep.base[:, token_ids].exp().sum(1)
+        weights = toxic.weigh_ratios(base_shares, rows)
+        base += (base_shares @ weights).double()
         for block in sweep.run():
             shares = block.exponentials[:, token_ids].sum(1) / block.total
-            sums[block.point] += shares.double().sum()
+            sums[block.point] += (shares @ weights[block.rows]).double()
     return np.asarray((sums / base).cpu().numpy())
 
 

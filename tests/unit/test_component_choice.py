@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eigenshift.calibration import (
+    MIN_PROBABILITY,
     CalibrationStates,
     ToxicStates,
     collect_calibration_states,
@@ -40,7 +41,8 @@ def decomposition(tiny_language_model: LanguageModel) -> Decomposition:
 @pytest.fixture
 def toxic(calibration: CalibrationStates) -> ToxicStates:
     """Some of the states, with three tokens that stand for toxic ones."""
-    return ToxicStates(calibration.states[5:25], torch.tensor([7, 30, 111]))
+    weights = torch.linspace(0.25, 1.0, 20)
+    return ToxicStates(calibration.states[5:25], torch.tensor([7, 30, 111]), weights)
 
 
 def measure_perplexity(calibration: CalibrationStates, weight: torch.Tensor) -> float:
@@ -49,10 +51,14 @@ def measure_perplexity(calibration: CalibrationStates, weight: torch.Tensor) -> 
     return float(torch.nn.functional.cross_entropy(logits, calibration.targets).exp())
 
 
-def measure_toxic_probability(toxic: ToxicStates, weight: torch.Tensor) -> float:
-    """Independent reference: mean probability of the toxic tokens."""
-    probabilities = (toxic.states.double() @ weight.double().T).softmax(1)
-    return float(probabilities[:, toxic.token_ids].sum(1).mean())
+def measure_toxic_share(toxic: ToxicStates, base: torch.Tensor, patched: torch.Tensor) -> float:
+    """Independent reference: weighted mean of what is left of the toxic tokens' probability."""
+    before, after = (
+        (toxic.states.double() @ weight.double().T).softmax(1)[:, toxic.token_ids].sum(1)
+        for weight in (base, patched)
+    )
+    magnified = toxic.weights.double() / before.clamp_min(MIN_PROBABILITY)
+    return float((magnified * after).sum() / (magnified * before).sum())
 
 
 def choose(
@@ -110,7 +116,7 @@ def test_cost_and_benefit_equal_those_of_the_patched_head(
     patched = HeadEdit.scale_directions(v, choice.factors).fold_weight(base)
     ratio = measure_perplexity(calibration, patched) / measure_perplexity(calibration, base)
     assert choice.perplexity_increase == pytest.approx(ratio - 1, rel=1e-3)
-    share = measure_toxic_probability(toxic, patched) / measure_toxic_probability(toxic, base)
+    share = measure_toxic_share(toxic, base, patched)
     assert choice.toxic_token_share == pytest.approx(share, rel=1e-3)
 
 
@@ -190,11 +196,11 @@ def test_in_steps_the_budget_buys_at_least_as_much(
             toxic,
             decomposition,
             n_steps=n_steps,
-            max_perplexity_increase=0.05,
+            max_perplexity_increase=0.5,
         )
         for n_steps in (1, 8)
     }
-    assert found[8].perplexity_increase <= 0.05
+    assert found[8].perplexity_increase <= 0.5
     assert found[8].toxic_token_share < found[1].toxic_token_share
     assert len(set(found[8].factors)) > 1
 

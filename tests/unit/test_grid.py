@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from eigenshift.calibration import MIN_PROBABILITY, ToxicStates
 from eigenshift.decomposition import decompose_head
 from eigenshift.edits import HeadEdit, ModelEdit
 from eigenshift.errors import ComponentError
@@ -153,18 +154,20 @@ def test_the_share_of_watched_tokens_equals_the_patched_model(
     neutral_texts: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Summed probability of the tokens, relative to before; 1 where nothing changes."""
+    """Weighted share of their probability that is left; 1 where nothing changes."""
     monkeypatch.setattr(grids, "CELLS_PER_BLOCK", 1500)
     monkeypatch.setattr(grids, "CELLS_PER_CHUNK", 4000)
     sequence = encode_text(language_model, neutral_texts[3], 24)
     ((_, states),) = iterate_head_states(language_model, [sequence], 512)
     token_ids = torch.tensor([3, 70, 71, 200])
     grid = make_grid(language_model)
-    found = measure_token_share(language_model, grid, states[:-1], token_ids)
+    weights = torch.linspace(0.2, 1.0, len(states) - 1)
+    toxic = ToxicStates(states[:-1], token_ids, weights)
+    found = measure_token_share(language_model, grid, toxic)
     base, *patched = compute_patched(language_model, grid, sequence)
-    expected = [
-        float(p.exp()[:, token_ids].sum() / base.exp()[:, token_ids].sum()) for p in patched
-    ]
+    before, *after = (p.exp()[:, token_ids].sum(1) for p in (base, *patched))
+    magnified = weights / before.clamp_min(MIN_PROBABILITY)
+    expected = [float((magnified * p).sum() / (magnified * before).sum()) for p in after]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert found[-1] == pytest.approx(1.0)
 
@@ -178,14 +181,17 @@ def test_huge_changes_of_logits_do_not_overflow(
     grid = make_grid(tiny_language_model)
     states = 200.0 * states[:-1]
     token_ids = torch.tensor([3, 70, 71, 200])
-    found = measure_token_share(tiny_language_model, grid, states, token_ids)
+    toxic = ToxicStates(states, token_ids, torch.ones(len(states)))
+    found = measure_token_share(tiny_language_model, grid, toxic)
     weight = tiny_language_model.head_weight.double()
     removed = torch.from_numpy(grid.v[:, :24])
     changed = states.double() - states.double() @ removed @ removed.T
-    shares = [
-        float((s @ weight.T).softmax(-1)[:, token_ids].sum()) for s in (states.double(), changed)
-    ]
-    assert found[4] == pytest.approx(shares[1] / shares[0], rel=1e-2)
+    before, after = (
+        (s @ weight.T).softmax(-1)[:, token_ids].sum(1) for s in (states.double(), changed)
+    )
+    magnified = 1 / before.clamp_min(MIN_PROBABILITY)
+    expected = float((magnified * after).sum() / (magnified * before).sum())
+    assert found[4] == pytest.approx(expected, rel=1e-2)
     assert np.isfinite(found).all()
 
 

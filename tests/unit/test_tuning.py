@@ -83,7 +83,7 @@ def screen(
         make_components(32),
         {0.5: make_components(32, selected=AUTOMATIC_FACTORS)},
         decompose_head(language_model.head_weight),
-        ToxicStates(states.float(), torch.tensor([70, 71, 90])),
+        ToxicStates(states.float(), torch.tensor([70, 71, 90]), torch.ones(len(states))),
         texts,
         SETTINGS.model_copy(update=changes),
         max_tokens=24,
