@@ -104,6 +104,16 @@ def check_reload(facts: Mapping[str, Any]) -> Check:
     )
 
 
+def refuse_control() -> Check:
+    """The check of a control run: whatever it measured, its patch is never put in force."""
+    return Check(
+        "the labels are the real ones",
+        False,
+        "components.permute_labels: false",
+        "a control run on shuffled labels",
+    )
+
+
 def refuse_patch(error: NothingToDampError) -> Check:
     """The check of a run in which no component passes: there is no patch to judge."""
     return Check(

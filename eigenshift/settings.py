@@ -575,13 +575,13 @@ class GateSettings(Frozen):
         True, description="The patch must beat random components of the same number and factor."
     )
     n_random_draws: int = Field(
-        99,
+        199,
         ge=0,
         description="Random choices of as many components that the patch is compared with on the "
         "cached toxic positions, without generating; 0 leaves the comparison out.",
     )
     max_random_share: float = Field(
-        0.05,
+        0.01,
         gt=0,
         le=1,
         description="Largest chance that a random choice lowers the toxic tokens as far; "

@@ -24,6 +24,7 @@ from eigenshift.gate import (
     check_draws,
     check_gate,
     check_reload,
+    refuse_control,
     refuse_patch,
     summarise_metrics,
 )
@@ -95,6 +96,8 @@ def _judge_patch(
     if gate.n_random_draws:
         drawn = judging.draw_controls(journal, model, study, patch)
         checks.append(check_draws(journal.artifacts.open(drawn).manifest.facts, gate))
+    if journal.settings.components.permute_labels:
+        checks.append(refuse_control())
     if gate.check_reload and all(check.is_passed for check in checks):
         reloaded = judging.check_reload(journal, model, sources, patch)
         checks.append(check_reload(journal.artifacts.open(reloaded).manifest.facts))

@@ -26,7 +26,7 @@ from eigenshift.models import LanguageModel
 from eigenshift.patching import Patch, check_base
 
 STEP_VERSION = 1
-MAX_STATES = 256
+MAX_STATES = 128
 """Toxic positions looked at, evenly over all of them: each costs a row of logits per draw."""
 
 

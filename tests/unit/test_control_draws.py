@@ -75,7 +75,7 @@ def compare(
     workspace: Workspace,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Facts of 39 draws against the removal of these components."""
+    """Facts of 199 draws against the removal of these components."""
     edit = ModelEdit(head=HeadEdit.scale_directions(decomposition.v[:, indices], 0.0))
     patch = make_patch(
         language_model,
@@ -90,7 +90,7 @@ def compare(
         patch,
         decomposition,
         states,
-        n_draws=39,
+        n_draws=199,
         seed=seed,
         workspace=workspace,
     )
@@ -103,11 +103,11 @@ def test_the_planted_components_beat_every_draw(
     states: pa.Table,
     workspace: Workspace,
 ) -> None:
-    """None of 39 draws takes as much from the insult: a chance of 1 in 40, and the gate passes."""
+    """At most one of 199 draws takes as much from the insult, and the gate passes."""
     facts = compare(tiny_language_model, decomposition, states, [3, 4], workspace)
     assert facts["patched"] < 0.5 * facts["base"]
-    assert facts["n_as_low"] == 0
-    assert compute_p_value(facts) == pytest.approx(1 / 40)
+    assert facts["n_as_low"] <= 1  # the draw of the very same two
+    assert compute_p_value(facts) == pytest.approx((facts["n_as_low"] + 1) / 200)
     assert check_draws(facts, GateSettings()).is_passed
     drawn = pq.read_table(workspace.path("control_draws.parquet"))
     assert min(drawn["toxic_token_probability"].to_pylist()) == facts["best_draw"]
@@ -123,8 +123,8 @@ def test_an_arbitrary_choice_is_one_of_the_draws_and_held(
     facts = compare(tiny_language_model, decomposition, states, [20, 21], workspace)
     check = check_draws(facts, GateSettings())
     assert not check.is_passed
-    assert f"{facts['n_as_low']} of 39 draws" in check.found
-    assert check.missed_by == f"{compute_p_value(facts) - 0.05:.3g}"
+    assert f"{facts['n_as_low']} of 199 draws" in check.found
+    assert check.missed_by == f"{compute_p_value(facts) - 0.01:.3g}"
 
 
 def test_the_measure_is_the_patched_models_own(
