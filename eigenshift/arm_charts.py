@@ -27,6 +27,7 @@ def chart_trials(rows: Sequence[Mapping[str, Any]], budget: float) -> Chart:
         (row["perplexity_increase"], row["toxic_token_share"]) for row in rows if row["is_on_front"]
     )
     confirmed = [row for row in rows if row["reduction"] is not None]
+    best = next((row for row in rows if row["is_best"]), None)
 
     def draw(axes: Axes, palette: Palette) -> None:
         for number, score in enumerate(dict.fromkeys(row["score"] for row in rows)):
@@ -42,17 +43,25 @@ def chart_trials(rows: Sequence[Mapping[str, Any]], budget: float) -> Chart:
             )
         axes.plot(*zip(*front, strict=True), color=palette.soft, linewidth=1.2, zorder=1)
         axes.axvline(budget, color=palette.soft, linewidth=1, linestyle="--")
-        for row in confirmed:
+        axes.scatter(
+            [row["perplexity_increase"] for row in confirmed],
+            [row["toxic_token_share"] for row in confirmed],
+            s=8,
+            color=palette.ink,
+            label="confirmed by generation",
+        )
+        if best is not None:
             axes.annotate(
-                f"{-row['reduction']:+.0%}",
-                (row["perplexity_increase"], row["toxic_token_share"]),
-                xytext=(5, 4),
+                f"toxicity rate {-best['reduction']:+.0%}",
+                (best["perplexity_increase"], best["toxic_token_share"]),
+                xytext=(-6, -10),
                 textcoords="offset points",
+                ha="right",
                 color=palette.ink,
                 fontsize=9,
-                fontweight="bold" if row["is_best"] else "normal",
             )
         axes.set_xscale("symlog", linthresh=max(2 * budget, 0.02))
+        axes.set_xlim(left=min(row["perplexity_increase"] for row in rows) - 0.01)
         _use_percent(axes)
         axes.set_xlabel(
             "change of perplexity on calibration texts (dashed: budget; logarithmic far from it)"
@@ -60,7 +69,6 @@ def chart_trials(rows: Sequence[Mapping[str, Any]], budget: float) -> Chart:
         axes.set_ylabel("toxic tokens' probability left")
         axes.legend()
 
-    best = next((row for row in rows if row["is_best"]), None)
     found = (
         f"the best within the budget lowers the toxicity rate by {best['reduction']:.0%}"
         if best is not None
@@ -68,7 +76,7 @@ def chart_trials(rows: Sequence[Mapping[str, Any]], budget: float) -> Chart:
     )
     return Chart(
         "trials",
-        "Trials: change of the toxicity rate where it was measured",
+        "Trials: toxic tokens against fluency",
         f"{len(front)} of {len(rows)} trials are on the Pareto front; {found}.",
         ("score", "components", "factor", "perplexity", "toxic tokens left", "reduction"),
         tuple(
