@@ -24,7 +24,7 @@ from eigenshift.errors import ComponentError
 from eigenshift.forward import iterate_head_states
 from eigenshift.models import LanguageModel
 
-CELLS_PER_BLOCK = 1 << 19
+CELLS_PER_BLOCK = 1 << 20
 """Positions x vocabulary that one point is computed on: about what a core's cache holds."""
 CELLS_PER_CHUNK = 1 << 24
 """Positions x vocabulary of base logits at once (64 MiB in float32)."""
