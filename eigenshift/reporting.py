@@ -25,12 +25,17 @@ HEADLINE = (
 COMPARED = (
     ("toxicity rate", "toxicity_rate", "percent"),
     ("reduction", "toxicity_reduction", "percent"),
+    ("perplexity", "perplexity", "number"),
     ("perplexity change", "perplexity_change", "percent"),
-    ("KL", "kl_to_base", "number"),
+    ("KL to base", "kl_to_base", "number"),
+    ("distinct-2", "distinct_2", "percent"),
     ("TPH", "tph", "percent"),
     ("TPH (paper)", "tph_paper", "percent"),
 )
-"""Label, metric and unit of the columns of a comparison that have intervals."""
+"""Label, metric and unit of what is told about one arm."""
+
+ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in ("perplexity", "distinct_2"))
+"""Columns of a comparison of many arms that have intervals; the others are short ones."""
 HOOKED_MARK = " *"
 
 
@@ -182,7 +187,7 @@ class ArmComparison(BaseModel):
         """Headings of the table."""
         return [
             "arm",
-            *(label for label, _, _ in COMPARED),
+            *(label for label, _, _ in ARM_COLUMNS),
             *("p", "perplexity", "distinct-2", "seconds", "MiB"),
         ]
 
@@ -195,7 +200,7 @@ class ArmComparison(BaseModel):
         peak = row["build_peak_bytes"]
         return [
             row["arm"] + (HOOKED_MARK if row["is_hooked_only"] else ""),
-            *(_format_columns(row, metric, unit) for _, metric, unit in COMPARED),
+            *(_format_columns(row, metric, unit) for _, metric, unit in ARM_COLUMNS),
             _format_number(row["toxicity_p_value"], ".4f"),
             _format_number(row["perplexity"], ".2f"),
             _format_number(row["distinct_2"], ".1%"),
