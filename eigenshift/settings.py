@@ -493,8 +493,8 @@ class ComponentSettings(Frozen):
     min_effect_size: float = Field(
         0.0,
         ge=0,
-        description="Smallest |difference| / pooled sd of an automatic choice; benefit and cost are "
-        "measured anyway.",
+        description="Smallest |difference| / pooled sd of an automatic choice; benefit and cost "
+        "are measured anyway.",
     )
     max_perplexity_increase: float = Field(
         0.05,
