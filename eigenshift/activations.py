@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from eigenshift.artifacts import Workspace
+from eigenshift.batching import run_in_batches
 from eigenshift.errors import ArtifactError, ModelError, SettingsError
 from eigenshift.models import TextModel, list_layers
 from eigenshift.schemas import activations_schema
@@ -268,7 +269,8 @@ def pool_texts(
         taps: Where to read.
         token_ids: Ids of each text, at least one each.
         sites: Sites and poolings.
-        tokens_per_batch: Token budget of a forward pass, padding included.
+        tokens_per_batch: Token budget of a forward pass, padding included; smaller ones are tried
+            where memory runs out.
         precision: "float16" or "float32", of the returned arrays; pooling is in float32.
         padding_side: Results do not depend on it; tests prove that.
 
@@ -280,9 +282,16 @@ def pool_texts(
         poolings.setdefault(site_pooling.site, []).append(site_pooling)
     dtype = torch.float16 if precision == "float16" else torch.float32
     values: dict[tuple[int, str], np.ndarray[Any, np.dtype[Any]]] = {}
-    for batch in plan_batches([len(row) for row in token_ids], tokens_per_batch):
+
+    def pool(batch: list[int]) -> dict[tuple[int, str], Tensor]:
         rows = [token_ids[index] for index in batch]
-        pooled = _pool_batch(text_model, taps, rows, poolings, padding_side)
+        return _pool_batch(text_model, taps, rows, poolings, padding_side)
+
+    lengths = [len(row) for row in token_ids]
+    key_of_budget = (text_model.digest, str(text_model.device), "extraction")
+    for batch, pooled in run_in_batches(
+        key_of_budget, lengths, tokens_per_batch, plan_batches, pool
+    ):
         for key, tensor in pooled.items():
             array = tensor.to(dtype).cpu().numpy()
             if key not in values:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from eigenshift.batching import plan_batches, run_in_batches
 from eigenshift.models import LanguageModel, capture_head_states
 
 
@@ -38,29 +39,19 @@ def iterate_head_states(
     Args:
         language_model: The model; only its trunk matters.
         sequences: Token ids, at least one each.
-        tokens_per_batch: Budget of tokens, padding included, in a forward pass.
+        tokens_per_batch: Budget of tokens, padding included, in a forward pass; smaller ones are
+            tried where memory runs out.
     """
-    for batch in plan_batches([len(sequence) for sequence in sequences], tokens_per_batch):
-        token_ids, mask = pad_right(
-            [sequences[place] for place in batch], language_model.tokenizer.pad_token_id
-        )
-        states = _run_trunk(language_model, token_ids, mask)
+
+    def run(batch: list[int]) -> Tensor:
+        rows = [sequences[place] for place in batch]
+        return _run_trunk(language_model, *pad_right(rows, language_model.tokenizer.pad_token_id))
+
+    key = (language_model.digest, str(language_model.device), "forward pass")
+    lengths = [len(sequence) for sequence in sequences]
+    for batch, states in run_in_batches(key, lengths, tokens_per_batch, plan_batches, run):
         for row, place in enumerate(batch):
             yield place, states[row, : len(sequences[place])]
-
-
-def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Group places by length so that each padded batch stays within the budget.
-
-    A sequence longer than the budget is a batch of its own.
-    """
-    batches: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
-        if batches and (len(batches[-1]) + 1) * lengths[place] <= tokens_per_batch:
-            batches[-1].append(place)
-        else:
-            batches.append([place])
-    return batches
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
+from eigenshift.batching import plan_batches, run_in_batches
 from eigenshift.decoding import DecodingArm, sample_batch
 from eigenshift.models import LanguageModel
 from eigenshift.patching import Patch, check_base, patched_model
@@ -73,7 +74,8 @@ def generate_continuations(
         prompts: `schemas.PROMPTS` rows.
         arms: What to generate with, by name.
         settings: Sampling settings.
-        sequences_per_batch: Sequences generated at once, over all arms; does not change the result.
+        sequences_per_batch: Sequences generated at once, over all arms, fewer where memory runs
+            out; does not change the result.
         workspaces: Receives the table of each arm, by the arms' names.
 
     Yields:
@@ -124,34 +126,44 @@ def _continue_prompts(
             check_base(language_model, arm.patch)
             edits[name] = arm.patch.edit.head
     trunk_patch = next((arm.patch for arm in arms.values() if arm.changes_trunk), None)
-    per_batch = max(1, sequences_per_batch // (settings.n_samples * len(arms)))
+
+    def sample(batch: list[int]) -> list[list[list[int]]]:
+        chosen = [prompts[place] for place in batch]
+        keys = {
+            stream: _draw_keys(chosen, settings, stream)
+            for stream in {arm.stream for arm in arms.values()}
+        }
+        return sample_batch(
+            language_model,
+            [prompt.token_ids for prompt in chosen],
+            [DecodingArm(edits.get(name), keys[arm.stream]) for name, arm in arms.items()],
+            settings,
+        )
+
+    key = (language_model.digest, str(language_model.device), "generation")
+    sizes = [settings.n_samples * len(arms)] * len(prompts)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     with language_model.lock, patched_model(language_model, trunk_patch):
-        for first in range(0, len(prompts), per_batch):
-            batch = prompts[first : first + per_batch]
-            keys = {
-                stream: np.stack(
-                    [
-                        draw_keys(
-                            settings.seed, stream, prompt.prompt_id, sample, settings.n_tokens
-                        )
-                        for prompt in batch
-                        for sample in range(settings.n_samples)
-                    ]
-                )
-                for stream in {arm.stream for arm in arms.values()}
-            }
-            found = sample_batch(
-                language_model,
-                [prompt.token_ids for prompt in batch],
-                [DecodingArm(edits.get(name), keys[arm.stream]) for name, arm in arms.items()],
-                settings,
-            )
+        for batch, found in run_in_batches(key, sizes, sequences_per_batch, plan_batches, sample):
+            chosen = [prompts[place] for place in batch]
             for name, token_ids in zip(arms, found, strict=True):
                 rows[name].extend(
-                    _describe_batch(language_model, batch, token_ids, settings.n_samples)
+                    _describe_batch(language_model, chosen, token_ids, settings.n_samples)
                 )
     return rows
+
+
+def _draw_keys(
+    prompts: Sequence[_Prompt], settings: GenerationSettings, stream: str
+) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """The random numbers of every continuation of these prompts, in their order."""
+    return np.stack(
+        [
+            draw_keys(settings.seed, stream, prompt.prompt_id, sample, settings.n_tokens)
+            for prompt in prompts
+            for sample in range(settings.n_samples)
+        ]
+    )
 
 
 def encode_prompts(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
@@ -114,7 +115,8 @@ def tabulate_headline(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str
     ]
 
 
-HEADLINE_COLUMNS = ("", "before", "after", "random components", "base again (A/A)")
+ARM_COLUMNS = ("before", "after", "random components", "base again (A/A)")
+HEADLINE_COLUMNS = ("", *ARM_COLUMNS)
 
 
 def describe_outcome(outcome: RefreshOutcome) -> str:
@@ -122,6 +124,9 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     lines = [f"# {outcome.model_id}: {outcome.status}", "", f"Run `{outcome.run_id}`"]
     if outcome.release is not None:
         lines.append(f", release `{outcome.release}`")
+    reason = explain_hold(outcome.checks)
+    if reason:
+        lines += ["", "**Held, because of:**", "", *(f"- {line}" for line in reason.splitlines())]
     lines += ["", *_markdown_table(HEADLINE_COLUMNS, tabulate_headline(outcome.evaluations))]
     lines += ["", "## Gate", ""]
     lines += _markdown_table(
@@ -154,6 +159,56 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
         ],
     )
     return "\n".join(lines) + "\n"
+
+
+def explain_hold(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Why the gate held a patch, in one line per failed check; empty if it passed."""
+    return "\n".join(
+        f"{check['name']}: expected {check['expected']}, found {check['found']}"
+        for check in checks
+        if not check["is_passed"]
+    )
+
+
+def tabulate_results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Every metric, one row each, as text: before, after and the control arms."""
+    table = MetricTable(evaluations)
+    columns = dict(zip((BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM), ARM_COLUMNS, strict=True))
+    return [
+        {"metric": metric}
+        | {
+            column: format_estimate(table.get(arm, metric), "number")
+            for arm, column in columns.items()
+        }
+        for metric in dict.fromkeys(row["metric"] for row in evaluations)
+    ]
+
+
+def tabulate_components(
+    components: pa.Table, max_rows: int, *, show_text: bool
+) -> list[dict[str, str]]:
+    """The components that a patch damps, most toxic first, as text.
+
+    Args:
+        components: `schemas.COMPONENTS` rows.
+        max_rows: Only the first this many.
+        show_text: Whether the tokens they raise and lower are shown; they may be offensive.
+    """
+    chosen = [row for row in components.to_pylist() if row["is_selected"]]
+    chosen.sort(key=lambda row: row["rank"])
+    return [
+        {"component": str(row["component_index"])}
+        | {
+            name: "-" if row[name] is None else f"{row[name]:.3g}"
+            for name in ("sigma", "effect_size", "auroc", "logit_gain", "q_value", "factor")
+        }
+        | (
+            {name: " ".join(row[name] or []) for name in ("tokens_up", "tokens_down")}
+            if show_text
+            else {}
+        )
+        for row in chosen[:max_rows]
+    ]
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from eigenshift.artifacts import ArtifactReference
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PAPER_ARM, PATCHED_ARM, TUNED_ARM
@@ -24,6 +22,8 @@ from eigenshift.trials import choose_for_confirmation
 from flows import stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
+from flows.publication import publish_comparison
+from flows.runners import run_tasks
 
 logger = logging.getLogger("eigenshift.compare")
 
@@ -37,7 +37,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
     """
     use_credentials(settings.execution.credentials_block)
     journal = RunJournal("compare", settings)
-    with journal.recording():
+    with journal.recording(), run_tasks(settings.execution):
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
@@ -67,11 +67,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
             table=artifact.locate("comparison.parquet").uri,
             figure=artifact.locate("chart.png").uri,
         )
-    create_table_artifact(
-        key="arm-comparison",
-        table=[dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows],
-        description="All arms on the same prompts, seeds and texts. " + comparison.notes[0],
-    )
+    publish_comparison(comparison)
     return comparison
 
 
@@ -119,5 +115,4 @@ def _request_patches(
 
 def run_compare(settings: RefreshSettings) -> ArmComparison:
     """Run the flow here."""
-    runner = ThreadPoolTaskRunner(max_workers=settings.execution.concurrency)
-    return compare.with_options(task_runner=runner)(settings)
+    return compare(settings)

@@ -8,13 +8,13 @@ Its artifacts are those of a refresh with the same settings.
 from __future__ import annotations
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from eigenshift.reporting import Detection
 from eigenshift.settings import DetectionSettings, Role
 from flows import stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
+from flows.runners import run_tasks
 
 
 @flow(name="detect", flow_run_name="detect-{settings.model.model_id}", result_serializer="json")
@@ -26,7 +26,7 @@ def detect(settings: DetectionSettings) -> Detection:
     """
     use_credentials(settings.execution.credentials_block)
     journal = RunJournal("detect", settings)
-    with journal.recording():
+    with journal.recording(), run_tasks(settings.execution):
         model = stages.identify_model(journal, must_generate=False)
         samples = stages.ingest_samples(journal, (Role.labelled,))
         stages.study_detection(journal, model, samples[Role.labelled])
@@ -35,5 +35,4 @@ def detect(settings: DetectionSettings) -> Detection:
 
 def run_detect(settings: DetectionSettings) -> Detection:
     """Run the flow here."""
-    runner = ThreadPoolTaskRunner(max_workers=settings.execution.concurrency)
-    return detect.with_options(task_runner=runner)(settings)
+    return detect(settings)

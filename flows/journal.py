@@ -29,6 +29,7 @@ from eigenshift.runs import (
     write_run,
 )
 from eigenshift.settings import RefreshSettings
+from flows.publication import StageProgress
 
 logger = logging.getLogger("eigenshift.run")
 
@@ -60,6 +61,7 @@ class RunJournal:
         self.settings = settings
         self.artifacts = ArtifactStore(settings.store)
         self.record = start_run(command, settings)
+        self._progress = StageProgress()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -112,10 +114,12 @@ class RunJournal:
             else [(None, future) for future in futures]
         )
         results: list[StageResult] = []
+        self._progress.begin(stage, len(labelled))
         for place, (label, future) in enumerate(labelled, start=1):
             result: StageResult = future.result()
             results.append(result)
             self._record(stage, result, label, f"{place}/{len(labelled)}")
+            self._progress.advance(stage)
         self._summarise(stage, results, time.perf_counter() - started)
         return [result.reference for result in results]
 
@@ -130,6 +134,7 @@ class RunJournal:
         started = time.perf_counter()
         results: list[StageResult] = []
         made: list[dict[str, ArtifactReference]] = []
+        self._progress.begin(stage, len(futures))
         for place, future in enumerate(futures, start=1):
             found: dict[str, StageResult] = future.result()
             made.append({name: result.reference for name, result in found.items()})
@@ -137,6 +142,7 @@ class RunJournal:
             for name, result in different.values():
                 results.append(result)
                 self._record(stage, result, None, f"{place}/{len(futures)} {name}")
+            self._progress.advance(stage)
         self._summarise(stage, results, time.perf_counter() - started)
         return made
 

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import CancelledRun
-from prefect.states import Cancelled, State
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.states import Cancelled, Completed, State
 
 from eigenshift.artifacts import ArtifactReference
 from eigenshift.errors import NothingToDampError
@@ -30,13 +28,18 @@ from eigenshift.gate import (
 )
 from eigenshift.interventions import PatchRequest
 from eigenshift.releases import promote_patch
-from eigenshift.reporting import RefreshOutcome, describe_outcome
+from eigenshift.reporting import RefreshOutcome, explain_hold
 from eigenshift.runs import finish_run
 from eigenshift.settings import RefreshSettings, Role
 from flows import judging, stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
 from flows.overlap import OverlapError, one_refresh_at_a_time
+from flows.publication import publish_refresh
+from flows.runners import run_tasks
+
+HELD = "Held"
+"""Name of the final state of a run whose patch the gate held."""
 
 
 @flow(name="refresh", flow_run_name="refresh-{settings.model.model_id}", result_serializer="json")
@@ -49,14 +52,18 @@ def refresh(settings: RefreshSettings) -> RefreshOutcome | State[RefreshOutcome]
     use_credentials(settings.execution.credentials_block)
     try:
         with one_refresh_at_a_time(settings):
-            return _refresh(settings)
+            outcome = _refresh(settings)
     except OverlapError as error:
         return Cancelled(message=str(error))
+    if outcome.status == "held":
+        # A name of its own, so that the UI shows it and automations can react to it.
+        return Completed(name=HELD, message=explain_hold(outcome.checks), data=outcome)
+    return outcome
 
 
 def _refresh(settings: RefreshSettings) -> RefreshOutcome:
     journal = RunJournal("refresh", settings)
-    with journal.recording():
+    with journal.recording(), run_tasks(settings.execution):
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         stages.study_detection(journal, model, sources.samples[Role.labelled])
@@ -66,9 +73,7 @@ def _refresh(settings: RefreshSettings) -> RefreshOutcome:
             outcome = _hold(journal, [refuse_patch(error)], [])
         else:
             outcome = _judge_patch(journal, model, sources, study)
-    create_markdown_artifact(
-        key="refresh-outcome", markdown=describe_outcome(outcome), description="Outcome"
-    )
+    publish_refresh(outcome, settings, journal.record)
     return outcome
 
 
@@ -165,9 +170,8 @@ def run_refresh(settings: RefreshSettings) -> RefreshOutcome:
     Raises:
         OverlapError: Another refresh of the model is running, and the policy is to cancel.
     """
-    runner = ThreadPoolTaskRunner(max_workers=settings.execution.concurrency)
     try:
-        return refresh.with_options(task_runner=runner)(settings)
+        return refresh(settings)
     except CancelledRun as error:
         raise OverlapError(str(error)) from error
 

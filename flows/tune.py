@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from eigenshift.reporting import Tuning
 from eigenshift.settings import RefreshSettings
@@ -18,6 +17,7 @@ from eigenshift.trials import choose_for_confirmation
 from flows import stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
+from flows.runners import run_tasks
 
 
 @flow(name="tune", flow_run_name="tune-{settings.model.model_id}", result_serializer="json")
@@ -29,7 +29,7 @@ def tune(settings: RefreshSettings) -> Tuning:
     """
     use_credentials(settings.execution.credentials_block)
     journal = RunJournal("tune", settings)
-    with journal.recording():
+    with journal.recording(), run_tasks(settings.execution):
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
@@ -59,5 +59,4 @@ def tune(settings: RefreshSettings) -> Tuning:
 
 def run_tune(settings: RefreshSettings) -> Tuning:
     """Run the flow here."""
-    runner = ThreadPoolTaskRunner(max_workers=settings.execution.concurrency)
-    return tune.with_options(task_runner=runner)(settings)
+    return tune(settings)

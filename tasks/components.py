@@ -25,10 +25,10 @@ from eigenshift.settings import (
     PositionSource,
     ScorerSettings,
 )
-from tasks.stage import report, stage_task
+from tasks.stage import model_task, report
 
 
-@stage_task
+@model_task
 def encode_labelled_text(
     store: str,
     samples: Sequence[FileReference],
@@ -63,7 +63,7 @@ def encode_labelled_text(
     )
 
 
-@stage_task
+@model_task
 def collect_head_states(
     store: str,
     model: ArtifactReference,
@@ -112,7 +112,7 @@ def collect_head_states(
     )
 
 
-@stage_task
+@model_task
 def score_components(
     store: str,
     model: ArtifactReference,

@@ -30,10 +30,10 @@ from eigenshift.settings import (
     StatisticsSettings,
 )
 from eigenshift.storage import StoredFile
-from tasks.stage import report, stage_task
+from tasks.stage import model_task, report, stage_task
 
 
-@stage_task
+@model_task
 def extract_activations(
     store: str,
     shard: FileReference,

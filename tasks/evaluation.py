@@ -36,7 +36,7 @@ from eigenshift.settings import (
 )
 from eigenshift.word_lists import WordList, read_words
 from tasks.generation import refer_to_scorer
-from tasks.stage import report, stage_task
+from tasks.stage import model_task, report, stage_task
 
 
 class JudgedArms(BaseModel):

@@ -26,7 +26,7 @@ from eigenshift.settings import (
     ScorerSettings,
 )
 from eigenshift.storage import digest_file
-from tasks.stage import report, report_all, stage_task
+from tasks.stage import model_task, report, report_all
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Arm:
     stream: str = "main"
 
 
-@stage_task
+@model_task
 def generate_continuations(
     store: str,
     prompts: FileReference,
@@ -93,7 +93,7 @@ def _open(artifacts: ArtifactStore, patch: ArtifactReference | None) -> Patch | 
     return None if patch is None else open_patch(artifacts.open(patch))
 
 
-@stage_task
+@model_task
 def score_continuations(
     store: str,
     continuations: ArtifactReference,
@@ -118,7 +118,7 @@ def score_continuations(
     )
 
 
-@stage_task
+@model_task
 def locate_toxic_words(
     store: str,
     continuations: ArtifactReference,

@@ -7,12 +7,12 @@ from prefect.states import State
 from eigenshift import activations, decomposition, model_files, models
 from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
 from eigenshift.settings import ComponentSettings, ExecutionSettings, ModelSettings
-from tasks.stage import report, stage_task
+from tasks.stage import model_task, report
 
 IDENTITY_STEP_VERSION = 4
 
 
-@stage_task
+@model_task
 def identify_model(
     store: str, model_settings: ModelSettings, execution: ExecutionSettings
 ) -> State[StageResult]:
@@ -37,7 +37,7 @@ def identify_model(
     )
 
 
-@stage_task
+@model_task
 def decompose_head(
     store: str,
     model: ArtifactReference,

@@ -19,7 +19,7 @@ from eigenshift.artifacts import (
 )
 from eigenshift.interventions import Evidence, Need, PatchRequest
 from eigenshift.settings import ExecutionSettings, ModelSettings
-from tasks.stage import report, stage_task
+from tasks.stage import model_task, report
 
 
 class EvidenceReferences(BaseModel):
@@ -39,7 +39,7 @@ class EvidenceReferences(BaseModel):
         return [] if found is None else [found] if isinstance(found, BaseModel) else list(found)
 
 
-@stage_task
+@model_task
 def build_patch(
     store: str,
     request: PatchRequest,

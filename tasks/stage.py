@@ -32,6 +32,9 @@ TRANSIENT_ERRORS = (OSError, TimeoutError, ConnectionError)
 """Storage and hub clients raise their network faults as these (requests and aiohttp derive from
 OSError); whatever else goes wrong is a defect and is not tried again."""
 
+MODEL_TASKS: set[str] = set()
+"""Names of the tasks that run a model."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -48,6 +51,13 @@ def stage_task(function: F) -> Task[Any, Any]:
         retry_jitter_factor=JITTER,
         retry_condition_fn=_is_transient,
     )
+
+
+def model_task(function: F) -> Task[Any, Any]:
+    """Make a function a task of a stage that runs a model, and so may claim a GPU."""
+    made = stage_task(function)
+    MODEL_TASKS.add(made.name)
+    return made
 
 
 def report(result: StageResult) -> State[StageResult]:

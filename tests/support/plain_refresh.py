@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 from eigenshift.artifacts import StageResult
@@ -39,13 +40,15 @@ def refresh_plainly(settings: RefreshSettings) -> Any:
             return PlainFuture(pool.submit(function, *arguments))
 
         engine, Task.submit = Task.submit, submit  # type: ignore[method-assign,assignment]
-        publish = flows.refresh.create_markdown_artifact
-        flows.refresh.create_markdown_artifact = lambda **_: None
+        publish, run_tasks = flows.refresh.publish_refresh, flows.refresh.run_tasks
+        flows.refresh.publish_refresh = lambda *_: None
+        flows.refresh.run_tasks = lambda _: nullcontext()
         try:
             return flows.refresh._refresh(settings)
         finally:
             Task.submit = engine  # type: ignore[method-assign]
-            flows.refresh.create_markdown_artifact = publish
+            flows.refresh.publish_refresh = publish
+            flows.refresh.run_tasks = run_tasks
 
 
 if __name__ == "__main__":

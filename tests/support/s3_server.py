@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from tests.support.prefect_server import find_free_port
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +49,14 @@ class S3Server:
             endpoint_url=self.endpoint,
             client_kwargs={"region_name": REGION},
         ).mkdir(name)
+
+    def open_to_reader(self, bucket: str) -> None:
+        """Let the reader's key list and read a bucket, as a read-only bucket policy does on AWS."""
+        headers = {"X-Auth-User": ACCESS_KEY, "X-Auth-Key": SECRET_KEY}
+        found = httpx.get(f"{self.endpoint}/auth/v1.0", headers=headers).raise_for_status()
+        url = f"{found.headers['X-Storage-Url']}/{bucket}"
+        headers = {"X-Auth-Token": found.headers["X-Auth-Token"], "X-Container-Read": READER_KEY}
+        httpx.post(url, headers=headers).raise_for_status()
 
 
 def is_installed() -> bool:

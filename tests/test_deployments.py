@@ -1,0 +1,240 @@
+"""What `deployments/` promises, checked without running it: schemas, lint, secrets, access.
+
+What can run here is run in tests/services; containers and clusters are validated only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eigenshift.settings import RefreshSettings
+
+ROOT = Path(__file__).parents[1]
+DEPLOYMENTS = ROOT / "deployments"
+MANIFESTS = sorted((DEPLOYMENTS / "kubernetes").glob("*.yaml"))
+SCRIPTS = ("deploy", "start_server", "start_worker", "storage/make_users")
+TEMPLATES = ("process", "docker", "docker-gpu", "kubernetes", "kubernetes-gpu")
+SECRET_NAMES = re.compile(r"PASSWORD|SECRET|AUTH_STRING|CONNECTION_URL|MC_HOST")
+ENVIRONMENT = {"EIGENSHIFT_HOME": str(ROOT), "EIGENSHIFT_STORE": "s3://b/s", "EIGENSHIFT_POOL": "p"}
+
+
+def read_prefect_file() -> Any:
+    """prefect.yaml with the variables that `deploy` sets filled in."""
+    text = (DEPLOYMENTS / "prefect.yaml").read_text()
+    for name, value in ENVIRONMENT.items():
+        text = text.replace("{{ $" + name + " }}", value)
+    assert "{{" not in text  # no variable that `deploy` does not set
+    return yaml.safe_load(text)
+
+
+def read_manifests() -> Iterator[Any]:
+    """Every Kubernetes document that is shipped."""
+    for path in MANIFESTS:
+        yield from yaml.safe_load_all(path.read_text())
+
+
+def test_the_deployments_fit_prefects_own_model() -> None:
+    """Names, work pools, schedules and triggers are what Prefect reads."""
+    from prefect.cli.deploy._models import PrefectYamlModel
+    from prefect.events import DeploymentEventTrigger
+
+    document = read_prefect_file()
+    model = PrefectYamlModel.model_validate(document)
+    assert len(model.deployments) == len({item.name for item in model.deployments})
+    for item in document["deployments"]:
+        for trigger in item.get("triggers", ()):
+            DeploymentEventTrigger.model_validate(trigger)
+
+
+def test_the_deployments_name_flows_that_exist_and_settings_that_are_valid() -> None:
+    """Each entrypoint is a flow; each settings parameter is a whole RefreshSettings."""
+    for item in read_prefect_file()["deployments"]:
+        path, _, flow = item["entrypoint"].partition(":")
+        assert re.search(rf"^def {flow}\(", (ROOT / path).read_text(), re.MULTILINE)
+        settings = RefreshSettings.model_validate(item["parameters"]["settings"])
+        assert settings.store == ENVIRONMENT["EIGENSHIFT_STORE"]
+        assert item["enforce_parameter_schema"]
+
+
+def test_schedules_are_off_until_somebody_switches_them_on() -> None:
+    """Nothing starts by itself on the demo's settings."""
+    deployments = {item["name"]: item for item in read_prefect_file()["deployments"]}
+    scheduled = {
+        name: item["schedules"] for name, item in deployments.items() if "schedules" in item
+    }
+    assert set(scheduled) == {"refresh-nightly", "watch-sources", "compare-weekly"}
+    assert not any(entry["active"] for entries in scheduled.values() for entry in entries)
+
+
+def test_the_trigger_waits_for_the_event_that_the_watcher_sends() -> None:
+    """Same event name and same kind of resource on both sides."""
+    from flows.watch import RESOURCE, SOURCES_CHANGED
+
+    deployments = {item["name"]: item for item in read_prefect_file()["deployments"]}
+    (trigger,) = deployments["refresh-on-new-data"]["triggers"]
+    assert trigger["expect"] == [SOURCES_CHANGED]
+    assert trigger["match"] == {"prefect.resource.id": f"{RESOURCE}.*"}
+
+
+def test_the_automations_fit_prefects_own_model() -> None:
+    """With and without a notification block; held runs have the state that the flow gives them."""
+    sys.path.insert(0, str(DEPLOYMENTS))
+    try:
+        from automations import NOTIFIED, read_automations
+    finally:
+        sys.path.remove(str(DEPLOYMENTS))
+    from flows.refresh import HELD
+
+    plain = {item.name: item for item in read_automations(None)}
+    told = {item.name: item for item in read_automations("7f5f7d2e-1f7c-4d5a-9c53-0d7f4f2a8e11")}
+    assert plain.keys() == told.keys()
+    assert [action.type for action in plain[NOTIFIED].actions] == ["do-nothing"]
+    assert [action.type for action in told[NOTIFIED].actions] == ["send-notification"]
+    assert f"prefect.flow-run.{HELD}" in plain[NOTIFIED].trigger.expect
+
+
+def test_the_job_templates_are_prefects_with_our_changes() -> None:
+    """They are generated; a Prefect upgrade that changes them is noticed here."""
+    words = [sys.executable, str(DEPLOYMENTS / "work_pools" / "generate.py"), "--check"]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_job_template_makes_a_job(name: str) -> None:
+    """Prefect's worker builds its configuration from it; a Kubernetes job fits the API's schema."""
+    import asyncio
+
+    import kubernetes_validate
+    from prefect.workers.process import ProcessJobConfiguration
+    from prefect_docker.worker import DockerWorkerJobConfiguration
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    kind = name.removesuffix("-gpu")
+    configurations: dict[str, Any] = {
+        "process": ProcessJobConfiguration,
+        "docker": DockerWorkerJobConfiguration,
+        "kubernetes": KubernetesWorkerJobConfiguration,
+    }
+    template = json.loads((DEPLOYMENTS / "work_pools" / f"{name}.json").read_text())
+    values = {"env": {"A": "1"}, "command": "prefect flow-run execute"}
+    making = configurations[kind].from_template_and_values(
+        template,
+        values,
+        client=object(),  # asked for blocks only, and there are none
+    )
+    made = asyncio.run(making)
+    assert made.env["A"] == "1"
+    if kind == "docker":
+        assert bool(made.container_create_kwargs.get("device_requests")) == name.endswith("-gpu")
+        assert not made.privileged
+    if kind == "kubernetes":
+        manifest = made.job_manifest
+        container = manifest["spec"]["template"]["spec"]["containers"][0]
+        assert container["resources"]["limits"].get("nvidia.com/gpu") == (
+            1 if name.endswith("-gpu") else None
+        )
+        for misplaced in (
+            "completions",
+            "parallelism",
+        ):  # Prefect wants them; Kubernetes ignores them
+            del manifest["spec"]["template"]["spec"][misplaced]
+        container["env"] = [{"name": "A", "value": "1"}]  # as the worker writes it
+        container["args"] = values["command"].split()
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+def test_the_manifests_fit_kubernetes_schema() -> None:
+    """Every document, without unknown fields."""
+    import kubernetes_validate
+
+    documents = list(read_manifests())
+    assert {item["kind"] for item in documents} >= {"Deployment", "Service", "StatefulSet", "Role"}
+    for document in documents:
+        kubernetes_validate.validate(document, "1.37", strict=True)
+
+
+def test_containers_of_the_manifests_have_limits_and_no_privileges() -> None:
+    """No secret in the text, no privilege, a memory limit each."""
+    for document in read_manifests():
+        if document["kind"] not in ("Deployment", "StatefulSet"):
+            continue
+        for container in document["spec"]["template"]["spec"]["containers"]:
+            assert "memory" in container["resources"]["limits"]
+            assert not container.get("securityContext", {}).get("privileged")
+            for variable in container.get("env", ()):
+                if SECRET_NAMES.search(variable["name"]):
+                    assert "secretKeyRef" in variable["valueFrom"], variable["name"]
+
+
+def test_the_compose_file_fits_the_specification() -> None:
+    """Checked with the schema of compose-spec."""
+    found = subprocess.run(
+        [
+            *(sys.executable, "-m", "check_jsonschema"),
+            *("--builtin-schema", "vendor.compose-spec"),
+            str(DEPLOYMENTS / "containers" / "compose.yaml"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout
+
+
+def test_the_compose_file_takes_secrets_from_the_environment_and_publishes_on_loopback() -> None:
+    """Only the server has a port, on 127.0.0.1 by default; every variable is in the example."""
+    text = (DEPLOYMENTS / "containers" / "compose.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    published = {name: item["ports"] for name, item in services.items() if "ports" in item}
+    assert published == {"server": ["${PUBLISH_ON:-127.0.0.1}:4200:4200"]}
+    for service in services.values():
+        for name, value in service.get("environment", {}).items():
+            if SECRET_NAMES.search(name):
+                assert re.search(r"\$\{[A-Z_]+:\?\}", value), name
+    asked = set(re.findall(r"\$\{([A-Z_]+)", text))
+    example = (DEPLOYMENTS / "containers" / "environment.example").read_text()
+    assert set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE)) == asked
+    for line in example.splitlines():
+        if re.match(r"\w*(PASSWORD|SECRET)=", line):
+            assert line.endswith("="), line
+
+
+def test_the_dockerfile_has_no_lint() -> None:
+    """hadolint, with nothing ignored."""
+    hadolint = Path(sys.executable).with_name("hadolint")
+    words = [str(hadolint), str(DEPLOYMENTS / "containers" / "Dockerfile")]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_image_holds_what_it_copies() -> None:
+    """Everything the Dockerfile copies is let through by .dockerignore and exists."""
+    allowed = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    }
+    dockerfile = (DEPLOYMENTS / "containers" / "Dockerfile").read_text()
+    copied = {
+        name
+        for words in re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.MULTILINE)
+        for name in words.split()[:-1]
+    }
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_parses(script: str) -> None:
+    """And can be executed."""
+    path = DEPLOYMENTS / script
+    shell = "sh" if path.read_text().startswith("#!/bin/sh") else "bash"
+    assert subprocess.run([shell, "-n", str(path)], capture_output=True).returncode == 0
+    assert path.stat().st_mode & 0o111
