@@ -46,6 +46,13 @@ def share_cores(concurrency: int) -> Iterator[None]:
         yield
 
 
+def show_progress() -> None:
+    """Let our log lines through where nobody else has said what to show, as under a worker."""
+    library = logging.getLogger("eigenshift")
+    if library.level == logging.NOTSET:
+        library.setLevel(logging.INFO)
+
+
 class RunJournal:
     """Keeps a run's record up to date in the store.
 
@@ -55,9 +62,7 @@ class RunJournal:
     """
 
     def __init__(self, command: str, settings: RefreshSettings) -> None:
-        library = logging.getLogger("eigenshift")
-        if library.level == logging.NOTSET:  # under a worker nobody else has said what to show
-            library.setLevel(logging.INFO)
+        show_progress()
         self.settings = settings
         self.artifacts = ArtifactStore(settings.store)
         self.record = start_run(command, settings)

@@ -19,7 +19,7 @@ from eigenshift.datasets import digest_source
 from eigenshift.releases import slugify_model
 from eigenshift.settings import RefreshSettings
 from flows.credentials import use_credentials
-from flows.journal import logger
+from flows.journal import logger, show_progress
 
 SOURCES_CHANGED = "eigenshift.sources.changed"
 RESOURCE = "eigenshift.model"
@@ -39,6 +39,7 @@ def watch(settings: RefreshSettings) -> Sighting:
     Args:
         settings: Those of the refresh to start; only sources, model name and credentials are read.
     """
+    show_progress()
     use_credentials(settings.execution.credentials_block)
     slug = slugify_model(settings.model.model_id)
     seen = {source.name: digest_source(source)[:16] for source in settings.sources}

@@ -163,6 +163,16 @@ def test_a_run_shows_what_it_found(stack: Stack, finished_run: dict[str, Any]) -
         assert reason.splitlines()[0] in shown["refresh-outcome"]["data"]
 
 
+def test_every_job_template_is_accepted_by_the_server(stack: Stack) -> None:
+    """Pools for processes, containers and clusters, with and without GPU."""
+    for path in sorted((DEPLOYMENTS / "work_pools").glob("*.json")):
+        template = json.loads(path.read_text())
+        pool = {"name": f"try-{path.stem}", "type": path.stem.removesuffix("-gpu")}
+        found = stack.ask("/work_pools/", pool | {"base_job_template": template})
+        assert found["base_job_template"] == template
+        stack.ask(f"/work_pools/{pool['name']}", method="DELETE")
+
+
 def test_new_data_starts_a_refresh(stack: Stack, small_settings: dict[str, Any]) -> None:
     """The watcher sees a change once, says so by an event, and the trigger starts a run."""
     watching = stack.find_deployment("watch/watch-sources")

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx
+from typing import Any
 
 from tests.support.prefect_server import find_free_port
 
@@ -41,22 +40,21 @@ class S3Server:
 
     def make_bucket(self, name: str) -> None:
         """Make a bucket."""
+        self._connect().mkdir(name)
+
+    def _connect(self) -> Any:
         import s3fs
 
-        s3fs.S3FileSystem(
+        return s3fs.S3FileSystem(
             key=ACCESS_KEY,
             secret=SECRET_KEY,
             endpoint_url=self.endpoint,
             client_kwargs={"region_name": REGION},
-        ).mkdir(name)
+        )
 
     def open_to_reader(self, bucket: str) -> None:
-        """Let the reader's key list and read a bucket, as a read-only bucket policy does on AWS."""
-        headers = {"X-Auth-User": ACCESS_KEY, "X-Auth-Key": SECRET_KEY}
-        found = httpx.get(f"{self.endpoint}/auth/v1.0", headers=headers).raise_for_status()
-        url = f"{found.headers['X-Storage-Url']}/{bucket}"
-        headers = {"X-Auth-Token": found.headers["X-Auth-Token"], "X-Container-Read": READER_KEY}
-        httpx.post(url, headers=headers).raise_for_status()
+        """Let users without rights of their own list and read a bucket, not write to it."""
+        self._connect().chmod(bucket, "public-read")
 
 
 def is_installed() -> bool:
