@@ -232,6 +232,8 @@ class StageResult:
     elapsed_seconds: float
     rows: int
     traffic: Traffic = field(default_factory=Traffic)
+    n_tokens: int = 0
+    """Tokens a model read or wrote for it, where the stage counts them; 0 if it was cached."""
 
 
 @dataclass(frozen=True)
@@ -479,7 +481,8 @@ class ArtifactStore:
         )
         self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", manifest.encode())
         elapsed = share + time.perf_counter() - started
-        return StageResult(reference, False, elapsed, manifest.rows, meter.take())
+        n_tokens = int(manifest.facts.get("n_tokens", 0))
+        return StageResult(reference, False, elapsed, manifest.rows, meter.take(), n_tokens)
 
     def _publish_files(
         self, workspace: Workspace, reference: ArtifactReference

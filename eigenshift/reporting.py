@@ -144,13 +144,18 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     )
     lines += ["", "## Stages", ""]
     lines += _markdown_table(
-        ("stage", "shards", "cached", "seconds", "requests", "bytes read", "bytes written"),
+        (
+            *("stage", "shards", "cached", "seconds", "rows/s", "tokens/s"),
+            *("requests", "bytes read", "bytes written"),
+        ),
         [
             [
                 stage.name,
                 str(stage.shards),
                 str(stage.shards_cached),
                 f"{stage.elapsed_seconds:.1f}",
+                _format_rate(stage.rows_per_second),
+                _format_rate(stage.tokens_per_second),
                 f"{stage.traffic.requests:,}",
                 f"{stage.traffic.bytes_read:,}",
                 f"{stage.traffic.bytes_written:,}",
@@ -159,6 +164,10 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
         ],
     )
     return "\n".join(lines) + "\n"
+
+
+def _format_rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:,.0f}"
 
 
 def explain_hold(checks: Sequence[Mapping[str, Any]]) -> str:

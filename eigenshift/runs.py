@@ -35,6 +35,20 @@ class StageSummary(BaseModel):
     shards_cached: int
     elapsed_seconds: float
     traffic: Traffic = Traffic()
+    rows_made: int = 0
+    tokens_made: int = 0
+    work_seconds: float = 0.0
+    """Seconds that the tasks which made something took, added up over workers."""
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """Rows made in a second of work; None where nothing was made."""
+        return self.rows_made / self.work_seconds if self.work_seconds else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens a model read or wrote in a second of work; None where none were counted."""
+        return self.tokens_made / self.work_seconds if self.tokens_made else None
 
 
 class ArtifactUse(BaseModel):

@@ -30,6 +30,7 @@ from eigenshift.settings import (
     list_presets,
     load_settings_as,
 )
+from flows.log_format import make_formatter
 from flows.prefect_environment import create_home
 from flows.terminal_tables import print_table
 
@@ -409,9 +410,10 @@ def doctor(
 ) -> None:
     """Tell what this machine and these settings can and cannot do."""
     from eigenshift.diagnosis import diagnose
+    from flows.server_check import check_server
 
     settings = None if preset is config is None else _load(preset, config, store, overrides)
-    findings = diagnose(settings)
+    findings = [*diagnose(settings), check_server()]
     table = Table("", "what", "found", show_edge=False)
     for finding in findings:
         mark = "[green]ok[/]" if finding.is_fine else "[red]no[/]"
@@ -447,7 +449,7 @@ def _run(command: Callable[[], Any]) -> int:
 
 def _configure_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(make_formatter(os.environ.get("EIGENSHIFT_LOG_FORMAT", "text")))
     library = logging.getLogger("eigenshift")
     library.setLevel(os.environ.get("EIGENSHIFT_LOG_LEVEL", "INFO").upper())
     library.handlers = [handler]

@@ -186,4 +186,8 @@ class RunJournal:
         summary.shards += len(results)
         summary.shards_cached += n_cached
         summary.elapsed_seconds = round(summary.elapsed_seconds + waited, 3)
+        made = [result for result in results if not result.was_cached]
+        summary.rows_made += sum(result.rows for result in made)
+        summary.tokens_made += sum(result.n_tokens for result in made)
+        summary.work_seconds += sum(result.elapsed_seconds for result in made)
         summary.traffic = sum((result.traffic for result in results), summary.traffic)

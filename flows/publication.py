@@ -21,7 +21,8 @@ from prefect.artifacts import (
 )
 
 from eigenshift.artifacts import ArtifactReference, ArtifactStore
-from eigenshift.figures import draw_before_after
+from eigenshift.audit import open_audit
+from eigenshift.figures import find_arms, find_toxicity, render_png
 from eigenshift.reporting import (
     ArmComparison,
     RefreshOutcome,
@@ -90,11 +91,7 @@ def publish_refresh(
         table=tabulate_results(outcome.evaluations),
         description="Every metric before and after, with intervals",
     )
-    create_markdown_artifact(
-        key="refresh-picture",
-        markdown=embed_picture("Before and after", draw_before_after(outcome.evaluations)),
-        description="Toxicity and perplexity, before and after",
-    )
+    _publish_pictures("refresh-picture", settings.store, outcome.run_id)
     artifacts = ArtifactStore(settings.store)
     shows_text = settings.execution.show_text
     create_table_artifact(
@@ -117,10 +114,22 @@ def publish_comparison(comparison: ArmComparison) -> None:
         table=[dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows],
         description="All arms on the same prompts, seeds and texts",
     )
+    _publish_pictures("arm-picture", comparison.store, comparison.run_id)
+
+
+def _publish_pictures(key: str, store: str, run_id: str) -> None:
+    """Before and after, drawn from the store; left out where no server shows them."""
+    if not has_server():
+        return
+    with open_audit(store) as session:
+        charts = [find(session, run_id) for find in (find_toxicity, find_arms)]
+    pictures = [
+        embed_picture(chart.title, render_png(chart)) for chart in charts if chart is not None
+    ]
     create_markdown_artifact(
-        key="arm-picture",
-        markdown=embed_picture("Before and after", draw_before_after(comparison.evaluations)),
-        description="Toxicity and perplexity, before and after",
+        key=key,
+        markdown="\n".join(pictures),
+        description="Toxicity and its cost, before and after",
     )
 
 

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
+from eigenshift.batching import plan_batches, run_in_batches
 from eigenshift.edits import ModelEdit
 from eigenshift.evaluation.arms import BASE_ARM
 from eigenshift.folding import run_hooked
-from eigenshift.forward import encode_text, iterate_head_states, plan_batches
+from eigenshift.forward import encode_text, iterate_head_states
 from eigenshift.models import LanguageModel
 from eigenshift.patching import Patch, check_base
 from eigenshift.settings import EvaluationSettings
@@ -75,9 +76,14 @@ def measure_fluency(
     encoded, n_skipped = _encode_texts(language_model, texts, settings.max_tokens)
     rows: list[dict[str, Any]] = []
     lengths = [len(token_ids) for _, _, token_ids in encoded]
-    for batch in plan_batches(lengths, tokens_per_batch):
+
+    def measure(batch: list[int]) -> list[dict[str, Any]]:
         texts_of_batch = [encoded[place] for place in batch]
-        rows.extend(_measure_batch(language_model, edits, texts_of_batch, tokens_per_batch))
+        return list(_measure_batch(language_model, edits, texts_of_batch, tokens_per_batch))
+
+    key = (language_model.digest, str(language_model.device), "fluency")
+    for _, found in run_in_batches(key, lengths, tokens_per_batch, plan_batches, measure):
+        rows.extend(found)
     rows.sort(key=lambda row: (row["arm"], row["sample_id"]))
     workspace.write_rows("fluency.parquet", rows, schemas.FLUENCY)
     workspace.facts = {

@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eigenshift.batching import plan_batches
 from eigenshift.edits import ModelEdit, UnitEdit
 from eigenshift.errors import ComponentError
 from eigenshift.folding import run_hooked
-from eigenshift.forward import encode_text, pad_right, plan_batches
+from eigenshift.forward import encode_text, pad_right
 from eigenshift.interventions.budget import choose_strongest
 from eigenshift.interventions.interface import Evidence, Outcome, PatchRequest
 from eigenshift.models import LanguageModel, list_layers

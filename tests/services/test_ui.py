@@ -34,12 +34,12 @@ N_SAMPLES = 3
 def page(stack: Stack) -> Iterator[Page]:
     """A tab of Debian's Chromium.
 
-    Skips where it is not installed; CI sets EIGENSHIFT_REQUIRE_SERVICES and fails instead.
+    Skips where it is not installed; CI sets EIGENSHIFT_REQUIRE_BROWSER and fails instead.
     """
     program = shutil.which("chromium")
     if program is None:
-        missing = "Chromium is not installed: .ci/install_chromium"
-        if os.environ.get("EIGENSHIFT_REQUIRE_SERVICES"):
+        missing = "Chromium is not installed: .ci/install_browser"
+        if os.environ.get("EIGENSHIFT_REQUIRE_BROWSER"):
             pytest.fail(missing)
         pytest.skip(missing)
     with sync_playwright() as driver, tempfile.TemporaryDirectory() as profile:

@@ -68,7 +68,7 @@ class Stack:
         """Run a program as the operator, in the repository's root."""
         environment = self.environment | changes
         return subprocess.run(
-            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
         )
 
     def ask(self, path: str, document: Any = None, method: str = "POST") -> Any:

@@ -1,0 +1,122 @@
+"""What operators rely on: JSON log lines, the doctor's look at the server, the watcher, rates."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigenshift.errors import SettingsError
+from eigenshift.runs import StageSummary
+from eigenshift.settings import RefreshSettings
+from flows.log_format import make_formatter
+from flows.server_check import check_server
+
+
+def _format(message: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    record = logging.LogRecord("eigenshift.run", logging.INFO, "", 0, message, arguments, None)
+    for name, value in options.items():
+        setattr(record, name, value)
+    found: dict[str, Any] = json.loads(make_formatter("json").format(record))
+    return found
+
+
+def test_a_json_line_has_the_values_of_the_message() -> None:
+    """Numbers are numbers; time, level and logger are there."""
+    found = _format("stage %s  rows=%d seconds=%.1f id=%s", "x", 5, 1.5, "a-1")
+    assert found["fields"] == {"rows": 5, "seconds": 1.5, "id": "a-1"}
+    assert (found["level"], found["logger"]) == ("info", "eigenshift.run")
+    assert found["time"].endswith("+00:00")
+
+
+def test_a_json_line_tells_an_exception_by_its_type_only() -> None:
+    """Its message may quote data."""
+    error = ValueError("zorbfool")
+    found = _format("it failed", exc_info=(ValueError, error, None))
+    assert found["exception"] == "ValueError"
+    assert "zorbfool" not in json.dumps(found)
+
+
+def test_an_unknown_log_format_is_refused() -> None:
+    """With the names there are."""
+    with pytest.raises(SettingsError, match="text or json"):
+        make_formatter("xml")
+
+
+@contextmanager
+def _server(status: int) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/api"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "is_fine", "detail"),
+    [(200, True, "answers"), (401, False, "PREFECT_API_AUTH_STRING"), (404, False, "status 404")],
+)
+def test_the_doctor_asks_the_prefect_server(
+    monkeypatch: pytest.MonkeyPatch, status: int, is_fine: bool, detail: str
+) -> None:
+    """It answers, refuses us, or is something else."""
+    with _server(status) as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        finding = check_server()
+    assert finding.is_fine is is_fine
+    assert detail in finding.detail
+
+
+def test_the_doctor_needs_no_prefect_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None named is fine; one that does not answer is not."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert check_server().is_fine
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert not check_server().is_fine
+
+
+def test_rates_are_of_what_was_made() -> None:
+    """Nothing made: no rate; no tokens counted: no rate of tokens."""
+    idle = StageSummary(name="x", shards=1, shards_cached=1, elapsed_seconds=0.1)
+    assert (idle.rows_per_second, idle.tokens_per_second) == (None, None)
+    busy = idle.model_copy(update={"rows_made": 30, "work_seconds": 2.0})
+    assert (busy.rows_per_second, busy.tokens_per_second) == (15.0, None)
+    assert busy.model_copy(update={"tokens_made": 8}).tokens_per_second == 4.0
+
+
+@pytest.mark.engine
+def test_the_watcher_reports_a_change_once(
+    prefect_server: None, load_small: Callable[..., RefreshSettings], tmp_path: Path
+) -> None:
+    """First sight, no change, a grown file: by name of the source."""
+    from flows.watch import watch
+
+    settings = load_small()
+    content = Path(settings.sources[3].uri).read_text()
+    grown = tmp_path / "sentences.csv"
+    grown.write_text(content)
+    settings = load_small(f"sources.3.uri={grown}", "model.name=watched")
+    first = watch(settings)
+    assert first.is_first
+    assert first.changed == sorted(source.name for source in settings.sources)
+    assert watch(settings).changed == []
+    grown.write_text(content + content.splitlines()[-1] + "\n")
+    again = watch(settings)
+    assert (again.is_first, again.changed) == (False, ["neutral"])
