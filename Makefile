@@ -55,6 +55,7 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 	@test ! -e .venv-s3/.installed || $(BIN)/python tests/benchmarks/bench_incremental.py --s3
 	@$(BIN)/python tests/benchmarks/bench_export.py
 	@$(BIN)/python tests/benchmarks/bench_orchestration.py
+	@$(BIN)/python tests/benchmarks/bench_distributed.py
 	@$(BIN)/python tests/benchmarks/bench_audit.py
 	@$(BIN)/python tests/benchmarks/bench_decomposition.py
 	@$(BIN)/python tests/benchmarks/bench_component_scores.py

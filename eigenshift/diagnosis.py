@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import httpx
 import huggingface_hub
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
@@ -92,6 +94,7 @@ def diagnose(settings: RefreshSettings | None) -> list[Finding]:
         ("memory", check_memory),
         ("GPU", check_gpu),
         ("disk", lambda: check_disk(Path.cwd())),
+        ("hub", check_hub),
     ]
     if settings is not None:
         checks += _list_settings_checks(settings)
@@ -218,6 +221,18 @@ def check_disk(folder: Path) -> Finding:
     if free < MIN_FREE_BYTES:
         detail += f"; expected at least {_show_bytes(MIN_FREE_BYTES)}"
     return Finding("disk", free >= MIN_FREE_BYTES, detail)
+
+
+def check_hub() -> Finding:
+    """Whether the Hugging Face hub answers; runs on local folders do not need it."""
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", True, "offline by HF_HUB_OFFLINE; folders and what is cached work")
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+    except (httpx.HTTPError, OSError) as error:
+        detail = f"{constants.ENDPOINT}: no answer ({type(error).__name__}); give folders instead"
+        return Finding("hub", True, detail)
+    return Finding("hub", True, f"{constants.ENDPOINT}: answers")
 
 
 def check_store(url: str) -> Finding:

@@ -115,7 +115,9 @@ class SourceSettings(Frozen):
         None, description="Jigsaw test set only: test_labels.csv, joined to test.csv by id."
     )
     role: Role | None = Field(
-        None, description="What the texts are for; by default what the format suggests."
+        None,
+        title="Role",
+        description="What the texts are for; by default what the format suggests.",
     )
     split: str = Field("train", description="Name of the split in the samples table.")
     language: str = Field(
@@ -128,7 +130,9 @@ class SourceSettings(Frozen):
         "(RealToxicityPrompts: strictly above, as its authors do).",
     )
     columns: ColumnMapping = Field(
-        ColumnMapping(), description="Column names ('huggingface' and 'sentences' only)."
+        ColumnMapping(),
+        title="Columns",
+        description="Column names ('huggingface' and 'sentences' only).",
     )
     configuration: str | None = Field(None, description="Hugging Face dataset configuration.")
     revision: str | None = Field(None, description="Hugging Face dataset revision (pin a commit).")
@@ -475,6 +479,7 @@ class ComponentSettings(Frozen):
 
     score: ComponentScore = Field(
         ComponentScore.effect_size,
+        title="Score",
         description="Ranking; 'release' reproduces the published code, for comparison only.",
     )
     n_decomposed: int | None = Field(

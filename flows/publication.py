@@ -10,7 +10,6 @@ import base64
 import time
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from prefect.artifacts import (
     create_link_artifact,
@@ -39,14 +38,17 @@ MAX_COMPONENTS = 64
 
 @dataclass
 class _Progress:
-    artifact_id: UUID
     n_done: int = 0
     n_known: int = 0
-    updated_at: float = 0.0
+    shown_at: float = 0.0
+    artifact_id: Any = None
 
 
 class StageProgress:
-    """One progress artifact per stage; only on a Prefect server that somebody can look at."""
+    """One progress artifact per stage; only on a Prefect server that somebody can look at.
+
+    A stage that is over within a second costs one call to the server.
+    """
 
     def __init__(self) -> None:
         self._stages: dict[str, _Progress] = {}
@@ -54,26 +56,28 @@ class StageProgress:
 
     def begin(self, stage: str, n_shards: int) -> None:
         """Shards of a stage were submitted; a stage may begin again, e.g. with the next arm."""
-        if not self._is_shown or not n_shards:
-            return
-        if stage not in self._stages:
-            artifact_id = create_progress_artifact(
-                progress=0.0, key=f"progress-{_slugify(stage)}", description=_describe(stage)
-            )
-            self._stages[stage] = _Progress(_as_uuid(artifact_id))
-        self._stages[stage].n_known += n_shards
+        found = self._stages.setdefault(stage, _Progress(shown_at=time.monotonic()))
+        found.n_known += n_shards
 
     def advance(self, stage: str) -> None:
         """One more shard is there."""
-        found = self._stages.get(stage)
-        if found is None:
-            return
+        found = self._stages[stage]
         found.n_done += 1
-        now = time.monotonic()
         is_last = found.n_done == found.n_known
-        if is_last or now - found.updated_at >= SECONDS_BETWEEN_UPDATES:
-            found.updated_at = now
-            update_progress_artifact(found.artifact_id, 100.0 * found.n_done / found.n_known)
+        if not self._is_shown or not (
+            is_last or time.monotonic() - found.shown_at >= SECONDS_BETWEEN_UPDATES
+        ):
+            return
+        found.shown_at = time.monotonic()
+        progress = 100.0 * found.n_done / found.n_known
+        if found.artifact_id is None:
+            found.artifact_id = create_progress_artifact(
+                progress=progress,
+                key=f"progress-{stage.replace('_', '-')}",
+                description=f"Shards finished: {stage.replace('_', ' ')}",
+            )
+        else:
+            update_progress_artifact(found.artifact_id, progress)
 
 
 def publish_refresh(
@@ -149,16 +153,3 @@ def _publish_links(
     }
     for key, (text, link) in links.items():
         create_link_artifact(key=f"link-{key}", link=link, link_text=link, description=text)
-
-
-def _slugify(stage: str) -> str:
-    return stage.replace("_", "-")
-
-
-def _describe(stage: str) -> str:
-    return f"Shards finished: {stage.replace('_', ' ')}"
-
-
-def _as_uuid(found: Any) -> UUID:
-    assert isinstance(found, UUID)  # noqa: S101 - an awaitable in asynchronous flows only
-    return found

@@ -3,7 +3,7 @@
 Tasks take references and return references, so nothing large travels; a worker process keeps the
 models it has loaded (`eigenshift.models`). Dask and Ray give the task of a worker that died to
 another one; a pool of processes ends with the first that dies, and the next run goes on from what
-is finished. What a GPU claim means on a cluster is in docs/scaling.md.
+is finished. What a GPU claim means on a cluster is in docs/devices.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Offer the refresh to a Prefect server, with the settings as a typed form in its UI.
 
 Started by `python -m flows.serve` beside a running server (`prefect server start`); stop it with
-Ctrl-C. The demo's settings prefill the form. Work pools, schedules and workers are in
-`deployments/`.
+Ctrl-C. The demo's settings prefill the form. A try-out: what runs for keeps is in `deployments/`.
 """
 
 from __future__ import annotations

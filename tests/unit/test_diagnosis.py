@@ -170,3 +170,18 @@ def test_model_on_the_hub_is_asked_for_not_downloaded(
     found = by_name(diagnose(make_settings(sources, "owner/name")))
     assert "the first run downloads it" in found["model"].detail
     assert found["model in memory"].is_fine
+
+
+def test_the_hub_is_looked_for_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline by setting, or no answer: said, and fine."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = diagnosis.check_hub()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    silent = diagnosis.check_hub()
+    assert offline.is_fine
+    assert "HF_HUB_OFFLINE" in offline.detail
+    assert silent.is_fine
+    assert "no answer" in silent.detail
