@@ -31,7 +31,7 @@ from eigenshift.models import LanguageModel
 from eigenshift.patching import Patch, check_base
 from eigenshift.settings import EvaluationSettings
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 POSITIONS_PER_BLOCK = 256
 
 
@@ -171,5 +171,5 @@ def _compare_text(
 
 def _log_probabilities(language_model: LanguageModel, states: Tensor) -> Tensor:
     head = language_model.head_module
-    logits = language_model.head.compute_logits(states, head.weight, head.bias)
+    logits = language_model.head.compute_precise_logits(states, head.weight, head.bias)
     return torch.log_softmax(logits.float(), dim=-1)
