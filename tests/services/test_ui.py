@@ -126,7 +126,7 @@ def test_the_run_page_shows_state_progress_and_artifacts(
     expect(page.get_by_text("refresh-results").first).to_be_visible()
     _take_picture(page, "run-artifacts")
     page.get_by_role("tab", name="Logs").click()
-    expect(page.get_by_text("generate_continuations").first).to_be_visible()
+    expect(page.get_by_text("submitted to infrastructure").first).to_be_visible()
 
 
 @pytest.mark.parametrize(
