@@ -179,14 +179,15 @@ def test_continuations_do_not_change_when_memory_runs_out(
     def generate(folder: Path) -> pa.Table:
         folder.mkdir()
         workspace = Workspace(folder)
-        generation.generate_continuations(
+        made = generation.generate_continuations(
             tiny_language_model,
             prompts,
+            {"base": generation.GenerationArm(patch=None)},
             settings,
-            stream="main",
             sequences_per_batch=24,
-            workspace=workspace,
+            workspaces={"base": workspace},
         )
+        assert list(made) == [("base",)]
         return pq.read_table(workspace.path("continuations.parquet"))
 
     expected = generate(tmp_path / "expected")
