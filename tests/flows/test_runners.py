@@ -217,7 +217,7 @@ def _list_activations(store: Store) -> list[str]:
 
 def _list_workers(runner: str) -> list[psutil.Process]:
     """The processes that do this process's tasks, the busiest first."""
-    sign = "ray::" if runner == "ray" else "multiprocessing.spawn"
+    sign = "ray::extract-activations" if runner == "ray" else "multiprocessing.spawn"
     found: list[tuple[float, Any]] = []
     for process in psutil.Process().children(recursive=True):
         try:
