@@ -25,6 +25,7 @@ from eigenshift.figures import find_arms, find_toxicity, render_png
 from eigenshift.reporting import (
     ArmComparison,
     RefreshOutcome,
+    Tuning,
     describe_outcome,
     tabulate_components,
     tabulate_results,
@@ -116,9 +117,19 @@ def publish_comparison(comparison: ArmComparison) -> None:
     create_table_artifact(
         key="arm-comparison",
         table=[dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows],
-        description="All arms on the same prompts, seeds and texts",
+        description="All arms on the same prompts, seeds and texts. " + comparison.notes[0],
     )
     _publish_pictures("arm-picture", comparison.store, comparison.run_id)
+
+
+def publish_tuning(tuning: Tuning) -> None:
+    """Show a finished search."""
+    create_table_artifact(
+        key="trials",
+        table=[dict(zip(tuning.columns, row, strict=True)) for row in tuning.rows],
+        description=tuning.advice,
+    )
+    _publish_pictures("trials-picture", tuning.store, tuning.run_id)
 
 
 def _publish_pictures(key: str, store: str, run_id: str) -> None:

@@ -9,7 +9,6 @@ cut off goes on where it stopped.
 from __future__ import annotations
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 
 from eigenshift.reporting import Tuning
 from eigenshift.settings import RefreshSettings
@@ -17,6 +16,7 @@ from eigenshift.trials import choose_for_confirmation
 from flows import stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
+from flows.publication import publish_tuning
 from flows.runners import run_tasks
 
 
@@ -49,11 +49,7 @@ def tune(settings: RefreshSettings) -> Tuning:
             trials=artifact.read_table("trials.parquet").to_pylist(),
             figure=artifact.locate("chart.png").uri,
         )
-    create_table_artifact(
-        key="trials",
-        table=[dict(zip(tuning.columns, row, strict=True)) for row in tuning.rows],
-        description=tuning.advice,
-    )
+    publish_tuning(tuning)
     return tuning
 
 

@@ -26,10 +26,10 @@ from eigenshift.settings import (
     ScorerSettings,
     TuneSettings,
 )
-from tasks.stage import report, stage_task
+from tasks.stage import model_task, report, stage_task
 
 
-@stage_task
+@model_task
 def screen_trials(
     store: str,
     model: ArtifactReference,
