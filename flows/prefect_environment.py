@@ -24,6 +24,8 @@ DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     # Our log lines belong to the run in the UI as well.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "eigenshift",
+    # Outside of runs (a library call, a worker between tasks) they belong to none.
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # Prefect prints each task run and, for a failure, a traceback. Our own messages say what went
     # wrong and where; the runs stay in Prefect's database for its UI.
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
