@@ -140,7 +140,7 @@ def test_a_refresh_by_the_worker_is_in_the_store(
 
 def test_the_log_of_a_run_is_on_the_server(stack: Stack, finished_run: dict[str, Any]) -> None:
     """Lines of the library, with stages and rows."""
-    lines = stack.read_logs(finished_run["id"])
+    lines = stack.read_whole_log(finished_run["id"])
     assert any("extract_activations" in line and "rows=" in line for line in lines)
 
 
@@ -180,11 +180,11 @@ def test_new_data_starts_a_refresh(stack: Stack, small_settings: dict[str, Any])
     stack.ask(f"/deployments/{triggered['id']}", {"work_queue_name": "parked"}, "PATCH")
     run = stack.wait_for_run(stack.start_run(watching, small_settings))
     assert run["state_type"] == "COMPLETED", stack.read_logs(run["id"])
-    assert any("sources changed" in line for line in stack.read_logs(run["id"]))
+    assert any("sources changed" in line for line in stack.read_whole_log(run["id"]))
     (started,) = wait_until(lambda: stack.list_runs(triggered))
     stack.ask(f"/flow_runs/{started['id']}", method="DELETE")
     again = stack.wait_for_run(stack.start_run(watching, small_settings))
-    assert not any("sources changed" in line for line in stack.read_logs(again["id"]))
+    assert not any("sources changed" in line for line in stack.read_whole_log(again["id"]))
 
 
 def test_a_read_only_key_audits_and_cannot_write(

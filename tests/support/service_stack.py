@@ -107,6 +107,11 @@ class Stack:
         )
         return [entry["message"] for entry in found]
 
+    def read_whole_log(self, run_id: str) -> list[str]:
+        """The lines of a finished run, once the last one has arrived; they are sent in batches."""
+        wait_until(lambda: any("Finished in state" in line for line in self.read_logs(run_id)))
+        return self.read_logs(run_id)
+
     def list_runs(self, deployment: Mapping[str, Any]) -> list[dict[str, Any]]:
         """All runs of a deployment."""
         found: list[dict[str, Any]] = self.ask(
