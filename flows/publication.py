@@ -19,8 +19,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from eigenshift.artifacts import ArtifactReference, ArtifactStore
+from eigenshift.artifacts import Artifact, ArtifactReference, ArtifactStore
 from eigenshift.audit import open_audit
+from eigenshift.evaluation.arms import PATCHED_ARM
 from eigenshift.figures import find_arms, find_toxicity, render_png
 from eigenshift.reporting import (
     ArmComparison,
@@ -30,6 +31,7 @@ from eigenshift.reporting import (
     tabulate_components,
     tabulate_results,
 )
+from eigenshift.runs import RunRecord
 from eigenshift.settings import RefreshSettings
 from flows.overlap import has_server
 
@@ -81,35 +83,42 @@ class StageProgress:
             update_progress_artifact(found.artifact_id, progress)
 
 
-def publish_refresh(
-    outcome: RefreshOutcome,
-    settings: RefreshSettings,
-    components: ArtifactReference,
-    patch: ArtifactReference,
-) -> None:
-    """Show a finished refresh."""
+def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: RunRecord) -> None:
+    """Show a finished refresh; one held before there was a patch has less to show."""
     create_markdown_artifact(
         key="refresh-outcome", markdown=describe_outcome(outcome), description="Decision and checks"
     )
-    create_table_artifact(
-        key="refresh-results",
-        table=tabulate_results(outcome.evaluations),
-        description="Every metric before and after, with intervals",
-    )
-    _publish_pictures("refresh-picture", settings.store, outcome.run_id)
     artifacts = ArtifactStore(settings.store)
-    shows_text = settings.execution.show_text
+    made = {(use.kind, use.label): use.fingerprint for use in record.artifacts}
+    links = {
+        "store": ("The store", artifacts.store.root),
+        "run-record": ("The run's record", artifacts.store.uri(f"runs/{record.run_id}.json")),
+    }
+    if (components := made.get(("components", None))) is not None:
+        reference = ArtifactReference(kind="components", fingerprint=components)
+        _publish_components(artifacts.open(reference), shows_text=settings.execution.show_text)
+    if (patch := made.get(("patch", PATCHED_ARM))) is not None:
+        links["patch"] = ("The patch", artifacts.store.uri(f"artifacts/patch/{patch}"))
+    if outcome.evaluations:
+        create_table_artifact(
+            key="refresh-results",
+            table=tabulate_results(outcome.evaluations),
+            description="Every metric before and after, with intervals",
+        )
+        _publish_pictures("refresh-picture", settings.store, outcome.run_id)
+    for key, (text, link) in links.items():
+        create_link_artifact(key=f"link-{key}", link=link, link_text=link, description=text)
+
+
+def _publish_components(components: Artifact, *, shows_text: bool) -> None:
     create_table_artifact(
         key="refresh-components",
         table=tabulate_components(
-            artifacts.open(components).read_table("components.parquet"),
-            MAX_COMPONENTS,
-            show_text=shows_text,
+            components.read_table("components.parquet"), MAX_COMPONENTS, show_text=shows_text
         ),
         description="Components damped, most toxic first"
         + ("" if shows_text else "; their tokens are hidden (execution.show_text)"),
     )
-    _publish_links(artifacts, outcome, patch)
 
 
 def publish_comparison(comparison: ArmComparison) -> None:
@@ -151,16 +160,3 @@ def _publish_pictures(key: str, store: str, run_id: str) -> None:
 def embed_picture(title: str, png: bytes) -> str:
     """Markdown with a picture inside; the UI shows those whole, unlike image artifacts."""
     return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})\n"
-
-
-def _publish_links(
-    artifacts: ArtifactStore, outcome: RefreshOutcome, patch: ArtifactReference
-) -> None:
-    store = artifacts.store
-    links = {
-        "store": ("The store", store.root),
-        "run-record": ("The run's record", store.uri(f"runs/{outcome.run_id}.json")),
-        "patch": ("The patch", store.uri(f"artifacts/{patch.kind}/{patch.fingerprint}")),
-    }
-    for key, (text, link) in links.items():
-        create_link_artifact(key=f"link-{key}", link=link, link_text=link, description=text)

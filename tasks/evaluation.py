@@ -83,7 +83,7 @@ def _read(artifacts: ArtifactStore, references: Sequence[ArtifactReference], nam
     return pa.concat_tables(artifacts.open(item).read_table(name) for item in references)
 
 
-@stage_task
+@model_task
 def measure_fluency(
     store: str,
     shard: FileReference,
@@ -209,7 +209,7 @@ def tabulate_arms(
     )
 
 
-@stage_task
+@model_task
 def measure_token_shifts(
     store: str,
     model: ArtifactReference,
@@ -243,7 +243,7 @@ def measure_token_shifts(
     )
 
 
-@stage_task
+@model_task
 def draw_controls(
     store: str,
     model: ArtifactReference,
@@ -281,7 +281,7 @@ def draw_controls(
     )
 
 
-@stage_task
+@model_task
 def check_reload(
     store: str,
     model: ArtifactReference,
