@@ -115,8 +115,8 @@ def tabulate_headline(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str
     ]
 
 
-ARM_COLUMNS = ("before", "after", "random components", "base again (A/A)")
-HEADLINE_COLUMNS = ("", *ARM_COLUMNS)
+OUTCOME_COLUMNS = ("before", "after", "random components", "base again (A/A)")
+HEADLINE_COLUMNS = ("", *OUTCOME_COLUMNS)
 
 
 def describe_outcome(outcome: RefreshOutcome) -> str:
@@ -174,6 +174,7 @@ def explain_hold(checks: Sequence[Mapping[str, Any]]) -> str:
     """Why the gate held a patch, in one line per failed check; empty if it passed."""
     return "\n".join(
         f"{check['name']}: expected {check['expected']}, found {check['found']}"
+        + (f", missed by {check['missed_by']}" if check.get("missed_by") else "")
         for check in checks
         if not check["is_passed"]
     )
@@ -182,7 +183,9 @@ def explain_hold(checks: Sequence[Mapping[str, Any]]) -> str:
 def tabulate_results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Every metric, one row each, as text: before, after and the control arms."""
     table = MetricTable(evaluations)
-    columns = dict(zip((BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM), ARM_COLUMNS, strict=True))
+    columns = dict(
+        zip((BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM), OUTCOME_COLUMNS, strict=True)
+    )
     return [
         {"metric": metric}
         | {
