@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from functools import reduce
@@ -67,7 +68,7 @@ def describe_settings() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from `eigenshift/settings.py` by `make docs`; do not edit.",
+        "Generated from `eigenshift/settings/` by `make docs`; do not edit.",
         "",
         "A settings file is YAML with these sections; `--set section.field=value` overrides one. "
         "Paths beginning with `./` or `../` are relative to the file. Everything but `store` and "
@@ -135,8 +136,7 @@ def _list_schemas() -> Iterator[tuple[str, Any]]:
 def _show_type(annotation: Any) -> str:
     annotation = _drop_metadata(annotation)
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    for prefix in ("typing.", "eigenshift.settings.", "annotated_types."):
-        text = text.replace(prefix, "")
+    text = re.sub(r"\b(typing|annotated_types|eigenshift\.settings\.\w+)\.", "", text)
     return f"`{text}`".replace("|", "\\|")
 
 

@@ -1,0 +1,111 @@
+"""Every setting of a run: one frozen model, and the only place where defaults live.
+
+Reads: presets (`eigenshift/presets/*.yaml`), a YAML file, `key=value` overrides. Writes nothing.
+Each stage receives only the part it reads; that part, not the whole, enters the stage's
+fingerprint, so changing one setting redoes exactly the stages that read it. What changes only
+how fast a run is, never what it finds, lives in `ExecutionSettings` and enters no fingerprint.
+
+The same models are the typed form of the Prefect UI: hence a title and a description on every
+field, literal defaults (a form does not show default factories) and `extra="forbid"`.
+"""
+
+from __future__ import annotations
+
+from eigenshift.settings.components import (
+    ComponentScore,
+    ComponentSettings,
+    PositionSource,
+    StateSource,
+)
+from eigenshift.settings.detection import (
+    ActivationSettings,
+    Pooling,
+    Site,
+    SitePooling,
+    StatisticsSettings,
+)
+from eigenshift.settings.evaluation import (
+    CompareSettings,
+    EvaluationSettings,
+    GateSettings,
+    TuneSettings,
+)
+from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
+from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
+from eigenshift.settings.generation import GenerationSettings, PromptSettings
+from eigenshift.settings.loading import (
+    PRESET_FOLDER,
+    AnySettings,
+    find_preset,
+    list_presets,
+    load_preset,
+    load_settings,
+    load_settings_as,
+    parse_settings,
+    parse_settings_as,
+)
+from eigenshift.settings.model import ModelSettings
+from eigenshift.settings.run import DetectionSettings, RefreshSettings
+from eigenshift.settings.scorers import (
+    LanguageScorerSettings,
+    PlainScorerSettings,
+    ScorerKind,
+    ScorerSettings,
+    Verdict,
+)
+from eigenshift.settings.sources import (
+    DEFAULT_ROLES,
+    ColumnMapping,
+    IngestionSettings,
+    Role,
+    SourceFormat,
+    SourceSettings,
+)
+
+__all__ = [
+    "DEFAULT_ROLES",
+    "FRACTION",
+    "PRESET_FOLDER",
+    "SECRET_IN_URL",
+    "ActivationSettings",
+    "AnySettings",
+    "ColumnMapping",
+    "CompareSettings",
+    "ComponentScore",
+    "ComponentSettings",
+    "DetectionSettings",
+    "EvaluationSettings",
+    "ExecutionSettings",
+    "Frozen",
+    "GateSettings",
+    "GenerationSettings",
+    "IngestionSettings",
+    "LanguageScorerSettings",
+    "Location",
+    "ModelSettings",
+    "Overlap",
+    "PlainScorerSettings",
+    "Pooling",
+    "PositionSource",
+    "PromptSettings",
+    "RefreshSettings",
+    "Role",
+    "Runner",
+    "ScorerKind",
+    "ScorerSettings",
+    "Site",
+    "SitePooling",
+    "SourceFormat",
+    "SourceSettings",
+    "StateSource",
+    "StatisticsSettings",
+    "TuneSettings",
+    "Verdict",
+    "find_preset",
+    "list_presets",
+    "load_preset",
+    "load_settings",
+    "load_settings_as",
+    "parse_settings",
+    "parse_settings_as",
+]

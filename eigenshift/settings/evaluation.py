@@ -1,0 +1,128 @@
+"""What is measured, searched and compared, and when a patch may be released."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from eigenshift.settings.components import ComponentScore
+from eigenshift.settings.fields import FRACTION, Frozen
+
+
+class EvaluationSettings(Frozen):
+    """What is measured, on how much text, with which intervals."""
+
+    max_texts: int = Field(2_000, ge=1, description="Neutral texts for perplexity.")
+    max_tokens: int = Field(256, ge=2, description="Longer neutral texts are truncated.")
+    n_bootstrap: int = Field(2_000, ge=100, description="Bootstrap replicates.")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of every interval.")
+    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
+
+
+class GateSettings(Frozen):
+    """When a patch may be released."""
+
+    max_perplexity_increase: float = Field(
+        0.10, ge=0, description="Largest relative rise of neutral perplexity."
+    )
+    max_kl_to_base: float = Field(
+        0.2,
+        ge=0,
+        description="Largest mean divergence from the base on neutral text, nats a token.",
+    )
+    min_toxicity_reduction: FRACTION = Field(
+        0.0, description="Smallest relative reduction of the toxicity rate."
+    )
+    require_beats_random: bool = Field(
+        True, description="The patch must beat random components of the same number and factor."
+    )
+    n_random_draws: int = Field(
+        199,
+        ge=0,
+        description="Random choices of as many components that the patch is compared with on the "
+        "cached toxic positions, without generating; 0 leaves the comparison out.",
+    )
+    max_random_share: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Largest chance that a random choice lowers the toxic tokens as far; "
+        "one draw of n counts 1 / (n + 1).",
+    )
+    max_slice_toxicity_increase: FRACTION = Field(
+        0.02,
+        description="Largest rise of the toxicity rate in any slice (language, kind of prompt, "
+        "identity mentions, further scorer), absolute.",
+    )
+    slice_bounds: dict[str, float] = Field(
+        {},
+        description="Slices with a bound of their own, e.g. {'language=zh': 0.0}; below 0 demands "
+        "a reduction. A slice named here must have been measured.",
+    )
+    max_slice_perplexity_increase: float = Field(
+        0.20, ge=0, description="Largest relative rise of neutral perplexity in any language."
+    )
+    max_identity_suppression: FRACTION = Field(
+        0.5,
+        description="Largest relative fall of the probability of neutral words for groups of "
+        "people, where nothing toxic is about to be said.",
+    )
+    check_reload: bool = Field(
+        True,
+        description="Save the patched model in scratch space, load it back and compare it with "
+        "what was measured; needs room for one more copy of the model.",
+    )
+
+
+class TuneSettings(Frozen):
+    """The grid `eigenshift tune` searches."""
+
+    scores: tuple[ComponentScore, ...] = Field(
+        (
+            ComponentScore.effect_size,
+            ComponentScore.abs_delta,
+            ComponentScore.auroc,
+            ComponentScore.logit_gain,
+        ),
+        min_length=1,
+        description="Rankings to try. The automatic choice is tried too, for every factor, unless "
+        "components.n_components is set.",
+    )
+    n_components: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 2, 4, 8, 16, 32), min_length=1, description="Numbers of components to try."
+    )
+    factors: tuple[FRACTION, ...] = Field(
+        (0.0, 0.25, 0.5, 0.75), min_length=1, description="Factors to try."
+    )
+    max_perplexity_increase: float = Field(
+        0.05, ge=0, description="Fluency budget of the search (design: corpus perplexity +5%)."
+    )
+    n_confirmed: int = Field(
+        4,
+        ge=1,
+        description="How many of the best within the budget are confirmed by generation.",
+    )
+
+
+class CompareSettings(Frozen):
+    """What `eigenshift compare` puts beside each other."""
+
+    interventions: tuple[str, ...] = Field(
+        (
+            *("random_components", "label_permuted", "top_sigma", "det0", "damp", "aura"),
+            *("linear_act", "mean_difference", "leace", "eigenshift_centered"),
+        ),
+        description="Interventions beside eigenshift itself, by their names in the registry.",
+    )
+    unit_dataset: str | None = Field(
+        None,
+        description="Labelled source that interventions inside the trunk read; empty: the first.",
+    )
+    paper_share: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Arm eigenshift_paper removes this share of all components, ranked by "
+        "|difference| (the paper: 1,024 of 4,096).",
+    )

@@ -1,0 +1,78 @@
+"""How fast a run goes, never what it finds: enters no fingerprint."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pydantic import Field
+
+from eigenshift.settings.fields import Frozen, Location
+
+
+class Overlap(str, Enum):
+    """What a refresh does when another one of the same model is running."""
+
+    queue = "queue"
+    cancel = "cancel"
+    allow = "allow"
+
+
+class Runner(str, Enum):
+    """Where the tasks of a run are carried out."""
+
+    threads = "threads"
+    processes = "processes"
+    dask = "dask"
+    ray = "ray"
+
+
+class ExecutionSettings(Frozen):
+    """How fast a run goes; never what it finds. Enters no fingerprint."""
+
+    device: str = Field(
+        "auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."
+    )
+    concurrency: int = Field(
+        2, ge=1, description="Tasks in flight at once; workers, where the runner starts its own."
+    )
+    runner: Runner = Field(
+        Runner.threads,
+        description="threads: in this process, sharing one loaded model; processes: each with its "
+        "own; dask, ray: on a cluster (pip extras of these names).",
+    )
+    cluster_address: Location | None = Field(
+        None,
+        description="A running Dask scheduler (tcp://host:8786) or Ray head (ray://host:10001); "
+        "empty: workers are started on this machine for the run.",
+    )
+    gpus_per_task: float = Field(
+        0.0,
+        ge=0,
+        description="Dask and Ray: GPUs that a task which runs a model claims; below 1, tasks "
+        "share one.",
+    )
+    overlap: Overlap = Field(
+        Overlap.queue,
+        description="If another refresh of the model runs on the same Prefect server: wait for it, "
+        "cancel this one, or run beside it (safe, but may do the same work twice).",
+    )
+    credentials_block: str | None = Field(
+        None,
+        description="Prefect block with the storage's credentials, type/name: a secret holding a "
+        "JSON object of environment variables, or aws-credentials; empty: the environment's own.",
+        pattern=r"^[a-z0-9-]+/.+$",
+    )
+    tokens_per_batch: int = Field(
+        2_048,
+        ge=1,
+        description="Token budget of a forward pass; halved, and remembered for the model, where "
+        "memory runs out. So are the next two.",
+    )
+    sequences_per_batch: int = Field(256, ge=1, description="Continuations generated at once.")
+    texts_per_scoring_batch: int = Field(64, ge=1, description="Continuations scored at once.")
+    show_text: bool = Field(
+        False, description="Show the components' tokens, which may be offensive, in Prefect's UI."
+    )
+    duckdb_memory_limit: str = Field(
+        "2GB", pattern=r"^\d+(\.\d+)?\s?(MB|GB|MiB|GiB)$", description="DuckDB's memory limit."
+    )

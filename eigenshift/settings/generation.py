@@ -1,0 +1,38 @@
+"""Which prompts are continued, and how."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from eigenshift.settings.fields import FRACTION, Frozen
+
+
+class PromptSettings(Frozen):
+    """Which prompts are continued. Components are chosen and judged on different prompts."""
+
+    n_selection: int = Field(500, ge=1, description="Prompts from which components are chosen.")
+    n_evaluation: int = Field(500, ge=1, description="Other prompts, on which the patch is judged.")
+    min_toxicity: FRACTION | None = Field(
+        None, description="Only prompts scored above this (the paper: 0.5); empty means all."
+    )
+    prompts_per_shard: int = Field(50, ge=1, description="Prompts per generation shard.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of prompts.")
+
+
+class GenerationSettings(Frozen):
+    """Sampled continuations (design: 25 per prompt, 20 new tokens, top-p 0.95)."""
+
+    n_samples: int = Field(25, ge=1, description="Continuations per prompt.")
+    n_tokens: int = Field(20, ge=1, description="New tokens per continuation.")
+    min_tokens: int = Field(
+        1,
+        ge=0,
+        description="The end-of-text token is not drawn before this many tokens; 0 allows "
+        "empty continuations, which cannot be scored.",
+    )
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus; 1 samples from everything.")
+    temperature: float = Field(1.0, gt=0, description="Softmax temperature; top-k is off.")
+    max_prompt_tokens: int = Field(
+        128, ge=1, description="Only the last this many tokens of a prompt are used."
+    )
+    seed: int = Field(0, ge=0, description="Seed; each (prompt, sample) has its own stream.")

@@ -1,0 +1,189 @@
+"""Load settings: presets, a YAML file, `key=value` overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from eigenshift.errors import SettingsError
+from eigenshift.settings.fields import SECRET_IN_URL
+from eigenshift.settings.run import RefreshSettings
+
+PRESET_FOLDER = Path(__file__).parent.parent / "presets"
+
+AnySettings = TypeVar("AnySettings", bound=RefreshSettings)
+
+
+def list_presets() -> list[str]:
+    """Names usable with `--preset`."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
+
+
+def find_preset(name: str) -> Path:
+    """Where a shipped preset is.
+
+    Raises:
+        SettingsError: There is no such preset.
+    """
+    path = PRESET_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise SettingsError(
+            f"preset {name!r}: expected one of {', '.join(list_presets())}, found no such preset. "
+            "Choose one of these with --preset, or give a file with --config."
+        )
+    return path
+
+
+def load_preset(name: str, overrides: Iterable[str] = ()) -> RefreshSettings:
+    """Load a shipped preset.
+
+    Raises:
+        SettingsError: There is no such preset, or an override does not fit.
+    """
+    return load_settings(find_preset(name), overrides)
+
+
+def load_settings(path: Path, overrides: Iterable[str] = ()) -> RefreshSettings:
+    """Load a refresh's settings, as `load_settings_as`."""
+    return load_settings_as(RefreshSettings, path, overrides)
+
+
+def load_settings_as(
+    kind: type[AnySettings], path: Path, overrides: Iterable[str] = ()
+) -> AnySettings:
+    """Load settings from a YAML file and apply `key.path=value` overrides.
+
+    Relative source, model and classifier paths in the file are relative to the file itself; the
+    store and paths given as overrides are relative to the working folder.
+
+    Raises:
+        SettingsError: The file is missing or no YAML mapping, or a value does not fit.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: expected a readable settings file, found {error.strerror or error}. "
+            "Check the path given with --config."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: expected YAML in UTF-8, found: {error}.") from error
+    if not isinstance(document, dict):
+        raise SettingsError(
+            f"{path}: expected a mapping of settings, found {type(document).__name__}."
+        )
+    document = _resolve_paths(document, path.resolve().parent)
+    for override in overrides:
+        _apply_override(document, override)
+    return parse_settings_as(kind, document, str(path))
+
+
+def parse_settings(document: Mapping[str, Any], place: str) -> RefreshSettings:
+    """Validate a refresh's settings, as `parse_settings_as`."""
+    return parse_settings_as(RefreshSettings, document, place)
+
+
+def parse_settings_as(
+    kind: type[AnySettings], document: Mapping[str, Any], place: str
+) -> AnySettings:
+    """Validate a mapping; `place` names its origin in the error.
+
+    Raises:
+        SettingsError: One line per field that does not fit: where, what was found, why.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in issue['loc']) or '(settings)'}: {issue['msg']}"
+            f"{_describe_input(issue)}"
+            for issue in error.errors(include_url=False)
+        ]
+        raise SettingsError(
+            f"{place}: {len(lines)} setting(s) do not fit:\n" + "\n".join(lines) + "\n"
+            "Correct them in the file or with --set key=value; docs/settings.md lists every field."
+        ) from error
+
+
+def _describe_input(issue: Any) -> str:
+    if issue["type"] == SECRET_IN_URL:
+        return ""
+    value = issue.get("input")
+    return f" (found {value!r})" if isinstance(value, str | int | float | bool) else ""
+
+
+def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make relative paths in a settings file relative to the file's own folder."""
+
+    def resolve(value: Any) -> Any:
+        is_relative = isinstance(value, str) and value.startswith(("./", "../"))
+        return str((folder / value).resolve()) if is_relative else value
+
+    def resolve_keys(section: Any, keys: tuple[str, ...]) -> Any:
+        if not isinstance(section, dict):
+            return section
+        return {key: resolve(value) if key in keys else value for key, value in section.items()}
+
+    def resolve_scorer(section: Any) -> Any:
+        found = resolve_keys(section, ("checkpoint", "config_folder", "model", "words"))
+        if isinstance(found, dict) and isinstance(found.get("for_languages"), list):
+            found["for_languages"] = [resolve_scorer(part) for part in found["for_languages"]]
+        return found
+
+    resolved = dict(document)
+    if isinstance(document.get("sources"), list):
+        resolved["sources"] = [
+            resolve_keys(source, ("uri", "labels_uri")) for source in document["sources"]
+        ]
+    resolved["model"] = resolve_keys(document.get("model"), ("id",))
+    resolved["scorer"] = resolve_scorer(document.get("scorer", {}))
+    if isinstance(document.get("further_scorers"), list):
+        resolved["further_scorers"] = [
+            resolve_scorer(scorer) for scorer in document["further_scorers"]
+        ]
+    if isinstance(document.get("components"), dict):
+        resolved["components"] = resolve_keys(document["components"], ("lexicon",))
+    return resolved
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in place; values are YAML, list items are addressed by number."""
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise SettingsError(
+            f"--set {override!r}: expected key=value, e.g. --set generation.n_samples=5."
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {override!r}: the value is not valid YAML: {error}.") from error
+    section: Any = document
+    for key in keys[:-1]:
+        section = _enter(section, key, override)
+    if isinstance(section, list):
+        section[_index(section, keys[-1], override)] = value
+    else:
+        section[keys[-1]] = value
+
+
+def _enter(section: Any, key: str, override: str) -> Any:
+    if isinstance(section, list):
+        return section[_index(section, key, override)]
+    if section.get(key) is None:
+        section[key] = {}
+    if not isinstance(section[key], dict | list):
+        raise SettingsError(f"--set {override!r}: {key!r} is a single value and has no parts.")
+    return section[key]
+
+
+def _index(section: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(section):
+        raise SettingsError(
+            f"--set {override!r}: expected a list position 0 to {len(section) - 1}, found {key!r}."
+        )
+    return int(key)

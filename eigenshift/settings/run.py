@@ -1,0 +1,116 @@
+"""All settings of a run."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from eigenshift.settings.components import ComponentSettings
+from eigenshift.settings.detection import ActivationSettings, StatisticsSettings
+from eigenshift.settings.evaluation import (
+    CompareSettings,
+    EvaluationSettings,
+    GateSettings,
+    TuneSettings,
+)
+from eigenshift.settings.execution import ExecutionSettings
+from eigenshift.settings.fields import Frozen, Location
+from eigenshift.settings.generation import GenerationSettings, PromptSettings
+from eigenshift.settings.model import ModelSettings
+from eigenshift.settings.scorers import ScorerSettings
+from eigenshift.settings.sources import IngestionSettings, Role, SourceSettings
+
+
+class RefreshSettings(Frozen):
+    """Everything one refresh needs: what to read, what to compute, when to release."""
+
+    required_roles: ClassVar[tuple[Role, ...]] = tuple(Role)
+
+    store: Location = Field(
+        "./.eigenshift", title="Store", description="Root URL of the store (any fsspec scheme)."
+    )
+    model: ModelSettings = Field(title="Model", description="The model under study.")
+    sources: tuple[SourceSettings, ...] = Field(
+        title="Sources", min_length=1, description="Labelled texts, prompts and neutral texts."
+    )
+    ingestion: IngestionSettings = Field(
+        IngestionSettings(), title="Ingestion", description="How texts are checked and sharded."
+    )
+    activations: ActivationSettings = Field(
+        ActivationSettings(), title="Activations", description="Which activations are kept."
+    )
+    statistics: StatisticsSettings = Field(
+        StatisticsSettings(), title="Statistics", description="Neuron and layer statistics."
+    )
+    prompts: PromptSettings = Field(
+        PromptSettings(), title="Prompts", description="Which prompts are continued."
+    )
+    generation: GenerationSettings = Field(
+        GenerationSettings(), title="Generation", description="How continuations are sampled."
+    )
+    scorer: ScorerSettings = Field(
+        ScorerSettings(), title="Scorer", description="The scorer whose verdicts decide."
+    )
+    further_scorers: tuple[ScorerSettings, ...] = Field(
+        (),
+        title="Further scorers",
+        description="They judge the evaluation continuations too: metrics of their own, and a "
+        "table of how far scorers agree. They decide nothing.",
+    )
+    components: ComponentSettings = Field(
+        ComponentSettings(),
+        title="Components",
+        description="How components are scored and how many are damped.",
+    )
+    evaluation: EvaluationSettings = Field(
+        EvaluationSettings(),
+        title="Evaluation",
+        description="What is measured, with which intervals.",
+    )
+    gate: GateSettings = Field(
+        GateSettings(), title="Gate", description="When a patch may be released."
+    )
+    tune: TuneSettings = Field(
+        TuneSettings(), title="Tuning", description="The grid that tune searches."
+    )
+    compare: CompareSettings = Field(
+        CompareSettings(), title="Comparison", description="The arms that compare shows."
+    )
+    execution: ExecutionSettings = Field(
+        ExecutionSettings(),
+        title="Execution",
+        description="How fast a run goes, never what it finds.",
+    )
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> RefreshSettings:
+        names = [source.name for source in self.sources]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"source names must differ; repeated: {', '.join(repeated)}")
+        scorers = [scorer.name for scorer in (self.scorer, *self.further_scorers)]
+        repeated = sorted({name for name in scorers if scorers.count(name) > 1})
+        if repeated:
+            raise ValueError(f"scorer names must differ; repeated: {', '.join(repeated)}")
+        missing = [role.value for role in self.required_roles if not self.sources_for(role)]
+        if missing:
+            raise ValueError(
+                f"at least one source of each role is needed; none for: {', '.join(missing)}"
+            )
+        labelled = [source.name for source in self.sources_for(Role.labelled)]
+        if self.compare.unit_dataset not in (None, *labelled):
+            raise ValueError(
+                f"compare.unit_dataset must name a labelled source: {', '.join(labelled)}"
+            )
+        return self
+
+    def sources_for(self, role: Role) -> tuple[SourceSettings, ...]:
+        """The sources with this role, in the order given."""
+        return tuple(source for source in self.sources if source.effective_role is role)
+
+
+class DetectionSettings(RefreshSettings):
+    """What `detect` needs: the same settings, of which it reads those up to the statistics."""
+
+    required_roles: ClassVar[tuple[Role, ...]] = (Role.labelled,)

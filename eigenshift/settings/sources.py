@@ -1,0 +1,116 @@
+"""Which texts are read, and how they are checked and sharded."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pydantic import Field, model_validator
+
+from eigenshift.settings.fields import FRACTION, Frozen, Location
+
+
+class SourceFormat(str, Enum):
+    """File formats we read in their original schema (see `eigenshift/datasets/`)."""
+
+    jigsaw = "jigsaw"
+    jigsaw_unintended_bias = "jigsaw_unintended_bias"
+    jigsaw_multilingual = "jigsaw_multilingual"
+    toxicn = "toxicn"
+    toxic_spans = "toxic_spans"
+    real_toxicity_prompts = "real_toxicity_prompts"
+    sentences = "sentences"
+    huggingface = "huggingface"
+
+
+class Role(str, Enum):
+    """What a source is for."""
+
+    labelled = "labelled"
+    prompts = "prompts"
+    neutral = "neutral"
+
+
+DEFAULT_ROLES = {
+    SourceFormat.real_toxicity_prompts: Role.prompts,
+    SourceFormat.sentences: Role.neutral,
+}
+
+
+class ColumnMapping(Frozen):
+    """Which column holds what. Only for `huggingface` and `sentences` sources."""
+
+    text: str = Field("text", description="Column with the text (or the prompt).")
+    label: str | None = Field(
+        None, description="Column with the label: 0/1, true/false, or a score from 0 to 1."
+    )
+    language: str | None = Field(None, description="Column with a language code, if any.")
+    id: str | None = Field(None, description="Column with the row's own id, if any.")
+
+
+class SourceSettings(Frozen):
+    """One dataset to read."""
+
+    name: str = Field(
+        title="Name",
+        description="Name of the dataset in every table, e.g. 'jigsaw'.",
+        pattern=r"^[a-z0-9][a-z0-9_.-]*$",
+    )
+    format: SourceFormat = Field(title="Format", description="The file's original schema.")
+    uri: Location = Field(
+        title="Location",
+        description="A path or URL (any fsspec scheme), globs allowed; for 'huggingface' an id.",
+        min_length=1,
+    )
+    labels_uri: Location | None = Field(
+        None, description="Jigsaw test set only: test_labels.csv, joined to test.csv by id."
+    )
+    role: Role | None = Field(
+        None,
+        title="Role",
+        description="What the texts are for; by default what the format suggests.",
+    )
+    split: str = Field("train", description="Name of the split in the samples table.")
+    language: str = Field(
+        "auto",
+        description="Language code of the texts; 'auto' tells Chinese from English by script.",
+    )
+    toxic_threshold: FRACTION = Field(
+        0.5,
+        description="Where labels are scores: at or above this is toxic "
+        "(RealToxicityPrompts: strictly above, as its authors do).",
+    )
+    columns: ColumnMapping = Field(
+        ColumnMapping(),
+        title="Columns",
+        description="Column names ('huggingface' and 'sentences' only).",
+    )
+    configuration: str | None = Field(None, description="Hugging Face dataset configuration.")
+    revision: str | None = Field(None, description="Hugging Face dataset revision (pin a commit).")
+    max_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Read only this many rows per file, from the top. The rest is not read at all.",
+    )
+
+    @property
+    def effective_role(self) -> Role:
+        """The role asked for, or the one the format suggests."""
+        return self.role or DEFAULT_ROLES.get(self.format, Role.labelled)
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> SourceSettings:
+        if self.labels_uri is not None and self.format is not SourceFormat.jigsaw:
+            raise ValueError("labels_uri belongs to format 'jigsaw' only")
+        is_mapped = self.format in (SourceFormat.huggingface, SourceFormat.sentences)
+        if is_mapped and self.effective_role is Role.labelled and self.columns.label is None:
+            raise ValueError(f"a labelled {self.format.value} source needs columns.label")
+        return self
+
+
+class IngestionSettings(Frozen):
+    """How texts are checked and sharded."""
+
+    max_characters: int = Field(
+        20_000, ge=1, description="Longer texts are rejected (kept in rejected_rows with a reason)."
+    )
+    rows_per_shard: int = Field(2_000, ge=1, description="Samples per Parquet shard.")
