@@ -105,9 +105,9 @@ def start_run(command: str, settings: RefreshSettings) -> RunRecord:
     """Return a new record; nothing is written yet."""
     now = datetime.now(timezone.utc)
     return RunRecord(
-        run_id=f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
+        run_id=f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z-{uuid.uuid4().hex[:6]}",
         command=command,
-        started_at=now.isoformat(timespec="seconds"),
+        started_at=now.isoformat(timespec="milliseconds"),
         model_id=settings.model.model_id,
         settings=settings.model_dump(mode="json"),
     )
@@ -117,7 +117,7 @@ def finish_run(record: RunRecord, status: Status, error: str | None = None) -> N
     """Set outcome and end time in place."""
     record.status = status
     record.error = error
-    record.finished_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record.finished_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def end_dead_runs(store: Store) -> None:
