@@ -96,21 +96,22 @@ def sample_batch(
 def _draw_step(
     logits: Tensor, arms: Sequence[DecodingArm], step: int, settings: GenerationSettings
 ) -> Tensor:
-    """One token per row, block by block; arms that share keys share the noise made of them."""
+    """One token per row, block by block; arms that share keys share the noise."""
     vocab, n_rows = logits.shape[-1], len(logits) // len(arms)
     tokens = torch.empty(len(arms), n_rows, dtype=torch.long, device=logits.device)
     logits_of = logits.reshape(len(arms), n_rows, vocab)
-    streams = {id(arm.keys): arm.keys[:, step] for arm in arms}
-    size = count_rows_per_block(vocab)
-    for first in range(0, n_rows, size):
-        block = slice(first, first + size)
-        for stream, keys in streams.items():
+    arms_of_stream: dict[int, list[int]] = {}
+    for place, arm in enumerate(arms):
+        arms_of_stream.setdefault(id(arm.keys), []).append(place)
+    for places in arms_of_stream.values():
+        keys = arms[places[0]].keys[:, step]
+        size = count_rows_per_block(vocab * len(places))
+        for first in range(0, n_rows, size):
+            block = slice(first, first + size)
             noise = spread_noise(keys[block], vocab, logits.device)
-            for place, arm in enumerate(arms):
-                if id(arm.keys) == stream:
-                    tokens[place, block] = pick_tokens(
-                        logits_of[place, block], noise, settings.top_p, settings.temperature
-                    )
+            tokens[places, block] = pick_tokens(
+                logits_of[places, block], noise, settings.top_p, settings.temperature
+            )
     return tokens.flatten()
 
 

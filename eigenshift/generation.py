@@ -120,11 +120,13 @@ def _continue_prompts(
     sequences_per_batch: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of each arm; several arms differ in the head only, one alone may differ anywhere."""
-    edits = {}
-    for name, arm in arms.items():
-        if arm.patch is not None and not arm.changes_trunk:
-            check_base(language_model, arm.patch)
-            edits[name] = arm.patch.edit.head
+    head_patches = {
+        name: arm.patch
+        for name, arm in arms.items()
+        if arm.patch is not None and not arm.changes_trunk
+    }
+    check_base(language_model, *head_patches.values())
+    edits = {name: patch.edit.head for name, patch in head_patches.items()}
     trunk_patch = next((arm.patch for arm in arms.values() if arm.changes_trunk), None)
 
     def sample(batch: list[int]) -> list[list[list[int]]]:

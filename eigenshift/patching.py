@@ -345,27 +345,37 @@ def compute_parameters(language_model: LanguageModel, patch: Patch) -> dict[str,
     return fold_edit(language_model, patch.edit)
 
 
-def check_base(language_model: LanguageModel, patch: Patch) -> None:
-    """Refuse a model that is not the one a patch was made for.
+def check_base(language_model: LanguageModel, *patches: Patch) -> None:
+    """Refuse a model that is not the one the patches were made for.
+
+    Args:
+        language_model: What they are to change.
+        patches: Any number; a parameter that several of them change is read once.
 
     Raises:
-        ComponentError: A parameter the patch changes has other bytes.
+        ComponentError: A parameter a patch changes has other bytes.
     """
-    description = patch.description
     head_name = f"{language_model.head.name}.weight"
-    # format 1 and hooked patches name no parameters: they are known by the head's digest
-    expected = {name: change.base for name, change in description.tensors.items()}
-    for name, digest in (expected or {head_name: description.base_digest}).items():
-        try:
-            found = digest_tensor(language_model.model.get_parameter(name))
-        except AttributeError:
-            found = "no such parameter"
-        if found != digest:
-            raise ComponentError(
-                f"patch for {description.model_id}: expected {name} with digest {digest[:12]}, "
-                f"found {found[:17]}. The model was changed, already patched, or loaded in another "
-                "dtype; load the base the patch names."
-            )
+    digests: dict[str, str] = {}
+    for description in (patch.description for patch in patches):
+        # format 1 and hooked patches name no parameters: they are known by the head's digest
+        expected = {name: change.base for name, change in description.tensors.items()}
+        for name, digest in (expected or {head_name: description.base_digest}).items():
+            if name not in digests:
+                digests[name] = _digest_parameter(language_model.model, name)
+            if digests[name] != digest:
+                raise ComponentError(
+                    f"patch for {description.model_id}: expected {name} with digest "
+                    f"{digest[:12]}, found {digests[name][:17]}. The model was changed, already "
+                    "patched, or loaded in another dtype; load the base the patch names."
+                )
+
+
+def _digest_parameter(model: Any, name: str) -> str:
+    try:
+        return digest_tensor(model.get_parameter(name))
+    except AttributeError:
+        return "no such parameter"
 
 
 def untie_head(model: Any) -> None:

@@ -114,8 +114,10 @@ class ClassComparison:
         scikit-learn's definition (`average_precision_score`).
         """
         not_above, equal = self._placements
-        toxic_below = np.searchsorted(self._toxic, self._toxic)
-        true_positives = self.n_toxic - toxic_below
+        toxic_below = np.arange(self.n_toxic)
+        is_repeated = self._toxic[1:] == self._toxic[:-1]
+        toxic_below[1:][is_repeated] = 0
+        true_positives = self.n_toxic - np.maximum.accumulate(toxic_below)
         false_positives = self.n_nontoxic - not_above + equal
         return float((true_positives / (true_positives + false_positives)).mean())
 

@@ -71,20 +71,21 @@ def pick_tokens(logits: Tensor, noise: Tensor, top_p: float, temperature: float)
     of the nucleus.
 
     Args:
-        logits: Shape (row, vocab).
-        noise: As from `spread_noise`, same shape.
+        logits: Shape (row, vocab), or (arm, row, vocab) for arms that share their noise.
+        noise: As from `spread_noise`, shape (row, vocab).
         top_p: Share of the nucleus; 1 draws from everything.
         temperature: Divides the logits.
 
     Returns:
-        Token ids, shape (row,).
+        Token ids, shape (row,) or (arm, row).
     """
     scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
     probabilities = torch.softmax(scaled, dim=-1)
     race = probabilities / noise
-    winners = race.argmax(-1)
+    drawn = race.argmax(-1)
     if top_p >= 1.0:
-        return winners
+        return drawn
+    winners, probabilities, race = drawn.flatten(), _flatten(probabilities), _flatten(race)
     open_rows = torch.arange(len(race), device=race.device)
     while True:
         kept = winners[open_rows]
@@ -92,11 +93,16 @@ def pick_tokens(logits: Tensor, noise: Tensor, top_p: float, temperature: float)
         likelier = torch.where(probabilities > threshold, probabilities, 0.0).sum(-1)
         is_outside = likelier >= top_p
         if not bool(is_outside.any()):
-            return winners
+            return winners.reshape(drawn.shape)
         open_rows, threshold = open_rows[is_outside], threshold[is_outside]
         probabilities = probabilities[is_outside]
         race = race[is_outside].masked_fill_(probabilities <= threshold, 0.0)
         winners[open_rows] = race.argmax(-1)
+
+
+def _flatten(table: Tensor) -> Tensor:
+    """All rows of all arms, shape (row, vocab)."""
+    return table.reshape(-1, table.shape[-1])
 
 
 def count_rows_per_block(vocab: int) -> int:

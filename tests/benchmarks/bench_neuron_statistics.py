@@ -102,7 +102,10 @@ def compute_auroc(arguments: tuple[np.ndarray, np.ndarray]) -> float:
 
 def prepare(variant: str, folder: Path, out: Path) -> Callable[[], np.ndarray | None]:
     """Import what a variant needs and return its work, which gives the AUROCs if it has any."""
+    import pandas  # noqa: F401 - pyarrow imports it with the first array it makes
     import pyarrow.parquet as pq
+    import sklearn.metrics  # noqa: F401 - inherited by the pool's workers
+    from scipy.stats import rankdata
 
     from eigenshift.artifacts import Workspace
     from eigenshift.neuron_statistics import compute_neuron_statistics, query_neuron_statistics
@@ -131,8 +134,6 @@ def prepare(variant: str, folder: Path, out: Path) -> Callable[[], np.ndarray | 
             return np.array(list(workers.map(compute_auroc, tasks, chunksize=32)))
 
     def rank() -> np.ndarray:
-        from scipy.stats import rankdata
-
         values, is_toxic = read_matrix(folder)
         n_toxic = int(is_toxic.sum())
         sums = rankdata(values, axis=0)[is_toxic].sum(axis=0)
