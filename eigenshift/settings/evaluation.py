@@ -92,8 +92,10 @@ class TuneSettings(Frozen):
     n_components: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 2, 4, 8, 16, 32), min_length=1, description="Numbers of components to try."
     )
-    factors: tuple[FRACTION, ...] = Field(
-        (0.0, 0.25, 0.5, 0.75), min_length=1, description="Factors to try."
+    factors: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = Field(
+        (0.0, 0.25, 0.5, 0.75),
+        min_length=1,
+        description="Factors to try, below 1, which changes nothing.",
     )
     max_perplexity_increase: float = Field(
         0.05, ge=0, description="Fluency budget of the search (design: corpus perplexity +5%)."

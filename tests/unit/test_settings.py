@@ -97,6 +97,7 @@ def test_overrides_reach_nested_values_and_list_items(settings_file: Path) -> No
         ("generation.n_samples=0", "generation.n_samples"),
         ("generation.n_smaples=3", "generation.n_smaples"),
         ("components.factor=1.5", "components.factor"),
+        ("tune.factors=[0.5, 1.0]", "tune.factors"),
         ("sources.7.language=en", "position"),
         ("nonsense", "key=value"),
         ("model.id.deeper=1", "single value"),
