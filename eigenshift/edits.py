@@ -96,17 +96,19 @@ class HeadEdit:
             ComponentError: The edit is for heads of another width.
         """
         self.check_width(weight)
-        folded = weight.detach().clone()
+        weight = weight.detach()
         if not self.left.any():
-            return folded
+            return weight.clone()
+        folded = torch.empty_like(weight)
         width = torch.float64 if weight.dtype == torch.float64 else torch.float32
         left, right = (
             tensor.to(device=weight.device, dtype=width) for tensor in (self.left, self.right)
         )
         for first in range(0, len(weight), ROWS_PER_BLOCK):
-            rows = folded[first : first + ROWS_PER_BLOCK]
-            wide = rows.to(width)
-            rows.copy_(wide - (wide @ left) @ right.T)
+            wide = weight[first : first + ROWS_PER_BLOCK].to(width)
+            folded[first : first + ROWS_PER_BLOCK] = torch.addmm(
+                wide, wide @ left, right.T, alpha=-1
+            )
         return folded
 
     def compute_bias_shift(self, weight: Tensor) -> Tensor:

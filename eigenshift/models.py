@@ -26,7 +26,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
 )
-from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from eigenshift.errors import ModelError, SettingsError
@@ -36,7 +35,6 @@ from eigenshift.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
-UNFUSED_GELU = (NewGELUActivation, FastGELUActivation)
 MAX_LOADED_MODELS = 1
 """Models kept in memory by this process; a refresh studies one."""
 
@@ -278,9 +276,12 @@ def fuse_activations(model: nn.Module) -> None:
 
     The same function in one pass over the values; results differ by rounding (measured: 6e-7).
     """
+    # imported where a model is loaded: a second of the start of every command otherwise
+    from transformers.activations import FastGELUActivation, NewGELUActivation
+
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, UNFUSED_GELU):
+            if isinstance(child, (FastGELUActivation, NewGELUActivation)):
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 

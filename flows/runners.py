@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from prefect.context import FlowRunContext
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
@@ -77,6 +76,9 @@ def _shared_server(runner: Runner) -> Iterator[None]:
     if runner is Runner.threads or has_server():
         yield
         return
+    # imported only where it is used: nearly two seconds of the start of every command otherwise
+    from prefect.server.api.server import SubprocessASGIServer
+
     with temporary_settings({PREFECT_API_URL: SubprocessASGIServer().api_url}):
         yield
 
