@@ -132,6 +132,7 @@ def _make_dask(execution: ExecutionSettings) -> DaskTaskRunner:
             "threads_per_worker": 1,
             "dashboard_address": None,
             "host": LOOPBACK,
+            "memory_limit": 0,  # a model may need more than an even share, and would be killed
             "env": {THREADS_VARIABLE: share_threads(execution.concurrency)},
             "resources": {GPU: 1.0} if execution.gpus_per_task else None,
         }
