@@ -2,7 +2,8 @@
 
 Kept are the newest finished runs of each command, runs asked for by name, everything a release
 refers to, runs cut short after the newest finished one (the next run goes on from them), and
-whatever these reach through the inputs in manifests. Run records stay, marked as collected;
+whatever these reach through the inputs in manifests. The record of a run cut short may lack its
+last work, so everything made while it ran is kept with it. Run records stay, marked as collected;
 releases are never touched.
 
 Safe beside running refreshes: the collection announces itself, then looks for runs, and removes
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from eigenshift.artifacts import MANIFEST_NAME, ArtifactStore, Manifest
@@ -29,6 +30,8 @@ from eigenshift.storage import Store
 
 FINISHED = frozenset({"promoted", "held", "finished"})
 SECONDS_PER_HOUR = 3600.0
+CLOCK_SLACK = timedelta(minutes=10)
+"""Machines that share a store may differ by this; a task may also end after its run."""
 
 Key = tuple[str, str]
 """Kind and fingerprint of an artifact."""
@@ -148,6 +151,8 @@ def _plan(
         for release in released
         if release.patch is not None
     }
+    cut_short = [run for run in runs if run.run_id in run_ids and run.status not in FINISHED]
+    roots |= _find_made_during(cut_short, manifests)
     reached = _reach(roots, manifests)
     going = {key: manifest for key, manifest in manifests.items() if key not in reached}
     files, n_orphans, n_bytes = _list_files(store, manifests, reached, grace_hours)
@@ -187,6 +192,25 @@ def _choose_runs(runs: list[RunRecord], keep: int, asked_for: set[str]) -> set[s
                 break
             kept.add(run.run_id)
     return kept
+
+
+def _find_made_during(runs: list[RunRecord], manifests: Mapping[Key, Manifest]) -> set[Key]:
+    """Artifacts made while one of these runs was at work, in its record or not."""
+    latest = datetime.max.replace(tzinfo=timezone.utc)
+    spans = [
+        (
+            datetime.fromisoformat(run.started_at) - CLOCK_SLACK,
+            latest
+            if run.finished_at is None
+            else datetime.fromisoformat(run.finished_at) + CLOCK_SLACK,
+        )
+        for run in runs
+    ]
+    return {
+        key
+        for key, manifest in manifests.items()
+        if any(start <= datetime.fromisoformat(manifest.created_at) <= end for start, end in spans)
+    }
 
 
 def _reach(roots: set[Key], manifests: Mapping[Key, Manifest]) -> set[Key]:

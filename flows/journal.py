@@ -1,7 +1,8 @@
 """The journal of one run: waits for a stage's tasks, logs progress, records what each did.
 
-Writes the run record through `eigenshift.runs`. Log lines carry stage, shard, rows and seconds;
-never text of a sample.
+Writes the run record through `eigenshift.runs`: at the start, after each stage that made something,
+and at the end, so that a kill loses only what the stage in progress did. Log lines carry stage,
+shard, rows and seconds; never text of a sample.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -32,6 +33,9 @@ from eigenshift.settings import RefreshSettings
 from flows.publication import StageProgress
 
 logger = logging.getLogger("eigenshift.run")
+
+PEEK_SECONDS = 0.01
+"""For a finished task to hand over its result; asked of all the others once one has failed."""
 
 
 @contextmanager
@@ -78,11 +82,13 @@ class RunJournal:
             share_cores(self.settings.execution.concurrency),
         ):
             write_run(store, self.record)
-            wait_for_collections(store)
-            end_dead_runs(store)
-            settle_current(store, self.record.model_id)
-            logger.info("run %s: %s, store %s", self.record.run_id, self.record.command, self.root)
             try:
+                wait_for_collections(store)
+                end_dead_runs(store)
+                settle_current(store, self.record.model_id)
+                logger.info(
+                    "run %s: %s, store %s", self.record.run_id, self.record.command, self.root
+                )
                 yield
             except BaseException as error:
                 # Foreign messages may quote data, so only their type is kept.
@@ -118,13 +124,14 @@ class RunJournal:
             if isinstance(futures, Mapping)
             else [(None, future) for future in futures]
         )
+        labels = [label for label, _ in labelled]
         results: list[StageResult] = []
-        self._progress.begin(stage, len(labelled))
-        for place, (label, future) in enumerate(labelled, start=1):
-            result: StageResult = future.result()
+
+        def enter(place: int, result: StageResult) -> None:
             results.append(result)
-            self._record(stage, result, label, f"{place}/{len(labelled)}")
-            self._progress.advance(stage)
+            self._record(stage, result, labels[place], f"{place + 1}/{len(labelled)}")
+
+        self._take(stage, [future for _, future in labelled], enter)
         self._summarise(stage, results, time.perf_counter() - started)
         return [result.reference for result in results]
 
@@ -139,17 +146,31 @@ class RunJournal:
         started = time.perf_counter()
         results: list[StageResult] = []
         made: list[dict[str, ArtifactReference]] = []
-        self._progress.begin(stage, len(futures))
-        for place, future in enumerate(futures, start=1):
-            found: dict[str, StageResult] = future.result()
+
+        def enter(place: int, found: dict[str, StageResult]) -> None:
             made.append({name: result.reference for name, result in found.items()})
             different = {result.reference: (name, result) for name, result in found.items()}
             for name, result in different.values():
                 results.append(result)
-                self._record(stage, result, None, f"{place}/{len(futures)} {name}")
-            self._progress.advance(stage)
+                self._record(stage, result, None, f"{place + 1}/{len(futures)} {name}")
+
+        self._take(stage, futures, enter)
         self._summarise(stage, results, time.perf_counter() - started)
         return made
+
+    def _take(self, stage: str, futures: Sequence[Any], enter: Callable[[int, Any], None]) -> None:
+        """Enter what the tasks hand back, in order; if one fails, also the finished ones after it."""
+        self._progress.begin(stage, len(futures))
+        for place, future in enumerate(futures):
+            try:
+                found = future.result()
+            except BaseException:
+                for later, other in enumerate(futures[place + 1 :], start=place + 1):
+                    with suppress(Exception):  # unfinished or failed too; the first error counts
+                        enter(later, other.result(timeout=PEEK_SECONDS))
+                raise
+            enter(place, found)
+            self._progress.advance(stage)
 
     def _record(self, stage: str, result: StageResult, label: str | None, place: str) -> None:
         """Enter one artifact in the run's record."""
@@ -191,3 +212,6 @@ class RunJournal:
         summary.tokens_made += sum(result.n_tokens for result in made)
         summary.work_seconds += sum(result.elapsed_seconds for result in made)
         summary.traffic = sum((result.traffic for result in results), summary.traffic)
+        if made:
+            with logging_faults("the run's record could not be written yet"):
+                write_run(self.artifacts.store, self.record)

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import uuid
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -106,14 +107,39 @@ def test_runs_asked_for_are_kept_and_unknown_ones_are_an_error(url: str) -> None
     assert collect_garbage(url, keep=1, keep_runs=["run-1"], delete=True).artifacts == {}
 
 
+def date(url: str, reference: ArtifactReference, hours: int) -> None:
+    """Have an artifact made so many hours ago."""
+    artifacts = ArtifactStore(url)
+    made_at = (datetime.now(timezone.utc) - timedelta(hours=hours)).isoformat(timespec="seconds")
+    manifest = artifacts.open(reference).manifest.model_copy(update={"created_at": made_at})
+    artifacts.store.write_bytes(f"{reference.folder}/manifest.json", manifest.encode())
+
+
 def test_a_run_cut_short_keeps_what_the_next_run_goes_on_from(url: str) -> None:
     """Newer than the newest finished run: kept; older: not."""
     early, finished, late = (make(url, "step", number) for number in range(3))
+    for reference in (early, late):
+        date(url, reference, hours=3)
     record(url, "run-1", early, status="failed")
     record(url, "run-2", finished)
     record(url, "run-3", late, status="failed")
     collect_garbage(url, keep=1, delete=True)
     assert list_artifacts(url) == keys(finished, late)
+
+
+@pytest.mark.parametrize("status", ["failed", "running"])
+def test_what_a_killed_run_made_is_kept_though_its_record_lacks_it(url: str, status: str) -> None:
+    """It is written at the end of a stage; a manifest made meanwhile counts as the run's."""
+    base, made, old = make(url, "base", 1), make(url, "step", 1), make(url, "step", 2)
+    lasting = make(url, "step", 3, base)
+    for reference in (base, old):
+        date(url, reference, hours=3)
+    record(url, "run-1", status=status)
+    collect_garbage(url, keep=1, delete=True)
+    assert list_artifacts(url) == keys(base, made, lasting)
+    record(url, "run-2")
+    collect_garbage(url, keep=1, delete=True)
+    assert list_artifacts(url) == set()
 
 
 def test_nothing_is_removed_while_a_refresh_runs(url: str) -> None:

@@ -1,0 +1,116 @@
+"""What a run's record says while the run is at work, when it is killed and when it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eigenshift import presence
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
+from eigenshift.errors import StorageError
+from eigenshift.retention import collect_garbage
+from eigenshift.runs import list_run_ids, read_run
+from eigenshift.storage import Store
+from flows import journal as journal_module
+from flows.journal import RunJournal
+from tests.support.killed_work import prepare, run_until
+from tests.support.small_store import make_settings
+
+
+class Finished:
+    """The future of a task that has ended, well or not."""
+
+    def __init__(self, find: Callable[[], StageResult]) -> None:
+        self._find = find
+
+    def result(self, timeout: float | None = None) -> StageResult:
+        """What it made, or its error."""
+        return self._find()
+
+
+def make(url: str, number: int) -> StageResult:
+    """A small artifact."""
+
+    def work(workspace: Workspace) -> None:
+        workspace.write_json("content.json", {"number": number})
+
+    settings = {"number": number}
+    return ArtifactStore(url).produce(
+        "step", step_version=1, settings=settings, inputs=[], work=work
+    )
+
+
+def fail() -> StageResult:
+    """A task that fails."""
+    raise ValueError("made up")
+
+
+def run_and_die(url: str) -> None:
+    """End one stage, make something in the next, and be killed."""
+    journal = RunJournal("refresh", make_settings(url))
+    with journal.recording():
+        journal.collect("first", [Finished(lambda: make(url, 1))])
+        make(url, 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_collection_keeps_the_finished_work_of_a_killed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record lists the stages that ended, and what it made after them stays as well."""
+    url = str(tmp_path / "store")
+    assert not run_until(prepare(["flows.journal", __name__]), run_and_die, [url], 120)
+    store = Store(url)
+    (run_id,) = list_run_ids(store)
+    run = read_run(store, run_id)
+    assert (run.status, [use.stage for use in run.artifacts]) == ("running", ["first"])
+    monkeypatch.setattr(presence, "STALE_AFTER_SECONDS", 0.0)
+    assert collect_garbage(url, keep=1, delete=True, grace_hours=0).artifacts == {}
+    assert read_run(store, run_id).status == "failed"
+    assert len(ArtifactStore(url).list_manifests()) == 2
+
+
+def test_what_finished_beside_a_failed_task_is_recorded(tmp_path: Path) -> None:
+    """Shards after the first that failed count too; the error is that of the first."""
+    url = str(tmp_path / "store")
+    journal = RunJournal("refresh", make_settings(url))
+    futures = [Finished(lambda: make(url, 1)), Finished(fail), Finished(lambda: make(url, 2))]
+    with pytest.raises(ValueError, match="made up"), journal.recording():
+        journal.collect("first", [*futures, Finished(fail)])
+    run = read_run(Store(url), journal.record.run_id)
+    assert (run.status, run.error, len(run.artifacts)) == ("failed", "ValueError", 2)
+
+
+def test_a_record_is_written_again_only_if_a_stage_made_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with nothing new writes its record at the start and at the end."""
+    url, written = str(tmp_path / "store"), []
+    found = make(url, 1)
+    cached = make(url, 1)
+    monkeypatch.setattr(journal_module, "write_run", lambda *_: written.append(1))
+    journal = RunJournal("refresh", make_settings(url))
+    journal.collect("first", [Finished(lambda: cached)])
+    assert len(written) == 0
+    journal.collect("second", [Finished(lambda: found)])
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize("step", ["wait_for_collections", "end_dead_runs", "settle_current"])
+def test_a_run_that_fails_while_it_starts_is_recorded_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Nobody would end it later: its announcement is gone."""
+
+    def refuse(*_: object) -> None:
+        raise StorageError("made up")
+
+    monkeypatch.setattr(journal_module, step, refuse)
+    journal = RunJournal("refresh", make_settings(str(tmp_path / "store")))
+    with pytest.raises(StorageError), journal.recording():
+        raise AssertionError("not reached")
+    assert read_run(Store(journal.root), journal.record.run_id).status == "failed"
