@@ -159,7 +159,7 @@ class RunJournal:
         return made
 
     def _take(self, stage: str, futures: Sequence[Any], enter: Callable[[int, Any], None]) -> None:
-        """Enter what the tasks hand back, in order; if one fails, also the finished ones after it."""
+        """Enter what the tasks hand back, in order; if one fails, the finished ones after it."""
         self._progress.begin(stage, len(futures))
         for place, future in enumerate(futures):
             try:

@@ -1,13 +1,17 @@
 """What a run shows in Prefect's UI: progress, results, a picture, components, links.
 
 Reads the outcome and artifacts of the run; writes Prefect artifacts. Tokens of components stay out
-unless `execution.show_text` asks for them; texts of samples are never shown.
+unless `execution.show_text` asks for them; texts of samples are never shown. What cannot be shown
+is logged and left out: the outcome is decided, and a release in force, before anything is shown.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +39,23 @@ from eigenshift.runs import RunRecord
 from eigenshift.settings import RefreshSettings
 from flows.overlap import has_server
 
+logger = logging.getLogger("eigenshift.run")
+
 SECONDS_BETWEEN_UPDATES = 1.0
 MAX_COMPONENTS = 64
+
+
+@contextmanager
+def _outcome_stands(what: str) -> Iterator[None]:
+    """Log whatever keeps something from being shown, by its type: its message may quote data."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - server, store or chart: none may end a run
+        logger.warning(
+            "%s: not shown in the UI (%s). The run's outcome stands; `eigenshift report` shows it.",
+            what,
+            type(error).__name__,
+        )
 
 
 @dataclass
@@ -72,6 +91,12 @@ class StageProgress:
         ):
             return
         found.shown_at = time.monotonic()
+        self._is_shown = False  # for good, if this fails: a server that is gone costs time
+        with _outcome_stands("progress of the stages"):
+            self._show(stage, found)
+            self._is_shown = True
+
+    def _show(self, stage: str, found: _Progress) -> None:
         progress = 100.0 * found.n_done / found.n_known
         if found.artifact_id is None:
             found.artifact_id = create_progress_artifact(
@@ -83,6 +108,7 @@ class StageProgress:
             update_progress_artifact(found.artifact_id, progress)
 
 
+@_outcome_stands("the refresh")
 def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: RunRecord) -> None:
     """Show a finished refresh; one held before there was a patch has less to show."""
     create_markdown_artifact(
@@ -110,6 +136,7 @@ def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: 
         create_link_artifact(key=f"link-{key}", link=link, link_text=link, description=text)
 
 
+@_outcome_stands("the components")
 def _publish_components(components: Artifact, *, shows_text: bool) -> None:
     create_table_artifact(
         key="refresh-components",
@@ -121,6 +148,7 @@ def _publish_components(components: Artifact, *, shows_text: bool) -> None:
     )
 
 
+@_outcome_stands("the comparison")
 def publish_comparison(comparison: ArmComparison) -> None:
     """Show a finished comparison."""
     create_table_artifact(
@@ -131,6 +159,7 @@ def publish_comparison(comparison: ArmComparison) -> None:
     _publish_pictures("arm-picture", comparison.store, comparison.run_id)
 
 
+@_outcome_stands("the search")
 def publish_tuning(tuning: Tuning) -> None:
     """Show a finished search."""
     create_table_artifact(
@@ -141,6 +170,7 @@ def publish_tuning(tuning: Tuning) -> None:
     _publish_pictures("trials-picture", tuning.store, tuning.run_id)
 
 
+@_outcome_stands("the pictures")
 def _publish_pictures(key: str, store: str, run_id: str) -> None:
     """Before and after, drawn from the store; left out where no server shows them."""
     if not has_server():

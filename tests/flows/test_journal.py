@@ -11,14 +11,16 @@ import pytest
 
 from eigenshift import presence
 from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
-from eigenshift.errors import StorageError
+from eigenshift.errors import AuditError, StorageError
+from eigenshift.reporting import RefreshOutcome
 from eigenshift.retention import collect_garbage
 from eigenshift.runs import list_run_ids, read_run
 from eigenshift.storage import Store
 from flows import journal as journal_module
+from flows import publication
 from flows.journal import RunJournal
 from tests.support.killed_work import prepare, run_until
-from tests.support.small_store import make_settings
+from tests.support.small_store import build_small_store, make_settings
 
 
 class Finished:
@@ -114,3 +116,51 @@ def test_a_run_that_fails_while_it_starts_is_recorded_as_failed(
     with pytest.raises(StorageError), journal.recording():
         raise AssertionError("not reached")
     assert read_run(Store(journal.root), journal.record.run_id).status == "failed"
+
+
+def test_a_progress_that_cannot_be_shown_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once, by the error's type, and not tried again in this run."""
+
+    def refuse(**_: object) -> None:
+        raise ConnectionError("zorbfool")
+
+    monkeypatch.setattr(publication, "has_server", lambda: True)
+    monkeypatch.setattr(publication, "create_progress_artifact", refuse)
+    url = str(tmp_path / "store")
+    journal = RunJournal("refresh", make_settings(url))
+    with journal.recording():
+        journal.collect("first", [Finished(lambda: make(url, 1))])
+        journal.collect("second", [Finished(lambda: make(url, 2))])
+    assert read_run(Store(url), journal.record.run_id).status == "finished"
+    assert caplog.text.count("not shown in the UI (ConnectionError)") == 1
+    assert "zorbfool" not in caplog.text
+
+
+def test_a_picture_that_cannot_be_drawn_changes_no_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The patch is in force by then; what comes after the picture is shown all the same."""
+    small = build_small_store(str(tmp_path / "store"))
+    rows = small.artifacts.open(small.record.find_artifact("evaluation")).read_table(
+        "evaluations.parquet"
+    )
+    outcome = RefreshOutcome.from_record(
+        small.record, small.url, rows.to_pylist(), is_new_release=True
+    )
+    shown: list[str] = []
+
+    def refuse(*_: object) -> None:
+        raise AuditError("made up")
+
+    monkeypatch.setattr(publication, "has_server", lambda: True)
+    monkeypatch.setattr(publication, "open_audit", refuse)
+    for kind in ("link", "markdown", "table"):
+        monkeypatch.setattr(
+            publication, f"create_{kind}_artifact", lambda *, key, **_: shown.append(key)
+        )
+    publication.publish_refresh(outcome, make_settings(small.url), small.record)
+    assert {"refresh-outcome", "refresh-results", "link-run-record"} <= set(shown)
+    assert "refresh-picture" not in shown
+    assert "the pictures: not shown in the UI (AuditError)" in caplog.text
