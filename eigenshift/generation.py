@@ -29,7 +29,7 @@ from eigenshift.settings import GenerationSettings
 
 logger = logging.getLogger(__name__)
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def encode_prompts(
 ) -> list[_Prompt]:
     """Tokenise prompts, keeping the last `max_prompt_tokens` and room for the continuation.
 
-    A prompt that gives no token begins with the model's BOS (or EOS) token.
+    A BOS token that the tokenizer puts first stays first. A prompt that gives no token begins with
+    the model's BOS (or EOS) token.
     """
     limit = settings.max_prompt_tokens
     config = language_model.model.config.get_text_config()
@@ -184,9 +185,18 @@ def encode_prompts(
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     encoded = []
     for row in prompts.select(["prompt_id", "language", "prompt"]).to_pylist():
-        token_ids = tokenizer(row["prompt"])["input_ids"][-limit:] or [start]
+        found = tokenizer(row["prompt"])["input_ids"] or [start]
+        token_ids = _keep_end(found, limit, tokenizer.bos_token_id)
         encoded.append(_Prompt(row["prompt_id"], row["language"], row["prompt"], token_ids))
     return encoded
+
+
+def _keep_end(token_ids: list[int], limit: int, bos: int | None) -> list[int]:
+    """The last `limit` tokens, of which a leading BOS is one: models are trained to have it."""
+    if len(token_ids) <= limit:
+        return token_ids
+    start = [bos] if bos is not None and token_ids[0] == bos else []
+    return start + token_ids[len(token_ids) - limit + len(start) :]
 
 
 def _describe_batch(

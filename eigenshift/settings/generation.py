@@ -33,6 +33,9 @@ class GenerationSettings(Frozen):
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus; 1 samples from everything.")
     temperature: float = Field(1.0, gt=0, description="Softmax temperature; top-k is off.")
     max_prompt_tokens: int = Field(
-        128, ge=1, description="Only the last this many tokens of a prompt are used."
+        128,
+        ge=1,
+        description="Only the last this many tokens of a prompt are used; a BOS token counts and "
+        "stays.",
     )
     seed: int = Field(0, ge=0, description="Seed; each (prompt, sample) has its own stream.")

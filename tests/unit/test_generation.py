@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -19,7 +22,7 @@ from eigenshift.artifacts import Workspace
 from eigenshift.decomposition import decompose_head
 from eigenshift.edits import HeadEdit, ModelEdit, UnitEdit
 from eigenshift.errors import ComponentError
-from eigenshift.generation import GenerationArm, generate_continuations
+from eigenshift.generation import GenerationArm, encode_prompts, generate_continuations
 from eigenshift.models import LanguageModel
 from eigenshift.patching import Patch, make_patch, patched_model
 from eigenshift.sampling import draw_keys, spread_noise
@@ -297,6 +300,30 @@ def test_long_prompts_keep_their_end_and_leave_room(
     whole = tiny_language_model.tokenizer(text)["input_ids"]
     assert len(row["prompt_token_ids"]) == 64 - SETTINGS.n_tokens
     assert whole[-len(row["prompt_token_ids"]) :] == row["prompt_token_ids"]
+
+
+def test_a_long_prompt_keeps_the_bos_token_its_tokenizer_puts_first(
+    tiny_language_model: LanguageModel,
+) -> None:
+    """Llama and Gemma are trained to have it: what is cut off is the text after it."""
+    tokenizer = copy.deepcopy(tiny_language_model.tokenizer)
+    start = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start[0]} $A", special_tokens=[start]
+    )
+    language_model = replace(tiny_language_model, tokenizer=tokenizer)
+    text = "The green garden was open."
+    table = pa.Table.from_pylist(
+        [{"prompt_id": "p", "part": "evaluation", "language": "en", "prompt": text}],
+        schema=schemas.PROMPTS,
+    )
+    whole = tokenizer(text)["input_ids"]
+    for limit in (1, 2, 4, 100):
+        (found,) = encode_prompts(
+            language_model, table, SETTINGS.model_copy(update={"max_prompt_tokens": limit})
+        )
+        n_kept = min(limit, len(whole)) - 1
+        assert found.token_ids == [start[1], *whole[len(whole) - n_kept :]]
 
 
 def test_the_end_is_not_drawn_before_the_least_number_of_tokens(
