@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from eigenshift.artifacts import Workspace
 from eigenshift.forward import encode_text
-from eigenshift.models import LanguageModel, forget_models, load_model
+from eigenshift.models import LanguageModel, forget_models, fuse_activations, load_model
 from eigenshift.patching import Patch, apply_patch, digest_tensor, patched_model
 from eigenshift.settings import ModelSettings
 from eigenshift.storage import scratch_folder
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 N_PROMPTS = 4
 MAX_TOKENS = 64
 TOLERANCE = 1e-5
@@ -118,6 +118,7 @@ def _compare_reloaded(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
         reloaded = reloaded.to(device).eval()
+        fuse_activations(reloaded)  # as the measured model's are, which tells in low precision
         return find_differences(patch, reloaded, embedding, logits, sequences)
 
 

@@ -88,3 +88,16 @@ def test_a_failing_save_leaves_the_base_unpatched(
     found = load_model(ModelSettings(id=str(tiny_model_folder)), "cpu")
     assert digest_tensor(found.head_weight) == change.base
     assert torch.equal(found.head_weight, found.model.get_input_embeddings().weight)
+
+
+def test_a_reloaded_model_in_bfloat16_computes_gelu_as_the_measured_one(
+    tiny_model_folder: Path, workspace: Workspace
+) -> None:
+    """GPT-2's GELU in steps rounds otherwise, which in bfloat16 looked like another model."""
+    settings = ModelSettings(id=str(tiny_model_folder), dtype="bfloat16")
+    language_model = load_model(settings, "cpu")
+    v, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(language_model.head.hidden, 1)))
+    edit = ModelEdit(head=HeadEdit.scale_directions(v, 0.0))
+    patch = make_patch(language_model, edit, model_id="tiny", intervention="test")
+    check_reload(settings, patch, PROMPTS, "cpu", workspace)
+    assert workspace.facts["logit_difference"] == 0.0
