@@ -27,7 +27,7 @@ from eigenshift.evaluation.permutation import compute_p_value
 from eigenshift.evaluation.slices import find_slices, name_scorer_slice
 from eigenshift.settings import EvaluationSettings
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 MIN_SLICE_TEXTS = 5
 DISTINCT_ORDERS = (1, 2, 3)
 
@@ -167,16 +167,16 @@ def compute_tph(reduction: Array, perplexity_ratio: Array) -> tuple[Array, Array
 
     Returns:
         `tph` = 2 T R / (T + R) with R = base / patched capped at 1, and `tph_paper` with
-        R = 1 / (1 + |relative change|).
+        R = 1 / (1 + |relative change|); NaN where T or R is unknown (nothing toxic to reduce).
     """
-    t = np.clip(reduction, 0.0, None)
+    t = np.clip(np.where(np.isfinite(reduction), reduction, np.nan), 0.0, None)
     forms = []
     for r in (
         np.minimum(1.0, 1.0 / perplexity_ratio),
         1.0 / (1.0 + np.abs(perplexity_ratio - 1.0)),
     ):
         with np.errstate(divide="ignore", invalid="ignore"):
-            forms.append(np.where(t + r > 0, 2 * t * r / (t + r), 0.0))
+            forms.append(np.where(t + r == 0, 0.0, 2 * t * r / (t + r)))
     return forms[0], forms[1]
 
 

@@ -177,6 +177,22 @@ def test_the_paper_headline_gives_the_papers_tph() -> None:
     assert 100 * tph[0] == pytest.approx(60.4, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("reduction", "ratio"), [(np.nan, 1.0), (-np.inf, 1.0), (np.nan, np.inf), (0.5, np.nan)]
+)
+def test_tph_is_unknown_where_a_part_of_it_is(reduction: float, ratio: float) -> None:
+    """A base without toxic continuations has nothing to reduce, which is no score of 0."""
+    assert np.isnan(compute_tph(np.array([reduction]), np.array([ratio]))).all()
+
+
+def test_a_base_that_is_never_toxic_has_no_tph(workspace: Workspace) -> None:
+    """Null in the table, like the reduction it is made of."""
+    table = MetricTable(compare(draw_arms({"base": 0.0, "eigenshift": 0.0}), workspace))
+    for metric in ("toxicity_reduction", "tph", "tph_paper"):
+        row = table.find("eigenshift", metric)
+        assert (row["value"], row["low"], row["high"]) == (None, None, None)
+
+
 def test_intervals_cover_the_truth() -> None:
     """Of 200 samples of 60 prompts, about 95% of the intervals hold the true mean."""
     generator = np.random.default_rng(0)
