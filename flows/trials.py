@@ -46,10 +46,11 @@ def screen(
             )
             for factor in settings.tune.factors
         }
+        # The labels tell these tables from that of the run's own choice.
         references = journal.collect(
             "score_components",
-            [
-                component_tasks.score_components.submit(
+            {
+                f"factor={factor:g}": component_tasks.score_components.submit(
                     settings.store,
                     model,
                     study.decomposition,
@@ -60,8 +61,8 @@ def screen(
                     settings.evaluation,
                     settings.execution,
                 )
-                for choice in choices.values()
-            ],
+                for factor, choice in choices.items()
+            },
         )
         automatic = dict(zip(choices, references, strict=True))
     (screening,) = journal.collect(

@@ -135,6 +135,7 @@ def _list_files(connection: duckdb.DuckDBPyConnection, table: FileTable) -> list
     if table.key == "run_id":
         owner = "u.run_id"
         users = "JOIN internal.uses u ON u.kind = m.kind AND u.fingerprint = m.fingerprint"
+        users += " AND u.is_unlabelled" if table.is_unlabelled else ""
     sql = f"""
     SELECT DISTINCT {owner}, m.kind, m.fingerprint, m.stored_as, m.bytes, m.sha256,
       m.columns_digest

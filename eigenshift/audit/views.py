@@ -35,6 +35,8 @@ class FileTable:
         key: Says whose rows these are: "run_id" once per run that used them, "fingerprint" once
             per artifact, whoever used it.
         is_view: Shown under its own name; else in the schema `internal`, a part of derived views.
+        is_unlabelled: Only artifacts that the run used without a label: those with one are a
+            search's trials, not what the run chose.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class FileTable:
     schema: pa.Schema
     key: Literal["run_id", "fingerprint"] = "run_id"
     is_view: bool = True
+    is_unlabelled: bool = False
 
     @property
     def view_schema(self) -> pa.Schema:
@@ -75,8 +78,10 @@ FILE_TABLES: dict[str, FileTable] = {
     "neuron_stability": FileTable("neuron_stability", "neuron_stability", schemas.NEURON_STABILITY),
     "layers": FileTable("layers", "layers", schemas.LAYERS),
     "layer_transfers": FileTable("layer_transfers", "layer_transfers", schemas.LAYER_TRANSFERS),
-    "components": FileTable("components", "components", schemas.COMPONENTS),
-    "component_contexts": FileTable("components", "component_contexts", schemas.COMPONENT_CONTEXTS),
+    "components": FileTable("components", "components", schemas.COMPONENTS, is_unlabelled=True),
+    "component_contexts": FileTable(
+        "components", "component_contexts", schemas.COMPONENT_CONTEXTS, is_unlabelled=True
+    ),
     "evaluations": FileTable("evaluation", "evaluations", schemas.EVALUATIONS),
     "comparisons": FileTable("comparison", "comparison", schemas.COMPARISONS),
     "trials": FileTable("trials", "trials", schemas.TRIALS),
@@ -116,7 +121,8 @@ FURTHER_SCORES = pa.schema(
 
 USES_SQL = """
 SELECT run_id, kind, fingerprint, arg_min(stage, place) AS stage,
-  string_agg(label, ', ' ORDER BY place) AS label, bool_and(was_cached) AS was_cached,
+  string_agg(label, ', ' ORDER BY place) AS label, bool_or(label IS NULL) AS is_unlabelled,
+  bool_and(was_cached) AS was_cached,
   round(sum(elapsed_seconds), 3) AS elapsed_seconds, sum(requests)::BIGINT AS requests,
   sum(retries)::BIGINT AS retries, sum(bytes_read)::BIGINT AS bytes_read,
   sum(bytes_written)::BIGINT AS bytes_written

@@ -68,6 +68,29 @@ class SmallStore:
         record = self.record.model_copy(deep=True)
         return SmallStore(str(folder), ArtifactStore(str(folder)), record, self.references)
 
+    def add_artifact(
+        self,
+        record: RunRecord,
+        kind: str,
+        work: Callable[[Workspace], None],
+        label: str | None = None,
+    ) -> None:
+        """Add an artifact that a run of this store made."""
+        made = self.artifacts.produce(
+            kind, step_version=1, settings={}, inputs=[self.references["model"]], work=work
+        )
+        fingerprint = made.reference.fingerprint
+        use = ArtifactUse(
+            stage=f"make_{kind}",
+            kind=kind,
+            fingerprint=fingerprint,
+            was_cached=made.was_cached,
+            elapsed_seconds=0.01,
+            label=label,
+        )
+        record.artifacts.append(use)
+        write_run(self.artifacts.store, record)
+
     def add_run(self, command: str = "refresh", status: str = "promoted") -> RunRecord:
         """Add a run that found every artifact already there."""
         record = start_run(command, parse_settings(self.record.settings, "test"))

@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -119,6 +120,34 @@ def test_samples_are_not_repeated_by_runs_that_share_them(
         assert ask(session, per_run) == [(2 * generations[0][0], 2)]
         rows = ask(session, "SELECT DISTINCT was_cached FROM artifacts ORDER BY 1")
     assert rows == [(False,), (True,)]
+
+
+def test_components_of_trials_are_not_those_a_run_chose(small: SmallStore, tmp_path: Path) -> None:
+    """Tables of a search's factors, one of which is the run's own again, add no rows."""
+    copy = small.copy_to(tmp_path / "store")
+    search = copy.add_run("tune", "finished")
+    own = next(use for use in search.artifacts if use.kind == "components")
+    search.artifacts.append(own.model_copy(update={"label": "factor=0"}))
+    rows = copy.artifacts.open(copy.references["components"]).read_table("components.parquet")
+    rows = rows.set_column(
+        rows.column_names.index("is_selected"), "is_selected", pa.array([True] * len(rows))
+    )
+    copy.add_artifact(
+        search,
+        "components",
+        lambda w: w.write_table("components.parquet", rows, schemas.COMPONENTS),
+        "factor=0.5",
+    )
+    with open_audit(copy.url) as session:
+        found = session.query(
+            "SELECT count(*) AS n, count(*) FILTER (is_selected) AS n_damped FROM components "
+            f"WHERE run_id = '{search.run_id}'"
+        )
+        labels = session.query(
+            f"SELECT label FROM artifacts WHERE run_id = '{search.run_id}' AND kind = 'components'"
+        )
+    assert found.to_pylist() == [{"n": 32, "n_damped": 2}]
+    assert sorted(labels["label"].to_pylist()) == ["factor=0", "factor=0.5"]
 
 
 def test_row_accounting_holds(session: AuditSession) -> None:
