@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eigenshift.artifacts import ArtifactReference
+from eigenshift.errors import NothingToDampError
 from eigenshift.evaluation.arms import BASE_ARM
 from eigenshift.interventions import PatchRequest
 from eigenshift.prompts import Part
@@ -17,6 +19,8 @@ from tasks import components as component_tasks
 from tasks import tuning
 from tasks.generation import Arm
 from tasks.patches import EvidenceReferences
+
+logger = logging.getLogger("eigenshift.trials")
 
 
 @dataclass(frozen=True)
@@ -33,38 +37,15 @@ def screen(
     study: stages.ComponentStudy,
     evidence: EvidenceReferences,
 ) -> Screening:
-    """Measure the whole grid in closed form."""
+    """Measure the whole grid in closed form.
+
+    Raises:
+        NothingToDampError: The automatic choice is asked for and takes nothing for any factor.
+    """
     settings = journal.settings
     automatic: dict[float, ArtifactReference] = {}
     if settings.components.n_components is None:
-        choices = {
-            factor: settings.components.model_copy(
-                update={
-                    "factor": factor,
-                    "max_perplexity_increase": settings.tune.max_perplexity_increase,
-                }
-            )
-            for factor in settings.tune.factors
-        }
-        # The labels tell these tables from that of the run's own choice.
-        references = journal.collect(
-            "score_components",
-            {
-                f"factor={factor:g}": component_tasks.score_components.submit(
-                    settings.store,
-                    model,
-                    study.decomposition,
-                    study.states,
-                    list(evidence.neutral_texts),
-                    settings.model,
-                    choice,
-                    settings.evaluation,
-                    settings.execution,
-                )
-                for factor, choice in choices.items()
-            },
-        )
-        automatic = dict(zip(choices, references, strict=True))
+        automatic = _choose_automatically(journal, model, study, evidence)
     (screening,) = journal.collect(
         "screen_trials",
         [
@@ -84,6 +65,56 @@ def screen(
         ],
     )
     return Screening(screening, automatic)
+
+
+def _choose_automatically(
+    journal: RunJournal,
+    model: ArtifactReference,
+    study: stages.ComponentStudy,
+    evidence: EvidenceReferences,
+) -> dict[float, ArtifactReference]:
+    """Factor -> table of what the run's own rule takes within the search's budget.
+
+    Raises:
+        NothingToDampError: It takes nothing for any factor.
+    """
+    settings, budget = journal.settings, journal.settings.tune.max_perplexity_increase
+    scoring = {
+        factor: component_tasks.score_components.submit(
+            settings.store,
+            model,
+            study.decomposition,
+            study.states,
+            list(evidence.neutral_texts),
+            settings.model,
+            settings.components.model_copy(
+                update={"factor": factor, "max_perplexity_increase": budget}
+            ),
+            settings.evaluation,
+            settings.execution,
+        )
+        for factor in settings.tune.factors
+    }
+    automatic: dict[float, ArtifactReference] = {}
+    for factor, future in scoring.items():
+        # The label tells this table from that of the run's own choice.
+        label = f"factor={factor:g}"
+        try:
+            (automatic[factor],) = journal.collect("score_components", {label: future})
+        except NothingToDampError:
+            logger.warning(
+                "automatic choice left out: %s tune.max_perplexity_increase=%g, no component "
+                "helps within it",
+                label,
+                budget,
+            )
+    if not automatic:
+        raise NothingToDampError(
+            "tune.factors: expected at least one with which a component lowers the probability of "
+            f"toxic tokens at a cost of at most {budget:.1%} perplexity, found none. Raise "
+            "tune.max_perplexity_increase or add factors nearer to 1."
+        )
+    return automatic
 
 
 def build_trial_patches(

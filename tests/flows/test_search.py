@@ -11,7 +11,7 @@ import pytest
 
 from eigenshift.artifacts import ArtifactStore
 from eigenshift.audit import open_audit
-from eigenshift.errors import EvaluationError
+from eigenshift.errors import EvaluationError, NothingToDampError
 from eigenshift.interventions import INTERVENTIONS
 from eigenshift.settings import RefreshSettings
 
@@ -92,6 +92,32 @@ def test_tune_goes_on_where_it_was_cut_off_and_a_refresh_builds_what_it_found(
     assert best["perplexity_increase"] <= 0.1
     outcome = run_refresh(load_small(*tuning.overrides))
     assert choose_components(store, outcome.run_id) == sorted(best["component_indices"])
+
+
+def test_a_factor_without_an_automatic_choice_is_left_out(
+    load_small: Load, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The search goes on with the other factors; where there is none, its budget is named."""
+    from eigenshift import components as library
+    from flows.tune import run_tune
+
+    refused = {0.5}
+    write = library.write_components
+
+    def write_unless_refused(*args: Any, **options: Any) -> None:
+        if args[4].factor in refused and args[4].max_perplexity_increase == 0.15:
+            raise NothingToDampError("made up")
+        write(*args, **options)
+
+    monkeypatch.setattr(library, "write_components", write_unless_refused)
+    settings = load_small(*GRID, "tune.max_perplexity_increase=0.15", "tune.n_confirmed=1")
+    tuning = run_tune(settings)
+    assert {row["factor"] for row in tuning.trials if row["score"] == "automatic"} == {0.0}
+    assert {row["factor"] for row in tuning.trials} == {0.0, 0.5}
+    assert "factor=0.5 tune.max_perplexity_increase=0.15" in caplog.text
+    refused |= {0.25}
+    with pytest.raises(NothingToDampError, match=r"at most 15.0%.*tune.max_perplexity_increase"):
+        run_tune(load_small(*GRID, "tune.max_perplexity_increase=0.15", "tune.factors=[0.5,0.25]"))
 
 
 def choose_components(store: str, run_id: str) -> list[int]:
