@@ -539,12 +539,37 @@ def has_protocol(uri: str) -> bool:
     return "://" in uri
 
 
-@lru_cache(maxsize=32)
 def fetch_path(uri: str) -> Path:
-    """Return a local copy of a file or folder; local ones are returned as they are."""
+    """Return a local copy of a file or folder as it is now; local ones are returned as they are.
+
+    A copy serves as long as the storage says that nothing has changed.
+    """
     filesystem, path = open_filesystem(uri)
     if is_local_filesystem(filesystem):
         return Path(path)
+
+    def look() -> str:
+        filesystem.invalidate_cache()
+        info = filesystem.info(path)
+        is_folder = info["type"] == "directory"
+        found = filesystem.find(path, detail=True) if is_folder else {path: info}
+        marks = [(name, *_read_marks(found[name])) for name in sorted(found)]
+        return _digest_stream(io.BytesIO(repr(marks).encode()))
+
+    return _fetch_state(uri, RETRIES.call(uri, "look at", look, seen=current_meter().count_retry))
+
+
+def _read_marks(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What changes with a file, by its storage; a new value each time where that says nothing."""
+    state, web = ObjectState.from_info(info), info.get("Last-Modified")
+    is_marked = bool(state.etag or state.modified_at or web)
+    return state, web if is_marked else uuid.uuid4().hex
+
+
+@lru_cache(maxsize=32)
+def _fetch_state(uri: str, _state: str) -> Path:
+    """Copy a remote file or folder, once for each state it was seen in."""
+    filesystem, path = open_filesystem(uri)
 
     def copy() -> Path:
         local = Path(tempfile.mkdtemp(dir=scratch_folder())) / PurePosixPath(path).name

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eigenshift.errors import ArtifactError, DatasetError, SettingsError, StorageError
-from eigenshift.storage import Store, digest_file, list_files, open_file
+from eigenshift.storage import Store, digest_file, fetch_path, list_files, open_file
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -100,3 +100,17 @@ def test_gzip_is_opened_by_its_suffix(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"one\ntwo\n"))
     with open_file(str(path)) as handle:
         assert handle.read() == b"one\ntwo\n"
+
+
+def test_a_remote_file_that_changes_is_fetched_again() -> None:
+    """Alone or in a folder, also where its size stays; an unchanged one is copied once."""
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.write_bytes("folder/words.txt", b"one")
+    uri = store.uri("folder/words.txt")
+    first = fetch_path(uri)
+    assert (fetch_path(uri), first.read_bytes()) == (first, b"one")
+    assert (fetch_path(store.uri("folder")) / "words.txt").read_bytes() == b"one"
+    store.write_bytes("folder/words.txt", b"two")
+    assert fetch_path(uri).read_bytes() == b"two"
+    assert (fetch_path(store.uri("folder")) / "words.txt").read_bytes() == b"two"
+    assert first.read_bytes() == b"one"
