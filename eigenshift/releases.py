@@ -180,14 +180,22 @@ def list_releases(store: Store, model_id: str | None = None) -> list[Release]:
                 "Releases are immutable. Restore it from a backup; to put another patch in force, "
                 "use `eigenshift rollback` or a refresh."
             )
-        found.append(release)
+        if model_id in (None, release.model_id):
+            found.append(release)
     return sorted(found, key=lambda release: release.version)
 
 
 def slugify_model(model_id: str) -> str:
-    """Folder name of a model: `org/name` becomes `org--name`."""
-    slug = model_id.strip("./").replace("/", "--")
-    return re.sub(r"[^A-Za-z0-9._-]", "-", slug) or "model"
+    """Folder name of a model: `org/name` becomes `org--name`.
+
+    A name that loses something on the way (other letters, spaces, a `--` of its own) ends in a
+    digest of the whole, so that no two models share a folder.
+    """
+    plain = model_id.strip("./").replace("/", "--")
+    slug = re.sub(r"[^A-Za-z0-9._-]", "-", plain)
+    if slug == plain and slug and "--" not in model_id:
+        return slug
+    return f"{slug or 'model'}-{hashlib.sha256(model_id.encode()).hexdigest()[:8]}"
 
 
 def name_user() -> str:

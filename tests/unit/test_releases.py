@@ -180,11 +180,32 @@ def test_a_model_without_releases_is_a_clear_error(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("model_id", "expected"),
-    [("org/model", "org--model"), ("./data/demo/model", "data--demo--model"), ("a b:c", "a-b-c")],
+    [
+        ("demo", "demo"),
+        ("org/model", "org--model"),
+        ("./data/demo/model", "data--demo--model"),
+        ("a b:c", "a-b-c-7bede3ae"),
+    ],
 )
 def test_model_names_become_folder_names(model_id: str, expected: str) -> None:
     """No separators or spaces get into object names."""
     assert slugify_model(model_id) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("a/b", "a--b"), ("模型", "型模"), ("a b", "a:b"), ("./org/model", "org/model")],
+)
+def test_two_models_have_two_histories(store: Store, one: str, other: str) -> None:
+    """However alike their folder names: what is in force for one says nothing of the other."""
+    promote_patch(store, one, "run-1", ONE, "better")
+    assert read_current(store, other) is None
+    promote_patch(store, other, "run-2", TWO, "better")
+    assert [item.run_id for item in list_releases(store, one)] == ["run-1"]
+    assert roll_back(store, other).patch is None
+    current = read_current(store, one)
+    assert current is not None
+    assert current.patch == ONE
 
 
 def test_releases_made_at_once_are_all_kept_and_the_pointer_is_the_newest(store: Store) -> None:
