@@ -102,6 +102,7 @@ def collect_garbage(
 
     Raises:
         SettingsError: A run to keep does not exist.
+        ArtifactError: A run's record or a release is damaged: what it needs is unknown.
     """
     artifacts = ArtifactStore(store_url)
     if not delete:

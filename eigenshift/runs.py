@@ -154,10 +154,16 @@ def read_run(store: Store, run_id: str) -> RunRecord:
             f"{store.root}: expected run {run_id!r}, found no such run (latest: {known}). Choose "
             "one with --run."
         )
+    data = store.read_bytes(path)
     try:
-        return RunRecord.model_validate_json(store.read_bytes(path))
+        return RunRecord.model_validate_json(data)
     except ValidationError as error:
-        raise ArtifactError(f"{store.uri(path)}: expected a run record, found damage.") from error
+        raise ArtifactError(
+            f"{store.uri(path)}: expected a run record, found {len(data)} bytes that are not one. "
+            "The object was damaged, edited or written by another version. Restore it from a "
+            "backup of the store, or set it aside with `eigenshift verify --repair`; `eigenshift "
+            "gc` then no longer keeps what only this run used."
+        ) from error
 
 
 def list_run_ids(store: Store) -> list[str]:
@@ -171,13 +177,20 @@ def choose_run(
 ) -> RunRecord:
     """The run asked for, or the latest one of these commands that ended with a result.
 
+    A damaged record is passed over with a warning, unless it is that of the run asked for.
+
     Raises:
         SettingsError: There is none.
+        ArtifactError: The record of the run asked for is damaged.
     """
     if run_id is not None:
         return read_run(store, run_id)
     for candidate in reversed(list_run_ids(store)):
-        record = read_run(store, candidate)
+        try:
+            record = read_run(store, candidate)
+        except ArtifactError as error:
+            logger.warning("passed over: %s", error)
+            continue
         if record.command in commands and record.status in ("promoted", "held", "finished"):
             return record
     raise SettingsError(

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from eigenshift.artifacts import MANIFEST_NAME, ArtifactStore, Manifest, StageResult, Workspace
+from eigenshift.errors import ArtifactError
 from eigenshift.releases import CURRENT_NAME
 from eigenshift.repair import repair_store
+from eigenshift.retention import collect_garbage
+from eigenshift.runs import choose_run
 from eigenshift.storage import Store
 from eigenshift.verification import verify_store
 from tests.support.small_store import SmallStore, build_small_store
@@ -172,3 +175,23 @@ def test_a_damaged_release_record_is_left_to_a_person(sound: SmallStore, tmp_pat
     assert any(path.name in line for line in verdict.problems)
     repair_store(url, verdict)
     assert path.read_text() == "{"
+
+
+def test_a_damaged_run_record_stops_a_collection_but_not_a_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The latest whole run is shown; what the damaged one needs is unknown till it is set aside."""
+    small = build_small_store(str(tmp_path / "store"))
+    store = small.artifacts.store
+    damaged = small.add_run().run_id
+    damage_object(store, f"runs/{damaged}.json", "truncated")
+    assert choose_run(store, None).run_id == small.run_id
+    assert f"{damaged}.json" in caplog.text
+    with pytest.raises(ArtifactError, match="verify --repair"):
+        choose_run(store, damaged)
+    n_artifacts = len(small.artifacts.list_manifests())
+    with pytest.raises(ArtifactError, match=r"found \d+ bytes.*verify --repair"):
+        collect_garbage(small.url, keep=1, delete=True)
+    assert len(small.artifacts.list_manifests()) == n_artifacts
+    repair_store(small.url, verify_store(small.url))
+    assert collect_garbage(small.url, keep=1, delete=True).is_done
