@@ -71,7 +71,8 @@ def describe_settings() -> str:
         "Generated from `eigenshift/settings/` by `make docs`; do not edit.",
         "",
         "A settings file is YAML with these sections; `--set section.field=value` overrides one. "
-        "Paths beginning with `./` or `../` are relative to the file. Everything but `store` and "
+        "Paths in it beginning with `./` or `../` are relative to the file; those of `--set` and "
+        "`--store`, and the default store, to the working folder. Everything but `store` and "
         "`execution` enters the fingerprints of the stages that read it.",
     ]
     for section, model in SECTIONS.items():

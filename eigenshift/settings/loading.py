@@ -57,8 +57,8 @@ def load_settings_as(
 ) -> AnySettings:
     """Load settings from a YAML file and apply `key.path=value` overrides.
 
-    Relative source, model and classifier paths in the file are relative to the file itself; the
-    store and paths given as overrides are relative to the working folder.
+    Paths in the file that begin with `./` or `../` are relative to the file itself; those given as
+    overrides, and the default store, are relative to the working folder.
 
     Raises:
         SettingsError: The file is missing or no YAML mapping, or a value does not fit.
@@ -134,7 +134,7 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
             found["for_languages"] = [resolve_scorer(part) for part in found["for_languages"]]
         return found
 
-    resolved = dict(document)
+    resolved = dict(resolve_keys(document, ("store",)))
     if isinstance(document.get("sources"), list):
         resolved["sources"] = [
             resolve_keys(source, ("uri", "labels_uri")) for source in document["sources"]

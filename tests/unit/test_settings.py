@@ -56,6 +56,19 @@ def test_relative_paths_are_relative_to_the_file(settings_file: Path) -> None:
     assert settings.sources[1].uri == "s3://bucket/rtp.jsonl"
 
 
+def test_a_store_in_the_file_is_relative_to_it_and_any_other_to_the_working_folder(
+    settings_file: Path,
+) -> None:
+    """The default, a store given as an override, and that of the demo stay where one works."""
+    document = yaml.safe_load(settings_file.read_text())
+    assert load_settings(settings_file).store == load_preset("demo").store == "./.eigenshift"
+    settings_file.write_text(yaml.safe_dump(document | {"store": "../results"}))
+    assert load_settings(settings_file).store == str(settings_file.parent.parent / "results")
+    assert load_settings(settings_file, ["store=./here"]).store == "./here"
+    settings_file.write_text(yaml.safe_dump(document | {"store": "s3://bucket/eigenshift"}))
+    assert load_settings(settings_file).store == "s3://bucket/eigenshift"
+
+
 def test_paths_of_scorers_are_relative_to_the_file_too(settings_file: Path) -> None:
     """Those of further scorers and of scorers for a language as well."""
     document = yaml.safe_load(settings_file.read_text())
