@@ -354,7 +354,7 @@ def chart_slices(rows: Rows) -> Chart | None:
 
 
 def chart_cost(rows: Rows) -> Chart | None:
-    """Seconds each stage took.
+    """Seconds of work of each stage, added up over the workers.
 
     Args:
         rows: `stage`, `seconds`, `shards`, `cached`, in the order of the run.
@@ -369,11 +369,12 @@ def chart_cost(rows: Rows) -> Chart | None:
         axes.set_yticks(places, [row["stage"].replace("_", " ") for row in rows])
         axes.set_xlabel("seconds of work")
 
-    longest = rows[int(np.argmax(seconds))]
+    longest = rows[int(np.argmax(seconds))]["stage"].replace("_", " ")
+    most = f"most in {longest}" if any(seconds) else "all was there already"
     return Chart(
         "cost",
         "Cost by stage",
-        f"{sum(seconds):.1f} seconds of work in all; most in {longest['stage'].replace('_', ' ')}.",
+        f"{sum(seconds):.1f} seconds of work in all; {most}.",
         ("stage", "seconds", "shards", "of these cached"),
         tuple(
             (row["stage"], f"{row['seconds']:.1f}", row["shards"], row["cached"]) for row in rows

@@ -171,7 +171,7 @@ def _tabulate_costs(before: RunRecord, after: RunRecord) -> list[list[str]]:
     return [
         [
             name,
-            *(f"{part[name].elapsed_seconds:.1f}" if name in part else "-" for part in stages),
+            *(f"{part[name].work_seconds:.1f}" if name in part else "-" for part in stages),
             *(
                 f"{part[name].shards_cached} of {part[name].shards}" if name in part else "-"
                 for part in stages

@@ -237,11 +237,11 @@ def find_slices(session: AuditSession, run_id: str) -> Chart | None:
 
 
 def find_cost(session: AuditSession, run_id: str) -> Chart | None:
-    """Seconds by stage, from the run's record."""
+    """Seconds of work by stage, over all workers, from the run's record."""
     return chart_cost(
         _ask(
             session,
-            "SELECT stage->>'name' AS stage, CAST(stage->'elapsed_seconds' AS DOUBLE) AS seconds, "
+            "SELECT stage->>'name' AS stage, CAST(stage->'work_seconds' AS DOUBLE) AS seconds, "
             "CAST(stage->'shards' AS BIGINT) AS shards, "
             "CAST(stage->'shards_cached' AS BIGINT) AS cached "
             "FROM (SELECT run_id, unnest(CAST(stages AS JSON[])) AS stage FROM runs)",

@@ -34,6 +34,7 @@ class StageSummary(BaseModel):
     shards: int
     shards_cached: int
     elapsed_seconds: float
+    """Seconds the run waited for it: less than its work where tasks run side by side."""
     traffic: Traffic = Traffic()
     rows_made: int = 0
     tokens_made: int = 0

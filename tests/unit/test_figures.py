@@ -33,6 +33,17 @@ def test_run_has_a_chart_for_all_it_has_data_for(charts: dict[str, Chart]) -> No
     assert list(charts) == ["toxicity", "layers-1", "units-1", "components", "cost"]
 
 
+def test_cost_is_work_and_not_the_time_the_run_waited(
+    small: SmallStore, charts: dict[str, Chart]
+) -> None:
+    """Half a second of each stage, though tasks side by side were waited for much less."""
+    n_stages = len(small.record.stages)
+    assert {row[1] for row in charts["cost"].rows} == {"0.5"}
+    assert charts["cost"].summary.startswith(
+        f"{0.5 * n_stages:.1f} seconds of work in all; most in"
+    )
+
+
 def test_pareto_front_is_of_the_latest_search_of_the_model(
     small: SmallStore, tmp_path: Path
 ) -> None:
