@@ -62,7 +62,7 @@ class PatchDescription(BaseModel):
     """Digest of the unpatched parameters: the only ones this patch may be applied to."""
     patched_digest: str
     tensors: dict[str, TensorChange] = {}
-    """Parameter of the model -> its digests. Empty if the patch can only be hooked."""
+    """Parameter of the model -> its digests. Empty if it can only be hooked or changes nothing."""
     obstacle: str | None = None
     """Why it cannot be folded into weights: then it is for comparison only."""
 
@@ -155,7 +155,8 @@ def make_patch(
         )
         for name, value in folded.items()
     }
-    head_digest = digest_tensor(language_model.head_weight) if obstacle else ""
+    # a patch that changes no parameter, or is hooked, is known by the head it was made for
+    head_digest = "" if changes else digest_tensor(language_model.head_weight)
     description = PatchDescription(
         intervention=intervention,
         component_indices=tuple(indices),
@@ -358,7 +359,7 @@ def check_base(language_model: LanguageModel, *patches: Patch) -> None:
     head_name = f"{language_model.head.name}.weight"
     digests: dict[str, str] = {}
     for description in (patch.description for patch in patches):
-        # format 1 and hooked patches name no parameters: they are known by the head's digest
+        # format 1, hooked and idle patches name no parameters: they are known by the head's digest
         expected = {name: change.base for name, change in description.tensors.items()}
         for name, digest in (expected or {head_name: description.base_digest}).items():
             if name not in digests:

@@ -22,7 +22,7 @@ __all__ = [
     "find_recipe",
 ]
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 
 
 def build_patch(

@@ -225,6 +225,17 @@ def test_a_stack_does_what_its_patches_do_in_turn(own_model: LanguageModel) -> N
         stack_patches(own_model, patches)
 
 
+def test_a_patch_that_changes_nothing_fits_its_base(own_model: LanguageModel) -> None:
+    """An intervention may find nothing to change: its patch runs and is undone like any other."""
+    patch = make_patch(own_model, ModelEdit(), model_id="tiny", intervention="none")
+    before = compute_logits(own_model)
+    with patched_model(own_model, patch):
+        assert torch.equal(compute_logits(own_model), before)
+    apply_patch(own_model, patch).undo()
+    digest = digest_tensor(own_model.head_weight)
+    assert (patch.description.base_digest, patch.description.patched_digest) == (digest, digest)
+
+
 def test_a_patch_file_of_the_first_format_still_loads(
     tiny_language_model: LanguageModel, patch: Patch, workspace: Workspace
 ) -> None:
