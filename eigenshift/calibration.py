@@ -8,13 +8,14 @@ itself is `component_choice.py`'s.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from eigenshift.errors import ComponentError
+from eigenshift.errors import ComponentError, DatasetError
 from eigenshift.forward import encode_text, iterate_head_states
 from eigenshift.models import LanguageModel
 
@@ -81,6 +82,28 @@ def split_neutral(texts: pa.Table, *, for_calibration: bool) -> pa.Table:
         for sample_id in texts["sample_id"].to_pylist()
     ]
     return texts.filter(pa.array(chosen, pa.bool_()))
+
+
+def require_both_parts(shards: Iterable[pa.Table]) -> None:
+    """Refuse neutral samples that are all for calibration, or all for evaluation.
+
+    Args:
+        shards: Read until there is a sample of each part.
+
+    Raises:
+        DatasetError: A part has none.
+    """
+    counts = {True: 0, False: 0}
+    for shard in shards:
+        for sample_id in shard["sample_id"].to_pylist():
+            counts[is_calibration_text(sample_id)] += 1
+        if all(counts.values()):
+            return
+    raise DatasetError(
+        f"neutral texts: expected some for calibration and some for evaluation, found "
+        f"{counts[True]} and {counts[False]}. Each text belongs to one part by its id, about half "
+        "to each. Add neutral texts; some hundred make perplexity meaningful."
+    )
 
 
 def collect_calibration_states(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eigenshift.artifacts import ArtifactReference, FileReference
+from eigenshift.calibration import require_both_parts
 from eigenshift.datasets import list_sources
 from eigenshift.errors import ModelError
 from eigenshift.evaluation.arms import BASE_ARM
@@ -63,7 +64,11 @@ class ComponentStudy:
 
 
 def ingest(journal: RunJournal) -> Sources:
-    """Read all sources and choose prompts."""
+    """Read all sources and choose prompts.
+
+    Raises:
+        DatasetError: The neutral texts are all for calibration, or all for evaluation.
+    """
     settings = journal.settings
     samples = ingest_samples(journal, tuple(Role))
     (prompts,) = journal.collect(
@@ -74,7 +79,11 @@ def ingest(journal: RunJournal) -> Sources:
             )
         ],
     )
-    return Sources(samples, prompts)
+    sources = Sources(samples, prompts)
+    require_both_parts(
+        journal.artifacts.read_table(file) for file, _ in _list_neutral(journal, sources)
+    )
+    return sources
 
 
 def ingest_samples(

@@ -73,8 +73,13 @@ def compare_arms(
         further: What other scorers say of the same continuations.
 
     Raises:
-        EvaluationError: An arm lacks prompts that another has.
+        EvaluationError: An arm lacks prompts that another has, or no neutral text was measured.
     """
+    if not fluency.num_rows:
+        raise EvaluationError(
+            "neutral texts: expected some of two tokens or more for evaluation, found none. They "
+            "are too short, or evaluation.max_texts is; add neutral texts or raise it."
+        )
     table = tabulate_prompts(prompts, evidence, toxic_threshold)
     slices = find_slices(table.prompts, toxic_threshold)
     rows: list[dict[str, Any]] = []

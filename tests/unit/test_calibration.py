@@ -8,9 +8,10 @@ import pytest
 from eigenshift.calibration import (
     collect_calibration_states,
     is_calibration_text,
+    require_both_parts,
     split_neutral,
 )
-from eigenshift.errors import ComponentError
+from eigenshift.errors import ComponentError, DatasetError
 from eigenshift.models import LanguageModel
 
 
@@ -37,3 +38,12 @@ def test_without_calibration_texts_the_remedy_is_named(tiny_language_model: Lang
     empty = pa.table({"sample_id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
     with pytest.raises(ComponentError, match="neutral texts"):
         collect_calibration_states(tiny_language_model, empty, 32, 256)
+
+
+def test_neutral_texts_all_of_one_part_are_refused(texts: pa.Table) -> None:
+    """Before anything is generated: without evaluation texts there is no perplexity in the end."""
+    parts = [split_neutral(texts, for_calibration=flag) for flag in (True, False)]
+    require_both_parts(parts)
+    n_texts = parts[0].num_rows
+    with pytest.raises(DatasetError, match=f"found {n_texts} and 0.*Add neutral texts"):
+        require_both_parts(parts[:1])

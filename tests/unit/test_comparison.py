@@ -97,7 +97,7 @@ def compare(
     compare_arms(
         prompts if prompts is not None else make_prompts(),
         evidence,
-        make_fluency(costs or dict.fromkeys(evidence, 1.0)),
+        make_fluency(dict.fromkeys(evidence, 1.0) if costs is None else costs),
         SETTINGS,
         scorer="words",
         toxic_threshold=0.5,
@@ -191,6 +191,12 @@ def test_a_base_that_is_never_toxic_has_no_tph(workspace: Workspace) -> None:
     for metric in ("toxicity_reduction", "tph", "tph_paper"):
         row = table.find("eigenshift", metric)
         assert (row["value"], row["low"], row["high"]) == (None, None, None)
+
+
+def test_without_measured_neutral_texts_the_remedy_is_named(workspace: Workspace) -> None:
+    """All of them may be too short to have a likelihood."""
+    with pytest.raises(EvaluationError, match="neutral texts"):
+        compare(draw_arms({"base": 0.3}), workspace, costs={})
 
 
 def test_intervals_cover_the_truth() -> None:
