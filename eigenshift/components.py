@@ -296,9 +296,21 @@ def _find_toxic_direction(states: pa.Table, weight: Tensor) -> Matrix:
 
 
 def gather_toxic_states(states: pa.Table, weight: Tensor) -> ToxicStates:
-    """Toxic states, and the tokens that set them apart from the matched ones."""
+    """Toxic states, and the tokens that set them apart from the matched ones.
+
+    Raises:
+        ComponentError: No token does.
+    """
     enriched = find_toxic_tokens(states, len(weight))
     toxic = states.filter(states["is_toxic"])
+    if not len(enriched):
+        raise ComponentError(
+            f"toxic positions: expected tokens at least {MIN_ENRICHMENT:g} times as frequent there "
+            f"as at matched positions, found none at {len(toxic)} toxic and "
+            f"{len(states) - len(toxic)} matched ones. The words blamed are common ones: raise "
+            "prompts.n_selection or components.min_attribution, choose another "
+            "components.positions, or set components.n_components."
+        )
     values = read_states(toxic).astype(np.float32)
     places = toxic.select(["prompt_id", "sample_index"]).to_pylist()
     keys = [(place["prompt_id"], place["sample_index"]) for place in places]

@@ -18,6 +18,7 @@ from eigenshift.components import (
     CONTEXTS_NAME,
     SETTINGS_READ,
     find_candidates,
+    gather_toxic_states,
     take_top,
     write_components,
 )
@@ -76,6 +77,15 @@ def make_states(hidden: int, n_prompts: int = 30) -> pa.Table:
         for place in range(120)
     ]
     return pa.Table.from_pylist(rows, schema=schemas.HEAD_STATES)
+
+
+def test_words_that_are_as_common_elsewhere_calibrate_nothing(
+    tiny_language_model: LanguageModel,
+) -> None:
+    """A toxic share of nothing cannot be lowered: refused with the counts and what to set."""
+    states = make_states(tiny_language_model.head.hidden)  # one token everywhere
+    with pytest.raises(ComponentError, match=r"40 toxic and 80 matched.*min_attribution"):
+        gather_toxic_states(states, tiny_language_model.head_weight)
 
 
 def write(
