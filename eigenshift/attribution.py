@@ -8,7 +8,7 @@ truth, so what it proposes is checked by leave-one-out (`occlusion.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from eigenshift.errors import ScorerError
 from eigenshift.occlusion import Proposal
-from eigenshift.scorers import OpenClassifier
+from eigenshift.scorers import OpenClassifier, Scorer
+from eigenshift.scorers.languages import LanguageScorer
 from eigenshift.word_spans import Span, list_windows, list_words
 
 TEXTS_PER_BATCH = 32
@@ -40,26 +41,39 @@ class GradientProposer:
     """Proposes the words with the largest gradient times input.
 
     Args:
-        scorer: A scorer; it must be a `DifferentiableScorer`.
+        scorer: A `DifferentiableScorer`, or several, each for the texts of a language.
 
     Raises:
-        ScorerError: It has no gradients.
+        ScorerError: One has no gradients.
     """
 
-    def __init__(self, scorer: object) -> None:
-        if not isinstance(scorer, DifferentiableScorer):
-            raise ScorerError(
-                f"scorer {getattr(scorer, 'name', '')}: expected a neural classifier for "
-                f"components.positions: attribution, found {type(scorer).__name__}, which has no "
-                "gradients. Set components.positions: occlusion."
-            )
+    def __init__(self, scorer: Scorer) -> None:
+        for part in scorer.scorers if isinstance(scorer, LanguageScorer) else [scorer]:
+            _require_gradients(part)
         self._scorer = scorer
 
     def propose(self, texts: Sequence[str]) -> list[list[Proposal]]:
         """The best words of each text and, in Chinese, the runs around them; best first."""
-        with self._scorer.open_classifier() as classifier:
-            shares = attribute_tokens(classifier, texts)
-        return [propose_spans(text, of_text) for text, of_text in zip(texts, shares, strict=True)]
+        groups: Iterable[tuple[Scorer, Sequence[int]]] = [(self._scorer, range(len(texts)))]
+        if isinstance(self._scorer, LanguageScorer):
+            groups = self._scorer.group(texts)
+        proposals: list[list[Proposal]] = [[] for _ in texts]
+        for scorer, places in groups:
+            with _require_gradients(scorer).open_classifier() as classifier:
+                shares = attribute_tokens(classifier, [texts[place] for place in places])
+            for place, of_text in zip(places, shares, strict=True):
+                proposals[place] = propose_spans(texts[place], of_text)
+        return proposals
+
+
+def _require_gradients(scorer: Scorer) -> DifferentiableScorer:
+    if not isinstance(scorer, DifferentiableScorer):
+        raise ScorerError(
+            f"scorer {scorer.name}: expected a neural classifier for components.positions: "
+            f"attribution, found {type(scorer).__name__}, which has no gradients. Set "
+            "components.positions: occlusion."
+        )
+    return scorer
 
 
 def propose_spans(text: str, shares: Sequence[TokenShare]) -> list[Proposal]:

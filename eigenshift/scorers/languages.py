@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from eigenshift.datasets.language import detect_language
 from eigenshift.scorers.interface import BLANK_REASON, Score, Scorer
@@ -25,14 +25,23 @@ class LanguageScorer:
         self._whole = whole
         self._parts = dict(parts)
 
-    def score(self, texts: Sequence[str]) -> list[Score]:
-        """Score texts, in order; blank ones are unscored."""
-        scores = [Score(None, BLANK_REASON)] * len(texts)
+    @property
+    def scorers(self) -> list[Scorer]:
+        """All of them."""
+        return [self._whole, *self._parts.values()]
+
+    def group(self, texts: Sequence[str]) -> Iterator[tuple[Scorer, list[int]]]:
+        """Places of the texts each scorer judges."""
         places_of: dict[str, list[int]] = {}
         for place, text in enumerate(texts):
             places_of.setdefault(detect_language(text), []).append(place)
         for language, places in places_of.items():
-            scorer = self._parts.get(language, self._whole)
+            yield self._parts.get(language, self._whole), places
+
+    def score(self, texts: Sequence[str]) -> list[Score]:
+        """Score texts, in order; blank ones are unscored."""
+        scores = [Score(None, BLANK_REASON)] * len(texts)
+        for scorer, places in self.group(texts):
             found = scorer.score([texts[place] for place in places])
             for place, score in zip(places, found, strict=True):
                 scores[place] = score

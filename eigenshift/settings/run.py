@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from eigenshift.settings.components import ComponentSettings
+from eigenshift.settings.components import ComponentSettings, PositionSource
 from eigenshift.settings.detection import ActivationSettings, StatisticsSettings
 from eigenshift.settings.evaluation import (
     CompareSettings,
@@ -18,7 +18,7 @@ from eigenshift.settings.execution import ExecutionSettings
 from eigenshift.settings.fields import Frozen, Location
 from eigenshift.settings.generation import GenerationSettings, PromptSettings
 from eigenshift.settings.model import ModelSettings
-from eigenshift.settings.scorers import ScorerSettings
+from eigenshift.settings.scorers import ScorerKind, ScorerSettings
 from eigenshift.settings.sources import IngestionSettings, Role, SourceSettings
 
 
@@ -93,6 +93,7 @@ class RefreshSettings(Frozen):
         repeated = sorted({name for name in scorers if scorers.count(name) > 1})
         if repeated:
             raise ValueError(f"scorer names must differ; repeated: {', '.join(repeated)}")
+        self._check_gradients()
         missing = [role.value for role in self.required_roles if not self.sources_for(role)]
         if missing:
             raise ValueError(
@@ -104,6 +105,17 @@ class RefreshSettings(Frozen):
                 f"compare.unit_dataset must name a labelled source: {', '.join(labelled)}"
             )
         return self
+
+    def _check_gradients(self) -> None:
+        judges = (self.scorer, *self.scorer.for_languages)
+        needs_gradients = self.components.positions is PositionSource.attribution
+        has_lexicon = any(judge.kind is ScorerKind.lexicon for judge in judges)
+        generates = Role.prompts in self.required_roles
+        if generates and needs_gradients and has_lexicon:
+            raise ValueError(
+                "components.positions 'attribution' needs gradients, which a scorer of kind "
+                "'lexicon' has not; set components.positions to 'occlusion' or 'lexicon'"
+            )
 
     def sources_for(self, role: Role) -> tuple[SourceSettings, ...]:
         """The sources with this role, in the order given."""

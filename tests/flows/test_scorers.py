@@ -92,4 +92,8 @@ def test_too_many_unscored_selection_continuations_stop_the_run(
         LexiconScorer, "score", lambda _, texts: [Score(None, "made to fail")] * len(texts)
     )
     with pytest.raises(EvaluationError, match="selection prompts"):
-        run_refresh(load_small(f"scorer={{kind: lexicon, words: {words}}}"))
+        run_refresh(
+            load_small(
+                f"scorer={{kind: lexicon, words: {words}}}", "components.positions=occlusion"
+            )
+        )

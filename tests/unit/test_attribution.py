@@ -10,7 +10,9 @@ import torch
 from eigenshift.attribution import GradientProposer, attribute_tokens
 from eigenshift.errors import ScorerError
 from eigenshift.scorers import load_scorer
+from eigenshift.scorers.languages import LanguageScorer
 from eigenshift.settings import ScorerSettings
+from tests.support.fake_scorer import WordScorer
 from tests.support.gradient_scorer import GradientScorer
 
 DEMO = Path(__file__).parents[2] / "data" / "demo" / "classifier"
@@ -76,3 +78,18 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
     scorer.tokenizer.is_fast = False
     with pytest.raises(ScorerError, match="fast tokenizer"):
         GradientProposer(scorer).propose([TEXT])
+
+
+def test_each_text_is_explained_by_the_classifier_of_its_language() -> None:
+    """The one whose verdict it is; one of them without gradients is refused at once."""
+    english, chinese = GradientScorer({"zorbfool": 3.0}), GradientScorer({"呆灯瓜": 3.0})
+    scorer = LanguageScorer(english, {"zh": chinese})
+    texts = ["呆灯瓜", "a zorbfool", "火车"]
+    own = [
+        *GradientProposer(chinese).propose(texts[:1]),
+        *GradientProposer(english).propose(texts[1:2]),
+        *GradientProposer(chinese).propose(texts[2:]),
+    ]
+    assert GradientProposer(scorer).propose(texts) == own
+    with pytest.raises(ScorerError, match="no gradients"):
+        GradientProposer(LanguageScorer(english, {"zh": WordScorer()}))

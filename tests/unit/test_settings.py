@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from eigenshift.errors import SettingsError
 from eigenshift.settings import (
     ComponentSettings,
+    DetectionSettings,
     RefreshSettings,
     Role,
     list_presets,
     load_preset,
     load_settings,
+    load_settings_as,
 )
 
 MINIMAL = {
@@ -79,12 +81,25 @@ def test_paths_of_scorers_are_relative_to_the_file_too(settings_file: Path) -> N
         "for_languages": [{**lexicon, "language": "zh"}],
     }
     document["further_scorers"] = [lexicon]
+    document["components"] = {"positions": "occlusion"}
     settings_file.write_text(yaml.safe_dump(document))
     settings = load_settings(settings_file)
     words = str(settings_file.parent / "words.txt")
     assert settings.scorer.model == str(settings_file.parent / "classifier")
     assert settings.scorer.for_languages[0].words == words
     assert settings.further_scorers[0].words == words
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    ["{kind: lexicon, words: w}", "{for_languages: [{language: zh, kind: lexicon, words: w}]}"],
+)
+def test_a_scorer_without_gradients_needs_other_positions(scorer: str, settings_file: Path) -> None:
+    """Refused at once, not when the first words are located, hours later."""
+    with pytest.raises(SettingsError, match=r"components\.positions to 'occlusion'"):
+        load_settings(settings_file, [f"scorer={scorer}"])
+    load_settings(settings_file, [f"scorer={scorer}", "components.positions=occlusion"])
+    load_settings_as(DetectionSettings, settings_file, [f"scorer={scorer}"])
 
 
 def test_scorers_of_the_same_name_are_refused(settings_file: Path) -> None:
