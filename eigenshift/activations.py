@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from eigenshift.artifacts import Workspace
 from eigenshift.batching import run_in_batches
 from eigenshift.errors import ArtifactError, ModelError, SettingsError
-from eigenshift.models import TextModel, list_layers
+from eigenshift.models import TextModel, list_layers, require_known_tokens
 from eigenshift.schemas import activations_schema
 from eigenshift.settings import ActivationSettings, Pooling, Site, SitePooling
 
@@ -243,13 +243,7 @@ def encode_texts(
             encoded[index] = list(shortened)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     encoded = [row or [start if start is not None else 0] for row in encoded]
-    largest = max((max(row) for row in encoded), default=0)
-    if largest >= text_model.vocab:
-        raise ModelError(
-            f"{text_model.id}: expected token ids below {text_model.vocab}, found "
-            f"{largest}. The tokenizer has tokens the model does not know; it is probably of "
-            "another model. Use the model's own tokenizer files."
-        )
+    require_known_tokens(text_model, (token for row in encoded for token in row))
     return encoded, len(too_long)
 
 

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from eigenshift.batching import plan_batches, run_in_batches
-from eigenshift.models import LanguageModel, capture_head_states
+from eigenshift.models import LanguageModel, capture_head_states, require_known_tokens
 
 
 def encode_text(language_model: LanguageModel, text: str, max_tokens: int) -> list[int]:
     """Tokens of a text whose likelihood is measured: BOS first where the tokenizer has one.
 
     Truncated to `max_tokens` and to the positions the model has.
+
+    Raises:
+        ModelError: A token is unknown to the model.
     """
     tokenizer = language_model.tokenizer
     n_positions = getattr(
@@ -27,7 +30,9 @@ def encode_text(language_model: LanguageModel, text: str, max_tokens: int) -> li
     max_tokens = max_tokens if n_positions is None else min(max_tokens, n_positions)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     found: list[int] = start + tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found[:max_tokens]
+    found = found[:max_tokens]
+    require_known_tokens(language_model, found)
+    return found
 
 
 @torch.inference_mode()

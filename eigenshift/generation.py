@@ -22,7 +22,7 @@ from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.batching import plan_batches, run_in_batches
 from eigenshift.decoding import DecodingArm, sample_batch
-from eigenshift.models import LanguageModel
+from eigenshift.models import LanguageModel, require_known_tokens
 from eigenshift.patching import Patch, check_base, patched_model
 from eigenshift.sampling import draw_keys
 from eigenshift.settings import GenerationSettings
@@ -83,6 +83,7 @@ def generate_continuations(
 
     Raises:
         ComponentError: A patch was made for another model.
+        ModelError: A token of a prompt is unknown to the model.
     """
     encoded = encode_prompts(language_model, prompts, settings)
     encoded.sort(key=lambda prompt: (len(prompt.token_ids), prompt.prompt_id))
@@ -175,6 +176,9 @@ def encode_prompts(
 
     A BOS token that the tokenizer puts first stays first. A prompt that gives no token begins with
     the model's BOS (or EOS) token.
+
+    Raises:
+        ModelError: A token is unknown to the model.
     """
     limit = settings.max_prompt_tokens
     config = language_model.model.config.get_text_config()
@@ -187,6 +191,7 @@ def encode_prompts(
     for row in prompts.select(["prompt_id", "language", "prompt"]).to_pylist():
         found = tokenizer(row["prompt"])["input_ids"] or [start]
         token_ids = _keep_end(found, limit, tokenizer.bos_token_id)
+        require_known_tokens(language_model, token_ids)
         encoded.append(_Prompt(row["prompt_id"], row["language"], row["prompt"], token_ids))
     return encoded
 

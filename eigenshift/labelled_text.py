@@ -18,7 +18,7 @@ import pyarrow as pa
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
 from eigenshift.errors import ComponentError
-from eigenshift.models import LanguageModel
+from eigenshift.models import LanguageModel, require_known_tokens
 from eigenshift.settings import ComponentSettings
 from eigenshift.token_spans import REPLACEMENT
 
@@ -102,12 +102,17 @@ def choose_texts(samples: pa.Table, n_texts: int, seed: int) -> list[dict[str, A
 
 
 def encode_faithfully(language_model: LanguageModel, text: str) -> list[int] | None:
-    """Tokens of a text (or of its beginning) that decode to it; None if they do not."""
+    """Tokens of a text (or of its beginning) that decode to it; None if they do not.
+
+    Raises:
+        ModelError: A token is unknown to the model.
+    """
     tokenizer = language_model.tokenizer
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     config = language_model.model.config.get_text_config()
     n_positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
     tokens = tokens[: min(MAX_TOKENS, n_positions - 1)]
+    require_known_tokens(language_model, tokens)
     return tokens if tokens and text.startswith(_decode(tokenizer, tokens)) else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -263,6 +263,21 @@ def wrap_encoder(
         digest=digest,
         device=embeddings.device,
     )
+
+
+def require_known_tokens(text_model: TextModel, token_ids: Iterable[int]) -> None:
+    """Refuse token ids that the model has no row for.
+
+    Raises:
+        ModelError: There is one.
+    """
+    largest = max(token_ids, default=0)
+    if largest >= text_model.vocab:
+        raise ModelError(
+            f"{text_model.id}: expected token ids below {text_model.vocab}, found "
+            f"{largest}. The tokenizer has tokens the model does not know; it is probably of "
+            "another model. Use the model's own tokenizer files."
+        )
 
 
 def _prepare(model: Any) -> None:

@@ -6,21 +6,28 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from eigenshift import model_files, models
+from eigenshift import model_files, models, schemas
 from eigenshift.errors import ModelError, SettingsError
+from eigenshift.forward import encode_text
+from eigenshift.generation import encode_prompts
 from eigenshift.heads import describe_head
+from eigenshift.labelled_text import encode_faithfully
 from eigenshift.model_files import identify_model
 from eigenshift.models import (
+    LanguageModel,
     capture_head_states,
     describe_model,
     forget_models,
@@ -31,7 +38,7 @@ from eigenshift.models import (
     use_model,
     wrap_model,
 )
-from eigenshift.settings import ModelSettings
+from eigenshift.settings import GenerationSettings, ModelSettings
 
 VOCAB = 96
 SMALL = {
@@ -478,3 +485,20 @@ def test_an_unknown_device_is_a_settings_error() -> None:
     """The device is checked before anything is loaded."""
     with pytest.raises(SettingsError, match=r"execution\.device.*'abacus'"):
         resolve_device("abacus")
+
+
+@pytest.mark.parametrize("reads", ["text", "labelled text", "prompts"])
+def test_tokens_beyond_the_head_are_refused_when_met(
+    reads: str, tiny_language_model: LanguageModel, neutral_texts: list[str]
+) -> None:
+    """With the model's name, not with an index error of the embedding, on whatever it reads."""
+    language_model = replace(tiny_language_model, vocab=50)
+    prompt = {"prompt_id": "p", "part": "evaluation", "language": "en", "prompt": neutral_texts[0]}
+    prompts = pa.Table.from_pylist([prompt], schema=schemas.PROMPTS)
+    encode: dict[str, Callable[[], object]] = {
+        "text": lambda: encode_text(language_model, neutral_texts[0], 32),
+        "labelled text": lambda: encode_faithfully(language_model, neutral_texts[0]),
+        "prompts": lambda: encode_prompts(language_model, prompts, GenerationSettings()),
+    }
+    with pytest.raises(ModelError, match="expected token ids below 50"):
+        encode[reads]()
