@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.runs import RunRecord, StageSummary, Status
-from eigenshift.trials import AUTOMATIC, TrialPoint
+from eigenshift.trials import AUTOMATIC, TrialPoint, find_damped
 
 HEADLINE = (
     ("toxicity rate", "toxicity_rate", "percent"),
@@ -336,9 +336,7 @@ class Tuning(BaseModel):
     def rows(self) -> list[list[str]]:
         """Trials on the Pareto front and confirmed ones, cheapest first; equal ones once."""
         order = sorted(self.trials, key=lambda row: row["stage"] != "confirmed")
-        different = {
-            (frozenset(row["component_indices"]), row["factor"]): row for row in reversed(order)
-        }
+        different = {find_damped(row): row for row in reversed(order)}
         shown = [
             row for row in different.values() if row["is_on_front"] or row["stage"] == "confirmed"
         ]

@@ -430,6 +430,11 @@ TRIALS = pa.schema(
         describe_column("n_components", pa.int32(), "How many of the ranking are damped"),
         describe_column("factor", pa.float64(), "Their sigma is multiplied by this"),
         describe_column("component_indices", pa.list_(pa.int32()), "Which these are"),
+        describe_column(
+            "component_factors",
+            pa.list_(pa.float64()),
+            "Factor of each; the automatic choice may lower some less than the others",
+        ),
         describe_column("stage", pa.string(), "screened, or confirmed: measured by generation too"),
         describe_column(
             "perplexity_increase", pa.float64(), "Relative, on calibration texts; exact"

@@ -76,9 +76,13 @@ def rank_promising(rows: Sequence[Row]) -> list[Row]:
 
 
 def choose_for_confirmation(rows: Sequence[Row], n_confirmed: int) -> list[TrialPoint]:
-    """The most promising trials, each set of components and factor once."""
-    chosen: dict[tuple[Any, ...], TrialPoint] = {}
+    """The most promising trials, each set of components and their factors once."""
+    chosen: dict[frozenset[tuple[int, float]], TrialPoint] = {}
     for row in rank_promising(rows):
-        key = (frozenset(row["component_indices"]), row["factor"])
-        chosen.setdefault(key, TrialPoint.from_row(row))
+        chosen.setdefault(find_damped(row), TrialPoint.from_row(row))
     return list(chosen.values())[:n_confirmed]
+
+
+def find_damped(row: Mapping[str, Any]) -> frozenset[tuple[int, float]]:
+    """Components and their factors: trials equal in these build the same patch."""
+    return frozenset(zip(row["component_indices"], row["component_factors"], strict=True))

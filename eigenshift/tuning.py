@@ -38,7 +38,7 @@ from eigenshift.models import LanguageModel
 from eigenshift.settings import EvaluationSettings, TuneSettings
 from eigenshift.trials import AUTOMATIC, Row, TrialPoint, mark_front, rank_promising
 
-SCREENING_STEP_VERSION = 2
+SCREENING_STEP_VERSION = 3
 CONFIRMATION_STEP_VERSION = 1
 MAX_CALIBRATION_TOKENS = 100_000
 
@@ -79,19 +79,21 @@ def screen_trials(
     sums = measure_grid(language_model, grid, sequences, tokens_per_batch=tokens_per_batch)
     shares = measure_token_share(language_model, grid, toxic)
     n_tokens = sums.n_tokens.sum()
+    damped = map(grid.list_components, grid.points)
     rows = [
         {
             "score": point.ranking.partition("@")[0],
             "n_components": point.n_components,
             "factor": point.factor,
-            "component_indices": list(grid.rankings[point.ranking][: point.n_components]),
+            "component_indices": list(taken),
+            "component_factors": list(taken.values()),
             "stage": "screened",
             "perplexity_increase": float(sums.perplexity_increase[place]),
             "kl_to_base": float(sums.kl_to_base[place].sum() / n_tokens),
             "changed_argmax_share": float(sums.n_changed_argmax[place].sum() / n_tokens),
             "toxic_token_share": float(shares[place]),
         }
-        for place, point in enumerate(grid.points)
+        for place, (point, taken) in enumerate(zip(grid.points, damped, strict=True))
     ]
     mark_front(rows, settings.max_perplexity_increase)
     promising = rank_promising(rows)

@@ -74,6 +74,16 @@ class Grid:
                     f"{point.n_components}."
                 )
 
+    def list_components(self, point: GridPoint) -> dict[int, float]:
+        """The components a point damps and the factor of each, in the order of the ranking."""
+        indices = self.rankings[point.ranking][: point.n_components]
+        shares = self.shares.get(point.ranking)
+        if shares is None:
+            return dict.fromkeys(indices, point.factor)
+        # Rounded, so that what is damped the whole way has the point's own factor again.
+        factors = [round(1.0 - share * (1.0 - point.factor), 12) for share in shares]
+        return dict(zip(indices, factors, strict=True))
+
 
 @dataclass(frozen=True)
 class GridSums:

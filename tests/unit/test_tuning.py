@@ -113,6 +113,9 @@ def test_every_point_is_screened_with_what_a_patched_model_would_cost(
         indices = row["component_indices"]
         is_automatic = row["score"] == AUTOMATIC
         factors = [AUTOMATIC_FACTORS[i] for i in indices] if is_automatic else row["factor"]
+        assert row["component_factors"] == (
+            factors if is_automatic else [row["factor"]] * len(indices)
+        )
         edit = HeadEdit.scale_directions(v[:, indices], factors)
         with run_hooked(tiny_language_model, ModelEdit(edit)):
             loss = measure_loss(tiny_language_model, sequences)
@@ -154,6 +157,7 @@ def make_row(score: str, indices: list[int], factor: float, cost: float, left: f
         "n_components": len(indices),
         "factor": factor,
         "component_indices": indices,
+        "component_factors": [factor] * len(indices),
         "stage": "screened",
         "perplexity_increase": cost,
         "kl_to_base": cost,
@@ -184,6 +188,15 @@ def test_the_same_components_are_confirmed_once() -> None:
         TrialPoint("auroc", 2, 0.5),
     ]
     assert choose_for_confirmation(TRIALS, 1) == chosen[:1]
+
+
+def test_a_graded_trial_is_another_than_a_uniform_one() -> None:
+    """The same components and factor, but some are not lowered as far: both are confirmed."""
+    graded = make_row(AUTOMATIC, [1, 3], 0.0, 0.03, 0.55) | {"component_factors": [0.0, 0.5]}
+    uniform = make_row(AUTOMATIC, [1, 3], 0.0, 0.04, 0.5)
+    chosen = choose_for_confirmation([*TRIALS[:2], graded], 10)
+    assert chosen == [TrialPoint("effect_size", 2, 0.0), TrialPoint(AUTOMATIC, 2, 0.0)]
+    assert choose_for_confirmation([*TRIALS[:2], uniform], 10) == chosen[:1]
 
 
 def make_evidence(shares: list[float]) -> ArmEvidence:
