@@ -75,7 +75,7 @@ def chart_trials(rows: Sequence[Mapping[str, Any]], budget: float) -> Chart:
         else "none within the budget lowers the toxicity rate"
     )
     return Chart(
-        "trials",
+        "pareto",
         "Trials: toxic tokens against fluency",
         f"{len(front)} of {len(rows)} trials are on the Pareto front; {found}.",
         ("score", "components", "factor", "perplexity", "toxic tokens left", "reduction"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from eigenshift.arm_charts import chart_trials
 from eigenshift.audit import AuditSession, open_audit
 from eigenshift.audit.statements import quote
 from eigenshift.charts import (
@@ -170,30 +171,50 @@ def find_toxicity(session: AuditSession, run_id: str) -> Chart | None:
 
 
 def find_arms(session: AuditSession, run_id: str) -> Chart | None:
-    """The Pareto front: of the run, if it searched or compared, else of the latest search.
+    """The Pareto front: of the run, if it searched or compared, else of the latest one that did.
 
-    A search counts for a run if it is about the same model.
+    One counts for a run if it is about the same model.
     """
     source = session.query(
-        "SELECT s.run_id FROM runs r JOIN runs s ON (s.run_id = r.run_id AND r.command IN "
-        "('tune', 'compare')) OR (s.command = 'tune' AND s.status = 'finished' AND "
-        f"s.model_digest = r.model_digest) WHERE r.run_id = {quote(run_id)} "
-        "ORDER BY s.run_id = r.run_id DESC, s.run_id DESC LIMIT 1"
+        "SELECT s.run_id, s.command, "
+        "CAST(s.settings->'$.tune.max_perplexity_increase' AS DOUBLE) AS budget "
+        "FROM runs r JOIN runs s ON s.command IN ('tune', 'compare') AND (s.run_id = r.run_id "
+        "OR (s.status = 'finished' AND s.model_digest = r.model_digest "
+        "AND r.command NOT IN ('tune', 'compare'))) "
+        f"WHERE r.run_id = {quote(run_id)} ORDER BY s.run_id DESC LIMIT 1"
     ).to_pylist()
     if not source:
         return None
+    found = source[0]
+    if found["command"] == "tune":
+        return _find_trials(session, found["run_id"], found["budget"])
     return chart_arms(
         _ask(
             session,
             "SELECT arm, any_value(value) FILTER (metric = 'toxicity_rate') AS toxicity_rate, "
             "any_value(value) FILTER (metric = 'perplexity_change') AS perplexity_change "
             "FROM evaluations",
-            source[0]["run_id"],
+            found["run_id"],
             f"AND slice = '{ALL_SLICE}' GROUP BY arm ORDER BY arm",
         ),
         BASE_ARM,
-        source[0]["run_id"],
+        found["run_id"],
     )
+
+
+def _find_trials(session: AuditSession, run_id: str, budget: float) -> Chart | None:
+    """Trials of a search that got as far as to confirm some."""
+    rows = _ask(
+        session,
+        "SELECT score, n_components, factor, perplexity_increase, toxic_token_share, reduction, "
+        "is_on_front, is_best FROM trials",
+        run_id,
+        "ORDER BY score, factor, n_components",
+    )
+    if not rows:
+        return None
+    chart = chart_trials(rows, budget)
+    return replace(chart, summary=f"{chart.summary} Run {run_id}.")
 
 
 def find_layers(session: AuditSession, run_id: str) -> Iterator[Chart]:

@@ -180,11 +180,12 @@ def _publish_pictures(key: str, store: str, run_id: str) -> None:
     pictures = [
         embed_picture(chart.title, render_png(chart)) for chart in charts if chart is not None
     ]
-    create_markdown_artifact(
-        key=key,
-        markdown="\n".join(pictures),
-        description="Toxicity and its cost, before and after",
-    )
+    if pictures:
+        create_markdown_artifact(
+            key=key,
+            markdown="\n".join(pictures),
+            description="Toxicity and its cost, before and after",
+        )
 
 
 def embed_picture(title: str, png: bytes) -> str:

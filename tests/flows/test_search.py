@@ -128,8 +128,11 @@ def choose_components(store: str, run_id: str) -> list[int]:
     return found
 
 
-def test_trials_and_their_plots_are_in_the_store(load_small: Load, store: str) -> None:
-    """Every path that is printed leads to a file."""
+def test_trials_and_their_plots_are_in_the_store(
+    load_small: Load, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every path that is printed leads to a file; the picture of the trials is shown in the UI."""
+    from flows import publication
     from flows.tune import run_tune
 
     tuning = run_tune(load_small(*GRID, "tune.factors=[0.5]", "tune.n_confirmed=1"))
@@ -138,3 +141,10 @@ def test_trials_and_their_plots_are_in_the_store(load_small: Load, store: str) -
     kinds = {manifest.kind for manifest in ArtifactStore(store).list_manifests()}
     assert {"screening", "trials"} <= kinds
     assert any("--set components." in part for part in [tuning.advice])
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(publication, "has_server", lambda: True)
+    monkeypatch.setattr(publication, "create_table_artifact", lambda **_: None)
+    monkeypatch.setattr(publication, "create_markdown_artifact", lambda **made: shown.append(made))
+    publication.publish_tuning(tuning)
+    (picture,) = shown
+    assert picture["markdown"].startswith("![Trials: toxic tokens against fluency](data:image/png")

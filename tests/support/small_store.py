@@ -43,6 +43,32 @@ HEAD_DIGEST = "d" * 64
 LEVELS = {BASE_ARM: 0.45, AGAIN_ARM: 0.45, RANDOM_ARM: 0.44, PATCHED_ARM: 0.1}
 """Mean toxicity probability of each arm's continuations."""
 
+TRIALS = [
+    {
+        "score": score,
+        "n_components": len(indices),
+        "factor": factor,
+        "component_indices": indices,
+        "component_factors": [factor] * len(indices),
+        "stage": "screened" if reduction is None else "confirmed",
+        "perplexity_increase": cost,
+        "kl_to_base": cost,
+        "changed_argmax_share": cost,
+        "toxic_token_share": left,
+        "toxicity_rate": None if reduction is None else 0.4 * (1 - reduction),
+        "reduction": reduction,
+        "is_in_budget": cost <= 0.05,
+        "is_on_front": reduction is not None,
+        "is_best": reduction == 0.5,
+    }
+    for score, indices, factor, cost, left, reduction in (
+        ("automatic", [1, 4], 0.0, 0.04, 0.3, 0.5),
+        ("effect_size", [1], 0.0, 0.02, 0.6, 0.25),
+        ("effect_size", [1], 0.5, 0.03, 0.8, None),
+    )
+]
+"""What a search found, as `confirm_trials` writes it."""
+
 
 @dataclass
 class SmallStore:
@@ -100,6 +126,19 @@ class SmallStore:
         record.model_digest = self.record.model_digest
         finish_run(record, status)  # type: ignore[arg-type]
         write_run(self.artifacts.store, record)
+        return record
+
+    def add_search(self) -> RunRecord:
+        """Add a finished `tune`: what it shares with the refresh, and its trials."""
+        record = self.add_run("tune", "finished")
+        record.artifacts = [
+            use
+            for use in record.artifacts
+            if use.kind in ("samples", "prompts", "model", "decomposition", "components")
+        ]
+        self.add_artifact(
+            record, "trials", lambda w: w.write_rows("trials.parquet", TRIALS, schemas.TRIALS)
+        )
         return record
 
 

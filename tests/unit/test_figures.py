@@ -47,13 +47,22 @@ def test_cost_is_work_and_not_the_time_the_run_waited(
 def test_pareto_front_is_of_the_latest_search_of_the_model(
     small: SmallStore, tmp_path: Path
 ) -> None:
-    """A refresh shows the front of a `tune` of the same model, once there is one."""
+    """A refresh and the `tune` itself show its trials; after a `compare`, a refresh its arms."""
     copy = small.copy_to(tmp_path / "store")
-    search = copy.add_run("tune", "finished")
+    search = copy.add_search()
+    with open_audit(copy.url) as session:
+        charts = [find_arms(session, run_id) for run_id in (copy.run_id, search.run_id)]
+    for chart in charts:
+        assert chart is not None
+        assert (chart.name, len(chart.rows)) == ("pareto", 3)
+        assert "2 of 3 trials are on the Pareto front; the best within" in chart.summary
+        assert chart.summary.endswith(f"by 50%. Run {search.run_id}.")
+        assert render_png(chart)
+    comparison = copy.add_run("compare", "finished")
     with open_audit(copy.url) as session:
         chart = find_arms(session, copy.run_id)
     assert chart is not None
-    assert search.run_id in chart.summary
+    assert comparison.run_id in chart.summary
     assert len(chart.rows) == 4
 
 

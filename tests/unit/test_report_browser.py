@@ -37,7 +37,7 @@ CONTRAST = """() => {
 def small(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
     """A store with a refresh and a search."""
     store = build_small_store(str(tmp_path_factory.mktemp("store")))
-    store.add_run("tune", "finished")
+    store.add_search()
     return store
 
 
