@@ -1,8 +1,9 @@
 """Write one self-contained HTML file about a run: what changed, how sure it is, what it came from.
 
 Reads a run through the audit views only; writes one file that loads nothing from anywhere and runs
-no script. Holds no sample text; tokens, which may be offensive, are folded away. Charts come from
-`figures.py`, looks are in `templates/`, two runs side by side are `comparison_report.py`'s.
+no script. Of texts it holds single tokens and the last tokens before positions where components are
+most active; these may be offensive and are folded away. Charts come from `figures.py`, looks are in
+`templates/`, two runs side by side are `comparison_report.py`'s.
 """
 
 from __future__ import annotations
@@ -62,25 +63,33 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class ExtraTable:
-    """A table that only some stores have, shown whole behind a click.
+    """A table that only some stores have, its first rows shown behind a click.
 
     Attributes:
         view: Its audit view; where there is none yet, the section says so.
         title: Of the section.
+        order: Columns, what matters most first.
         absent: What to say where the run has no rows.
     """
 
     view: str
     title: str
+    order: str
     absent: str
 
 
 EXTRA_TABLES = (
     ExtraTable(
-        "token_shifts", "Over-suppressed tokens", "Shifts of single tokens were not measured."
+        "token_shifts",
+        "Over-suppressed tokens",
+        "is_identity DESC, positions = 'nontoxic' DESC, rank",
+        "Shifts of single tokens were not measured.",
     ),
     ExtraTable(
-        "scorer_agreement", "Agreement of scorers", "The run has one scorer, or none was compared."
+        "scorer_agreement",
+        "Agreement of scorers",
+        "arm, language, scorer_a, scorer_b",
+        "The run has one scorer, or none was compared.",
     ),
 )
 """Adding one is one entry."""
@@ -333,13 +342,20 @@ def _find_extra(session: AuditSession, table: ExtraTable, run: str) -> dict[str,
     shown: dict[str, Any] = {"key": table.view, "title": table.title, "absent": table.absent}
     schema = VIEW_SCHEMAS.get(table.view)
     if schema is None:
-        return shown | {"columns": (), "rows": []}
+        return shown | {"columns": (), "rows": [], "n_rows": 0}
     columns = [name for name in schema.names if name not in ("run_id", "fingerprint")]
     names = ", ".join(columns)
-    rows = ask(
-        session, f"SELECT {names} FROM {table.view} WHERE run_id = {run} LIMIT {N_EXTRA_ROWS}"
-    )
-    return shown | {"columns": columns, "rows": [tuple(map(_dash, row.values())) for row in rows]}
+    found = f"FROM {table.view} WHERE run_id = {run}"
+    rows = ask(session, f"SELECT {names} {found} ORDER BY {table.order} LIMIT {N_EXTRA_ROWS}")
+    return shown | {
+        "columns": columns,
+        "rows": [tuple(map(_show_cell, row.values())) for row in rows],
+        "n_rows": ask(session, f"SELECT count(*) AS n {found}")[0]["n"],
+    }
+
+
+def _show_cell(value: Any) -> Any:
+    return f"{value:.3g}" if isinstance(value, float) else _dash(value)
 
 
 def _dash(value: Any) -> Any:

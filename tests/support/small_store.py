@@ -408,6 +408,7 @@ def _make_components(
             "factor": 0.0 if index in SELECTED else 1.0,
             "tokens_up": [" kettle", " <b>"],
             "tokens_down": [" train"],
+            "contexts_high": ["a harbour at dusk"],
         }
         for rank, index in enumerate(
             [*SELECTED, *(i for i in range(N_COMPONENTS) if i not in SELECTED)]

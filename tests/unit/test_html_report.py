@@ -1,4 +1,4 @@
-"""The report is one self-contained file, says what the store says, and shows no text."""
+"""The report is one self-contained file, says what the store says, and shows no text unasked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eigenshift import schemas
 from eigenshift.audit import open_audit
 from eigenshift.errors import SettingsError
 from eigenshift.html_report import write_html_report
@@ -121,12 +122,54 @@ def test_report_shows_all_sections(page: Reader) -> None:
 
 
 def test_no_text_is_shown_without_a_click(page: Reader) -> None:
-    """Sample text is nowhere; tokens are folded away and escaped."""
+    """Whole samples are nowhere; tokens and contexts are folded away and escaped."""
     shown, folded = "\n".join(page.shown), "\n".join(page.folded)
-    for word in ("kettle", "platform", "On day", "<b>"):
+    for word in ("kettle", "platform", "On day", "<b>", "harbour"):
         assert word not in shown
     assert "kettle |  <b>" in folded
-    assert "platform" not in folded
+    assert "most active: a harbour at dusk" in folded
+    for word in ("platform", "On day", "kettle number"):
+        assert word not in folded
+
+
+def test_over_suppressed_tokens_begin_with_words_for_groups(
+    small: SmallStore, tmp_path: Path
+) -> None:
+    """Those at non-toxic positions first; how many of all are shown is said; folded away."""
+    copy = small.copy_to(tmp_path / "store")
+    record = copy.add_run()
+    rows = [
+        {
+            "positions": positions,
+            "rank": rank,
+            "token_id": rank,
+            "token": f" word{rank}",
+            "mean_probability_base": 0.123456,
+            "mean_probability_patched": 0.000012345,
+            "log_ratio": None,
+            "kind": "neutral",
+            "is_identity": rank >= 58,
+        }
+        for positions in ("toxic", "nontoxic")
+        for rank in range(60)
+    ]
+    copy.add_artifact(
+        record,
+        "token_shifts",
+        lambda w: w.write_rows("token_shifts.parquet", rows, schemas.TOKEN_SHIFTS),
+    )
+    write_html_report(copy.url, record.run_id, tmp_path / "report.html")
+    reader = Reader()
+    reader.feed((tmp_path / "report.html").read_text())
+    folded = [text for text in reader.folded if text.strip()]
+    first = folded.index("show 50 of 120 rows (may be offensive)")
+    cells = folded[first + 1 + 9 :]
+    assert [cells[9 * place : 9 * place + 2] for place in range(5)] == [
+        *(["nontoxic", "58"], ["nontoxic", "59"], ["toxic", "58"], ["toxic", "59"]),
+        ["nontoxic", "0"],
+    ]
+    assert cells[4:7] == ["0.123", "1.23e-05", "-"]
+    assert " word58" not in "".join(reader.shown)
 
 
 def test_run_that_failed_early_has_a_report(small: SmallStore, tmp_path: Path) -> None:
