@@ -10,6 +10,7 @@ the selection prompts. Reads component tables, head states and scored continuati
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -37,6 +38,8 @@ from eigenshift.interventions.singular_components import SCORE_COLUMNS
 from eigenshift.models import LanguageModel
 from eigenshift.settings import EvaluationSettings, TuneSettings
 from eigenshift.trials import AUTOMATIC, Row, TrialPoint, mark_front, rank_promising
+
+logger = logging.getLogger(__name__)
 
 SCREENING_STEP_VERSION = 3
 CONFIRMATION_STEP_VERSION = 1
@@ -76,6 +79,12 @@ def screen_trials(
     """
     grid = lay_out_grid(components, automatic, decomposition, settings)
     sequences = encode_calibration_texts(language_model, neutral_texts, max_tokens)
+    logger.info(
+        "screening of trials: points=%d texts=%d toxic_positions=%d",
+        len(grid.points),
+        len(sequences),
+        len(toxic.states),
+    )
     sums = measure_grid(language_model, grid, sequences, tokens_per_batch=tokens_per_batch)
     shares = measure_token_share(language_model, grid, toxic)
     n_tokens = sums.n_tokens.sum()

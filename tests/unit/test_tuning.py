@@ -135,6 +135,25 @@ def test_the_best_of_the_screening_leaves_fewest_toxic_tokens_within_the_budget(
     assert not any(row["is_best"] for row in rows)
 
 
+def test_how_much_is_screened_is_logged_before_it_takes_its_time(
+    tiny_language_model: LanguageModel,
+    texts: pa.Table,
+    workspace: Workspace,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Points of the grid and texts, at the start."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise ComponentError("made up")
+
+    monkeypatch.setattr("eigenshift.tuning.measure_grid", stop)
+    with caplog.at_level("INFO", "eigenshift"), pytest.raises(ComponentError, match="made up"):
+        screen(tiny_language_model, texts, workspace)
+    n_texts = len(split_neutral(texts, for_calibration=True))
+    assert f"screening of trials: points=9 texts={n_texts}" in caplog.text
+
+
 def test_a_grid_larger_than_the_head_is_refused(
     tiny_language_model: LanguageModel, texts: pa.Table, workspace: Workspace
 ) -> None:
