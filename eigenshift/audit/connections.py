@@ -39,12 +39,23 @@ _CONFIG = {
 
 
 class Connector:
-    """Makes connections to one store."""
+    """Makes connections to one store.
 
-    def __init__(self, index: StoreIndex, limits: AuditLimits) -> None:
+    Args:
+        index: Of the store.
+        limits: Of each connection.
+        for_any_statement: The statements are not checked before they are run. Paths that DuckDB
+            may read it may also write (COPY), so files of a local store are then served read-only,
+            like remote ones, which is slower.
+    """
+
+    def __init__(
+        self, index: StoreIndex, limits: AuditLimits, *, for_any_statement: bool = False
+    ) -> None:
         self.index = index
         self._limits = limits
-        self._names = FileNames(index.store)
+        self._serves = for_any_statement or not index.store.is_local
+        self._names = FileNames(index.store, serves=self._serves)
 
     def connect(
         self, views: Sequence[str], hidden: frozenset[str], replacement: str
@@ -105,9 +116,10 @@ class Connector:
 
     def _close(self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, TableFile]) -> None:
         """Let the connection reach these files and nothing else, for good."""
-        if files and not self.index.store.is_local:
+        if files and self._serves:
             located = {name: self._names.locate(file) for name, file in files.items()}
-            filesystem = StoredFileSystem(located, max_requests=self._limits.requests)
+            bound = None if self.index.store.is_local else self._limits.requests
+            filesystem = StoredFileSystem(located, max_requests=bound)
             connection.register_filesystem(filesystem)
         connection.execute(f"SET allowed_paths = {quote_list(files)}")
         connection.execute("SET enable_external_access = false")

@@ -5,7 +5,8 @@
 DuckDB takes such a key for a column and skips files by it before it opens any: a question about
 one run of five hundred opens that run's files (docs/decisions/0025-audit-index.md). Of a local
 store, the first folder is a link to the store's artifacts in this process's scratch folder; of a
-remote one, the names are what `duckdb_files.py` serves. One file has as many names as runs used it.
+remote one, and where nothing may be written, the names are what `duckdb_files.py` serves. One file
+has as many names as runs used it.
 """
 
 from __future__ import annotations
@@ -51,10 +52,16 @@ class TableFile:
 
 
 class FileNames:
-    """Gives names to files of one store; remembers them for as long as it lives."""
+    """Gives names to files of one store; remembers them for as long as it lives.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: Where the files are.
+        serves: `duckdb_files.py` serves them; else DuckDB opens them itself.
+    """
+
+    def __init__(self, store: Store, *, serves: bool) -> None:
         self._store = store
+        self._serves = serves
         self._folder: Path | None = None
         self._links: dict[str, str] = {}
 
@@ -68,7 +75,10 @@ class FileNames:
         Raises:
             ArtifactError: A file of a local store is missing.
         """
-        name = self._name_local if self._store.is_local else self._name_remote
+        if self._store.is_local:
+            for file in files:
+                self._check_there(file)
+        name = self._name_served if self._serves else self._name_opened
         return {name(f"{key}={file.owner}", file): file for file in files}
 
     def locate(self, file: TableFile) -> StoredFile:
@@ -76,17 +86,19 @@ class FileNames:
         path = f"artifacts/{file.folder}/{file.stored_as}"
         return StoredFile(self._store, path, file.n_bytes, file.sha256)
 
-    def _name_remote(self, owner: str, file: TableFile) -> str:
-        return f"{PROTOCOL}://{owner}/{file.folder}/{file.stored_as}"
-
-    def _name_local(self, owner: str, file: TableFile) -> str:
-        path = f"{self._link(owner)}/{file.folder}/{file.stored_as}"
+    def _check_there(self, file: TableFile) -> None:
+        path = f"{self._store.local_path('artifacts')}/{file.folder}/{file.stored_as}"
         if not os.path.exists(path):  # noqa: PTH110 - thousands of files
             raise ArtifactError(
                 f"{self._store.uri('artifacts')}/{file.folder}/{file.stored_as}: expected an "
                 "object, found none. It was deleted. Start the same command again to make it."
             )
-        return path
+
+    def _name_served(self, owner: str, file: TableFile) -> str:
+        return f"{PROTOCOL}://{owner}/{file.folder}/{file.stored_as}"
+
+    def _name_opened(self, owner: str, file: TableFile) -> str:
+        return f"{self._link(owner)}/{file.folder}/{file.stored_as}"
 
     def _link(self, owner: str) -> str:
         """A link to the store's artifacts, called after the owner."""

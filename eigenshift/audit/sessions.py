@@ -45,14 +45,15 @@ def connect(store_url: str, *, show_text: bool = False) -> duckdb.DuckDBPyConnec
     """Return a DuckDB connection with all views, for notebooks.
 
     It cannot reach any other file or the network either. Unlike `AuditSession.query` it sets no
-    time limit and takes statements that make objects in its own memory.
+    time limit and takes statements that make objects in its own memory. Files of the store are
+    served read-only, so that no statement or method (COPY, `write_parquet`) can replace them.
 
     Args:
         store_url: Root URL of the store.
         show_text: Show text columns, which may be offensive. Here it is all or nothing.
     """
     hidden = frozenset[str]() if show_text else schemas.TEXT_COLUMNS
-    connector = Connector(StoreIndex(store_url), AuditLimits())
+    connector = Connector(StoreIndex(store_url), AuditLimits(), for_any_statement=True)
     return connector.connect(VIEW_NAMES, hidden, HIDDEN_IN_NOTEBOOK)
 
 

@@ -274,3 +274,38 @@ def test_settings_of_a_notebook_connection_are_locked(small: SmallStore) -> None
         with pytest.raises(duckdb.Error):
             connection.execute(sql)
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO '{path}' (FORMAT parquet, USE_TMP_FILE false)",
+        "COPY (SELECT 1) TO '{path}' (FORMAT csv, USE_TMP_FILE false)",
+        "COPY (SELECT 1) TO '{path}'",
+        "COPY (SELECT 1 AS a, 2 AS b) TO '{path}' (FORMAT parquet, PARTITION_BY a, OVERWRITE)",
+    ],
+)
+def test_a_notebook_connection_cannot_replace_the_files_behind_its_views(
+    tmp_path: Path, statement: str
+) -> None:
+    """Neither by a statement nor by a relation's methods, though the files' names are shown."""
+    import duckdb
+
+    store = build_small_store(str(tmp_path / "store"))
+    files = {path: path.read_bytes() for path in Path(store.url).rglob("*") if path.is_file()}
+    connection = connect(store.url)
+    names = connection.sql(
+        "SELECT DISTINCT unnest(regexp_extract_all(sql, '''([^'']+[.]parquet)''', 1)) "
+        "FROM duckdb_views()"
+    ).fetchall()
+    assert len(names) > 10
+    for (path,) in names:
+        with pytest.raises(duckdb.Error):
+            connection.execute(statement.format(path=path))
+        for write in ("write_parquet", "to_parquet", "write_csv", "to_csv"):
+            with pytest.raises(duckdb.Error):
+                getattr(connection.sql("SELECT 1"), write)(path)
+    assert files == {
+        path: path.read_bytes() for path in Path(store.url).rglob("*") if path.is_file()
+    }
+    assert connection.sql("SELECT count(*) FROM samples").fetchall() == [(30,)]
