@@ -6,17 +6,18 @@ Strings only; opening what they name is `filesystems.py`.
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from eigenshift.errors import SettingsError
 
 S3_SCHEMES = frozenset({"s3", "s3a"})
 URL_OPTIONS = ("endpoint_url", "addressing_style", "region_name")
 QUERY = re.compile(r"\w+=[^&]*(&\w+=[^&]*)*")
-SECRET_QUERY = re.compile(
-    r"[?&](x-amz-(signature|credential|security-token)|sig(nature)?|token|key|secret|password)=",
+SECRET_NAME = re.compile(
+    r"(signature|credentials?|token|secret|password|(^|[^a-z])(sig|key)|(api|access)key)$",
     re.IGNORECASE,
 )
+"""Names of parameters that carry credentials, by their last word: X-Goog-Signature, api_key."""
 
 
 def split_options(url: str) -> tuple[str, dict[str, str]]:
@@ -39,8 +40,23 @@ def split_options(url: str) -> tuple[str, dict[str, str]]:
 
 
 def has_secret(url: str) -> bool:
-    """Whether a URL carries credentials: a user's password, or a signature in its query."""
+    """Whether a URL, or one among its options, carries credentials.
+
+    These are a user's password, any user of http(s), where a token alone may stand, and parameters
+    whose name says so.
+    """
     if "://" not in url:
         return False
-    user, at, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
-    return (bool(at) and ":" in user) or SECRET_QUERY.search(url) is not None
+    return any(_has_user(text) or _has_secret_parameter(text) for text in (url, unquote(url)))
+
+
+def _has_user(text: str) -> bool:
+    for scheme, authority in re.findall(r"(\w+)://([^/?#]*)", text):
+        user, at, _ = authority.rpartition("@")
+        if at and (":" in user or scheme.lower() in ("http", "https")):
+            return True
+    return False
+
+
+def _has_secret_parameter(text: str) -> bool:
+    return any(SECRET_NAME.search(name) for name in re.findall(r"[?&;#]([^?&;#=/]+)=", text))

@@ -15,6 +15,15 @@ SECRETS = [
     "https://someone:made-up@example.org/data.csv",
     "https://bucket.example.org/data.csv?X-Amz-Signature=made-up&X-Amz-Date=1",
     "https://account.example.org/container/data.csv?sv=2024&sig=made-up",
+    "https://storage.example.org/b/data.csv?X-Goog-Credential=x&X-Goog-Signature=made-up",
+    "https://storage.example.org/b/data.csv?GoogleAccessId=x&Expires=1&X-Goog%2DCredential=made-up",
+    "https://example.org/data.csv?access_token=made-up",
+    "https://example.org/data.csv?page=1&api_key=made-up",
+    "https://example.org/data.csv?apiKey=made-up",
+    "https://account.example.org/container/data.csv?sas_token=made-up",
+    "https://made-up@example.org/data.csv",
+    "s3://bucket/store?endpoint_url=http://someone:made-up@127.0.0.1:9",
+    "s3://bucket/store?endpoint_url=http%3A%2F%2Fsomeone%3Amade-up%40127.0.0.1%3A9",
 ]
 
 
@@ -68,7 +77,14 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["./folder", "org/model", "s3://bucket/a@b", "abfs://container@account.dfs.example.org/a"],
+    [
+        "./folder",
+        "org/model",
+        "s3://bucket/a@b",
+        "abfs://container@account.dfs.example.org/a",
+        "https://example.org/@someone/monkey.csv?monkey=1&keys=2",
+        "s3://bucket/store?endpoint_url=http://127.0.0.1:9",
+    ],
 )
 def test_an_ordinary_location_has_no_secret(url: str) -> None:
     """An @ alone is none: Azure names its container so."""
