@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 
+from eigenshift.audit.statements import quote
 from eigenshift.errors import SettingsError
 from eigenshift.releases import Release, list_releases
 from eigenshift.runs import choose_run
@@ -65,7 +66,7 @@ class Question:
 
     def fill(self, values: Mapping[str, str]) -> str:
         """Its SQL about these subjects."""
-        return _SUBJECT.sub(lambda found: _quote(values[found[1]]), self.template)
+        return _SUBJECT.sub(lambda found: quote(values[found[1]]), self.template)
 
     def ask_about(self, store: Store, subjects: Subjects) -> str:
         """Its SQL about the subjects given, or the latest of the store.
@@ -135,7 +136,3 @@ def _find_release(store: Store, version: str | None) -> Release:
         f"{store.root}: expected release {version or 'of a patch'}, found no such release (latest: "
         f"{known}). Choose one with --release or --since; see `eigenshift releases`."
     )
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -83,11 +83,6 @@ class RefreshOutcome(BaseModel):
         names = {"run_id", "status", "store", "model_id", "metrics", "stages", "checks", "release"}
         return self.model_dump(mode="json", include=names)
 
-    @property
-    def stages_are_all_cached(self) -> bool:
-        """Whether this run found everything already done."""
-        return all(stage.shards == stage.shards_cached for stage in self.stages)
-
 
 def format_estimate(row: Mapping[str, Any] | None, unit: str) -> str:
     """`4.7% [4.1, 5.3]`, or a dash where it was not measured or is undefined."""

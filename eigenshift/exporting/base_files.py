@@ -50,11 +50,6 @@ class BaseParameter:
     key: str
     dtype: torch.dtype
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether the files hold its values under another parameter's key (a tied head)."""
-        return self.stored.key != self.key
-
     def read_rows(self, first: int, n_rows: int) -> Tensor:
         """Some rows as the run's model had them, shape (row, ...)."""
         return self.stored.read_rows(first, n_rows).to(self.dtype)
