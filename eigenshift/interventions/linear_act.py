@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eigenshift.batching import plan_batches
+from eigenshift.batching import plan_batches, run_in_batches
 from eigenshift.edits import ModelEdit, UnitEdit
 from eigenshift.errors import ComponentError
 from eigenshift.folding import run_hooked
@@ -144,21 +144,27 @@ def _average_outputs(
     def record(_: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
         seen.append(output.detach())
 
+    def run(batch: list[int]) -> Array:
+        token_ids, mask = pad_right(
+            [sequences[place] for place in batch], language_model.tokenizer.pad_token_id
+        )
+        seen.clear()
+        language_model.trunk(
+            input_ids=token_ids.to(language_model.device),
+            attention_mask=mask.to(language_model.device),
+            use_cache=False,
+        )
+        outputs = seen.pop().float().reshape(*token_ids.shape, -1).cpu()
+        sums = (outputs * mask[..., None]).double().sum(1)
+        return np.asarray(sums / mask.sum(1, keepdim=True))
+
+    key = (language_model.digest, str(language_model.device), "forward pass")
+    lengths = [len(row) for row in sequences]
     found: list[Array] = [np.empty(0)] * len(sequences)
     handle = language_model.model.get_submodule(name).register_forward_hook(record)
     try:
-        for batch in plan_batches([len(row) for row in sequences], TOKENS_PER_BATCH):
-            rows = [sequences[place] for place in batch]
-            token_ids, mask = pad_right(rows, language_model.tokenizer.pad_token_id)
-            seen.clear()
-            language_model.trunk(
-                input_ids=token_ids.to(language_model.device),
-                attention_mask=mask.to(language_model.device),
-                use_cache=False,
-            )
-            outputs = seen[-1].float().reshape(*token_ids.shape, -1).cpu()
-            sums = (outputs * mask[..., None]).double().sum(1) / mask.sum(1, keepdim=True)
-            for place, row in zip(batch, sums.numpy(), strict=True):
+        for batch, means in run_in_batches(key, lengths, TOKENS_PER_BATCH, plan_batches, run):
+            for place, row in zip(batch, means, strict=True):
                 found[place] = row
     finally:
         handle.remove()

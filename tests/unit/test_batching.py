@@ -21,6 +21,7 @@ from eigenshift.artifacts import Workspace
 from eigenshift.batching import forget_budgets, is_out_of_memory, plan_batches, run_in_batches
 from eigenshift.errors import ModelError
 from eigenshift.forward import iterate_head_states
+from eigenshift.interventions.linear_act import fit_maps
 from eigenshift.models import LanguageModel
 from eigenshift.settings import GenerationSettings, Pooling, Site, SitePooling
 
@@ -167,6 +168,21 @@ def test_head_states_do_not_change_when_memory_runs_out(
     assert found.keys() == expected.keys()
     for place, states in expected.items():
         torch.testing.assert_close(found[place], states, rtol=1e-4, atol=1e-5)
+
+
+def test_transport_maps_do_not_change_when_memory_runs_out(
+    tiny_language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linear-AcT fits the same maps from smaller batches."""
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(1, 300, n).tolist() for n in generator.integers(1, 20, 40)]
+    expected = fit_maps(tiny_language_model, sequences, 20)
+    device = SmallMemory(60)
+    device.watch(monkeypatch, tiny_language_model.trunk)
+    found = fit_maps(tiny_language_model, sequences, 20)
+    assert device.n_refused > 0
+    for name, unit in expected.items():
+        torch.testing.assert_close(found[name].shift, unit.shift, rtol=1e-4, atol=1e-5)
 
 
 def test_continuations_do_not_change_when_memory_runs_out(
