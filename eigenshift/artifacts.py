@@ -17,7 +17,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -299,6 +299,14 @@ class ArtifactStore:
     def read_table(self, reference: FileReference) -> pa.Table:
         """Read the one file a reference names."""
         return self.open(reference).read_table(reference.file)
+
+    def read_files(self, references: Iterable[FileReference]) -> pa.Table:
+        """Read the files that references name, one after the other."""
+        return pa.concat_tables(self.read_table(item) for item in references)
+
+    def read_shards(self, references: Iterable[ArtifactReference], name: str) -> pa.Table:
+        """Read the file of this name of several artifacts, one after the other."""
+        return pa.concat_tables(self.open(item).read_table(name) for item in references)
 
     def find(self, reference: ArtifactReference) -> Artifact | None:
         """Return the artifact if it is complete and undamaged, else None.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyarrow as pa
 from prefect.states import State
 
 from eigenshift import components as scoring
@@ -44,7 +43,7 @@ def encode_labelled_text(
         with models.use_model(model_settings, execution.device) as language_model:
             labelled_text.encode_labelled_text(
                 language_model,
-                pa.concat_tables(artifacts.read_table(shard) for shard in samples),
+                artifacts.read_files(samples),
                 settings,
                 workspace,
             )
@@ -78,16 +77,13 @@ def collect_head_states(
     """States about to generate toxic words, and matched ones that are not."""
     artifacts = ArtifactStore(store)
 
-    def read(references: Sequence[ArtifactReference], name: str) -> pa.Table:
-        return pa.concat_tables(artifacts.open(item).read_table(name) for item in references)
-
     def work(workspace: Workspace) -> None:
         with models.use_model(model_settings, execution.device) as language_model:
             head_states.collect_head_states(
                 language_model,
-                read(continuations, "continuations.parquet"),
-                read(scores, "scores.parquet"),
-                read(positions, "toxic_positions.parquet"),
+                artifacts.read_shards(continuations, "continuations.parquet"),
+                artifacts.read_shards(scores, "scores.parquet"),
+                artifacts.read_shards(positions, "toxic_positions.parquet"),
                 settings,
                 toxic_threshold=scorer.toxic_threshold,
                 tokens_per_batch=execution.tokens_per_batch,
@@ -136,7 +132,7 @@ def score_components(
                 language_model,
                 table,
                 decompositions.open_decomposition(artifacts.open(decomposition)),
-                pa.concat_tables(artifacts.read_table(shard) for shard in neutral),
+                artifacts.read_files(neutral),
                 settings,
                 max_tokens=evaluation.max_tokens,
                 tokens_per_batch=execution.tokens_per_batch,

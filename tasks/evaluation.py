@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import pyarrow as pa
 from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
@@ -58,7 +57,7 @@ class JudgedArms(BaseModel):
             EvaluationError: Too many continuations of an arm have none.
         """
         scores = {
-            arm: _read(artifacts, references, "scores.parquet")
+            arm: artifacts.read_shards(references, "scores.parquet")
             for arm, references in self.scores.items()
         }
         for arm, table in scores.items():
@@ -77,10 +76,6 @@ class JudgedArms(BaseModel):
             "toxic_threshold": self.scorer.toxic_threshold,
             "max_unscored_share": self.scorer.max_unscored_share,
         }
-
-
-def _read(artifacts: ArtifactStore, references: Sequence[ArtifactReference], name: str) -> pa.Table:
-    return pa.concat_tables(artifacts.open(item).read_table(name) for item in references)
 
 
 @model_task
@@ -147,14 +142,14 @@ def compare_arms(
         verdicts = judged.read(artifacts)
         evidence = {
             arm: comparison.ArmEvidence(
-                _read(artifacts, references, "continuations.parquet"), verdicts.scores[arm]
+                artifacts.read_shards(references, "continuations.parquet"), verdicts.scores[arm]
             )
             for arm, references in continuations.items()
         }
         comparison.compare_arms(
-            pa.concat_tables(artifacts.read_table(item) for item in prompts),
+            artifacts.read_files(prompts),
             evidence,
-            _read(artifacts, fluency_shards, "fluency.parquet"),
+            artifacts.read_shards(fluency_shards, "fluency.parquet"),
             settings,
             scorer=verdicts.scorer,
             toxic_threshold=verdicts.toxic_threshold,
@@ -335,7 +330,7 @@ def compare_scorers(
             ],
             work=lambda workspace: agreement.compare_scorers(
                 {
-                    arm: _read(artifacts, references, "continuations.parquet")
+                    arm: artifacts.read_shards(references, "continuations.parquet")
                     for arm, references in continuations.items()
                 },
                 [item.read(artifacts) for item in judged],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
 from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
@@ -77,13 +76,7 @@ _Reader = Callable[[ArtifactStore, list[Any]], Any]
 
 
 def _read_artifacts(name: str) -> _Reader:
-    return lambda artifacts, references: pa.concat_tables(
-        artifacts.open(item).read_table(name) for item in references
-    )
-
-
-def _read_files(artifacts: ArtifactStore, references: list[Any]) -> pa.Table:
-    return pa.concat_tables(artifacts.read_table(item) for item in references)
+    return lambda artifacts, references: artifacts.read_shards(references, name)
 
 
 def _read_decomposition(artifacts: ArtifactStore, references: list[Any]) -> Any:
@@ -95,6 +88,6 @@ _READERS: dict[Need, _Reader] = {
     Need.components: _read_artifacts("components.parquet"),
     Need.head_states: _read_artifacts("head_states.parquet"),
     Need.units: _read_artifacts("neurons.parquet"),
-    Need.labelled_texts: _read_files,
-    Need.neutral_texts: _read_files,
+    Need.labelled_texts: ArtifactStore.read_files,
+    Need.neutral_texts: ArtifactStore.read_files,
 }

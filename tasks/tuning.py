@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import pyarrow as pa
 from prefect.states import State
 
 from eigenshift import decomposition as decompositions
@@ -59,7 +58,7 @@ def screen_trials(
                 tables,
                 decompositions.open_decomposition(artifacts.open(decomposition)),
                 gather_toxic_states(head_states, language_model.head_weight),
-                pa.concat_tables(artifacts.read_table(shard) for shard in neutral),
+                artifacts.read_files(neutral),
                 settings,
                 max_tokens=evaluation.max_tokens,
                 tokens_per_batch=execution.tokens_per_batch,
@@ -98,14 +97,11 @@ def confirm_trials(
     """Join what generation showed to the screened trials."""
     artifacts = ArtifactStore(store)
 
-    def read(references: Sequence[ArtifactReference], name: str) -> pa.Table:
-        return pa.concat_tables(artifacts.open(item).read_table(name) for item in references)
-
     def work(workspace: Workspace) -> None:
         evidence = {
             arm: ArmEvidence(
-                read(continuations[arm], "continuations.parquet"),
-                read(scores[arm], "scores.parquet"),
+                artifacts.read_shards(continuations[arm], "continuations.parquet"),
+                artifacts.read_shards(scores[arm], "scores.parquet"),
             )
             for arm in continuations
         }
@@ -115,7 +111,7 @@ def confirm_trials(
             require_scored(n_unscored, n_rows, scorer.max_unscored_share, f"arm {arm}")
         tuning.confirm_trials(
             artifacts.open(screening).read_table("trials.parquet"),
-            pa.concat_tables(artifacts.read_table(item) for item in prompts),
+            artifacts.read_files(prompts),
             evidence,
             settings,
             evaluation,
