@@ -97,7 +97,7 @@ def _request_patches(
         "seed": components.seed,
         "max_perplexity_increase": components.max_perplexity_increase,
     }
-    n_paper = max(1, round(settings.compare.paper_share * facts["head"]["hidden"]))
+    n_paper = _count_paper_components(settings, facts["head"]["hidden"])
     requests = {
         PATCHED_ARM: PatchRequest(**common),
         PAPER_ARM: PatchRequest(
@@ -111,6 +111,21 @@ def _request_patches(
             continue
         requests[name] = PatchRequest(**common, intervention=name)
     return requests
+
+
+def _count_paper_components(settings: RefreshSettings, hidden: int) -> int:
+    """The paper's share of all components, or all that are decomposed."""
+    wanted = max(1, round(settings.compare.paper_share * hidden))
+    n_decomposed = settings.components.n_decomposed or wanted
+    if wanted > n_decomposed:
+        logger.warning(
+            "%s: the paper's share is %d components, only %d are decomposed "
+            "(components.n_decomposed); it damps these",
+            PAPER_ARM,
+            wanted,
+            n_decomposed,
+        )
+    return min(wanted, n_decomposed)
 
 
 def run_compare(settings: RefreshSettings) -> ArmComparison:

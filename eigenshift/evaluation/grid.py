@@ -71,7 +71,8 @@ class Grid:
             if not 1 <= point.n_components <= n_ranked:
                 raise ComponentError(
                     f"grid: expected 1 to {n_ranked} components of ranking {point.ranking}, found "
-                    f"{point.n_components}."
+                    f"{point.n_components}. Lower tune.n_components, or raise "
+                    "components.n_decomposed if it is set."
                 )
 
     def list_components(self, point: GridPoint) -> dict[int, float]:

@@ -58,8 +58,9 @@ def choose_components(components: pa.Table, request: PatchRequest) -> tuple[list
         return [row["component_index"] for row in selected], [row["factor"] for row in selected]
     if request.n_components > len(rows):
         raise ComponentError(
-            f"{request.intervention}: expected at most {len(rows)} components (the head's rank), "
-            f"found {request.n_components}. Lower the number asked for."
+            f"{request.intervention}: expected at most {len(rows)} components (those "
+            f"decomposed), found {request.n_components}. Lower the number asked for, or raise "
+            "components.n_decomposed if it is set."
         )
     if request.score is not None:
         column = SCORE_COLUMNS[request.score]

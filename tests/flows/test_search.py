@@ -61,6 +61,23 @@ def test_compare_judges_every_arm_and_does_it_once(load_small: Load, store: str)
     assert find_redone(run_compare(load_small(*overrides))) == set()
 
 
+def test_the_papers_arm_damps_no_more_than_is_decomposed(
+    load_small: Load, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a warning: a comparison is not worth losing for the part of its share that is left."""
+    from flows.compare import _request_patches
+
+    facts = {"head": {"hidden": 1000}, "sites": []}
+    counts = {
+        n_decomposed: _request_patches(
+            load_small("compare.paper_share=0.05", f"components.n_decomposed={n_decomposed}"), facts
+        )["eigenshift_paper"].n_components
+        for n_decomposed in ("null", 80, 20)
+    }
+    assert counts == {"null": 50, 80: 50, 20: 20}
+    assert "only 20 are decomposed" in capfd.readouterr().err
+
+
 def test_tune_goes_on_where_it_was_cut_off_and_a_refresh_builds_what_it_found(
     load_small: Load, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
