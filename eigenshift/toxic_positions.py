@@ -169,7 +169,7 @@ def make_finder(
 ) -> WordFinder:
     """Return what the settings say finds toxic words; only what it needs is loaded."""
     if settings.positions is PositionSource.lexicon:
-        return LexiconFinder(Lexicon(read_words(settings.lexicon or "")))
+        return LexiconFinder(Lexicon(read_words(settings.lexicon or "", "components.lexicon")))
     if settings.positions is PositionSource.spans:
         return SpanFinder(read_spans())
     make = (

@@ -64,7 +64,19 @@ def normalise_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def read_words(uri: str) -> list[str]:
+def require_word_file(uri: str, setting: str) -> None:
+    """Refuse a path that is no file; what is remote is found out when it is fetched.
+
+    Raises:
+        SettingsError: There is no such file.
+    """
+    if not has_protocol(uri) and not Path(uri).is_file():
+        raise SettingsError(
+            f"{uri}: expected a file of words, found none. Check the path ({setting})."
+        )
+
+
+def read_words(uri: str, setting: str = "scorer.words") -> list[str]:
     """Read a file of words.
 
     Text with a word a line (lines that begin with `# ` are comments), `.csv` with a column `word`
@@ -72,14 +84,12 @@ def read_words(uri: str) -> list[str]:
 
     Args:
         uri: A path or URL.
+        setting: Where it was given, for errors.
 
     Raises:
         SettingsError: There is no such file, it is not of its format, or it holds no word.
     """
-    if not has_protocol(uri) and not Path(uri).is_file():
-        raise SettingsError(
-            f"{uri}: expected a file of words, found none. Check the path (scorer.words)."
-        )
+    require_word_file(uri, setting)
     path = fetch_path(uri)
     try:
         words = [word for word in _parse(path) if word.strip()]
@@ -90,7 +100,7 @@ def read_words(uri: str) -> list[str]:
             f"{type(error).__name__}. Convert the file."
         ) from None  # the error would quote the file
     if not words:
-        raise SettingsError(f"{uri}: expected words, found none. Check scorer.words.")
+        raise SettingsError(f"{uri}: expected words, found none. Check {setting}.")
     return words
 
 

@@ -26,6 +26,7 @@ from eigenshift.settings import (
     ScorerSettings,
 )
 from eigenshift.storage import digest_file
+from eigenshift.word_lists import require_word_file
 from tasks.stage import model_task, report, report_all
 
 
@@ -154,6 +155,7 @@ def locate_toxic_words(
     asks_scorer = components.positions.asks_scorer
     outside = [refer_to_scorer(scorer)] if asks_scorer else []
     if components.lexicon is not None:
+        require_word_file(components.lexicon, "components.lexicon")
         digest = digest_file(components.lexicon)
         outside = [ArtifactReference(kind="lexicon", fingerprint=digest)]
     return report(

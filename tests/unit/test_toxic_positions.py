@@ -11,7 +11,7 @@ import pytest
 
 from eigenshift import schemas
 from eigenshift.artifacts import Workspace
-from eigenshift.errors import ScorerError
+from eigenshift.errors import ScorerError, SettingsError
 from eigenshift.scoring import score_continuations
 from eigenshift.settings import ComponentSettings, PositionSource
 from eigenshift.token_spans import find_token_spans
@@ -182,3 +182,12 @@ def test_only_what_a_source_of_positions_needs_is_loaded(positions: PositionSour
     )
     expected = {"attribution": ["scorer"], "occlusion": ["scorer"], "spans": ["spans"]}
     assert loaded == expected.get(positions.value, [])
+
+
+def test_a_missing_lexicon_names_its_own_setting(tmp_path: Path) -> None:
+    """Not the scorer's, which has a file of words of its own."""
+    settings = ComponentSettings(
+        positions=PositionSource.lexicon, lexicon=str(tmp_path / "none.txt")
+    )
+    with pytest.raises(SettingsError, match=r"components\.lexicon"):
+        make_finder(settings, 0.5, load_scorer=pytest.fail, read_spans=pytest.fail)
