@@ -211,7 +211,7 @@ def check_gpu() -> Finding:
         name = torch.cuda.get_device_name()
         return Finding("GPU", True, f"{name}, {_show_bytes(free)} of {_show_bytes(total)} free")
     if torch.backends.mps.is_available():
-        return Finding("GPU", True, "Apple GPU (mps)")
+        return Finding("GPU", True, "Apple GPU, not used (no float64); everything runs on the CPU")
     return Finding("GPU", True, "none; everything runs on the CPU, large models slowly")
 
 

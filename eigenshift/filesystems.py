@@ -45,7 +45,7 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 PASSING_NUMBERS = frozenset(
     {
         errno.EIO,  # s3fs: any answer it has no number for
-        errno.EREMOTEIO,  # s3fs: InternalError
+        getattr(errno, "EREMOTEIO", errno.EIO),  # s3fs: InternalError; Linux only
         errno.EAGAIN,
         errno.EBUSY,  # s3fs: SlowDown
         errno.EINTR,

@@ -109,7 +109,7 @@ def load_text_model(settings: ModelSettings, device: str = "auto") -> TextModel:
 
     Args:
         settings: Which model, at which precision.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        device: "auto", "cpu", "cuda", "cuda:1".
 
     Returns:
         A `LanguageModel` if it is causal; of an encoder-decoder only the encoder.
@@ -301,14 +301,18 @@ def fuse_activations(model: nn.Module) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device a setting names; "auto" takes a GPU if there is one.
+    """Return the device a setting names; "auto" takes an NVIDIA or AMD GPU if there is one.
 
     Raises:
-        SettingsError: There is no such device here.
+        SettingsError: There is no such device here, or it does not compute in float64.
     """
     if name == "auto":
-        has_mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] == "mps":
+        raise SettingsError(
+            f"execution.device: expected a device with float64, found {name!r}. Sums over texts "
+            "are in float64, which Apple's GPUs do not have. Use auto or cpu."
+        )
     try:
         device = torch.device(name)
         if name == "cuda":

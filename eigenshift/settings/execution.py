@@ -30,7 +30,9 @@ class ExecutionSettings(Frozen):
     """How fast a run goes; never what it finds. Enters no fingerprint."""
 
     device: str = Field(
-        "auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."
+        "auto",
+        description="cpu, cuda, cuda:1; auto takes a CUDA (or ROCm) GPU if there is one. Apple's "
+        "have no float64 and are not used.",
     )
     concurrency: int = Field(
         2, ge=1, description="Tasks in flight at once; workers, where the runner starts its own."

@@ -487,6 +487,15 @@ def test_an_unknown_device_is_a_settings_error() -> None:
         resolve_device("abacus")
 
 
+def test_apple_gpus_are_refused_and_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no float64, which several stages compute in: `auto` takes the CPU there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(SettingsError, match=r"execution\.device.*float64.*auto or cpu"):
+        resolve_device("mps")
+
+
 @pytest.mark.parametrize("reads", ["text", "labelled text", "prompts"])
 def test_tokens_beyond_the_head_are_refused_when_met(
     reads: str, tiny_language_model: LanguageModel, neutral_texts: list[str]
