@@ -208,10 +208,6 @@ class Artifact:
             self.read_table(name) for name in self.file_names if name.startswith(prefix)
         )
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file."""
-        return json.loads(self.fetch(name).read_text(encoding="utf-8"))
-
     def _record(self, name: str) -> FileRecord:
         for file in self.manifest.files:
             if file.name == name:

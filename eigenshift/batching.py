@@ -115,8 +115,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def forget_budgets() -> None:
-    """Start again from the settings' budgets."""
-    _fitting.clear()

@@ -88,24 +88,6 @@ class Patch:
     sigma: Tensor
 
 
-def scale_components(head: Tensor, v: Tensor, factor: float) -> Tensor:
-    """Return the head with the singular values of the given directions multiplied by `factor`.
-
-    Args:
-        head: Output weight, shape (vocab, hidden), any float dtype or device.
-        v: Right singular vectors, shape (hidden, k), orthonormal columns.
-        factor: Dimensionless, 0 to 1. At 1 the result equals `head` bit for bit.
-
-    Returns:
-        A new tensor with the shape, dtype and device of `head`; computed in float32 or wider, in
-        blocks of rows. `head` itself is not modified.
-
-    Raises:
-        ComponentError: Shapes do not fit, or the factor is outside 0 to 1.
-    """
-    return HeadEdit.scale_directions(v.double().cpu().numpy(), factor).fold_weight(head)
-
-
 def combine_digests(digests: Mapping[str, str]) -> str:
     """One digest for several parameters; of one alone its own."""
     if len(digests) == 1:

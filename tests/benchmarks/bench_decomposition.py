@@ -8,7 +8,7 @@ variants in turn, `--rounds` times:
     decompose     decompose_rows over the safetensors file, reading included
     verify        the digest that proves which tensor is the head (not part of the above)
     rebuild       W' = U diag(sigma') V^T in float32, U at hand
-    rank_k        W' by scale_components, k = 64
+    rank_k        W' by HeadEdit.fold_weight, k = 64
 
 Bars: decompose at least 4.5x (32,000 x 4,096) and 8x (50,257 x 768) faster than numpy_svd, at most
 an eighth of its peak memory, singular values to 1e-9 relative (against numpy in float64); rank_k at
@@ -107,7 +107,7 @@ def prepare_patch(variant: str, folder: Path) -> Callable[[], dict[str, object]]
     import torch
 
     from eigenshift.decomposition import decompose_rows
-    from eigenshift.patching import scale_components
+    from eigenshift.edits import HeadEdit
 
     weight, found = torch.from_numpy(load_weight(folder)), decompose_rows(open_head(folder))
     sigma, v = torch.from_numpy(found.sigma), torch.from_numpy(found.v)
@@ -125,7 +125,7 @@ def prepare_patch(variant: str, folder: Path) -> Callable[[], dict[str, object]]
         return (u * scaled) @ vt
 
     def update() -> torch.Tensor:
-        return scale_components(weight, damped, FACTOR)
+        return HeadEdit.scale_directions(damped.numpy(), FACTOR).fold_weight(weight)
 
     work = rebuild if variant == "rebuild" else update
 

@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eigenshift import generation
+from eigenshift import batching, generation
 from eigenshift.activations import plan_batches as plan_similar
 from eigenshift.activations import pool_texts
 from eigenshift.artifacts import Workspace
-from eigenshift.batching import forget_budgets, is_out_of_memory, plan_batches, run_in_batches
+from eigenshift.batching import is_out_of_memory, plan_batches, run_in_batches
 from eigenshift.errors import ModelError
 from eigenshift.forward import iterate_head_states
 from eigenshift.interventions.linear_act import fit_maps
@@ -32,9 +32,9 @@ KEY = ("digest", "cpu", "work")
 def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No budget outlives a test; collecting garbage costs seconds and changes nothing here."""
     monkeypatch.setattr("eigenshift.batching._free_memory", lambda: None)
-    forget_budgets()
+    batching._fitting.clear()
     yield
-    forget_budgets()
+    batching._fitting.clear()
 
 
 class SmallMemory:
@@ -77,7 +77,7 @@ def test_every_item_is_done_once_within_memory(
     sizes: list[int], budget: int, memory: int, is_similar: bool
 ) -> None:
     """Whatever the sizes, the budget and the memory: nothing is lost, repeated or too large."""
-    forget_budgets()
+    batching._fitting.clear()
     device = SmallMemory(memory)
 
     def run(batch: list[int]) -> int:

@@ -28,7 +28,6 @@ from eigenshift.patching import (
     load_patch,
     make_patch,
     patched_model,
-    scale_components,
     stack_patches,
     write_patch,
 )
@@ -94,7 +93,8 @@ def test_only_the_chosen_singular_values_move(
     chosen = generator.choice(hidden, n_damped, replace=False)
     scaled = sigma.copy()
     scaled[chosen] *= factor
-    found = scale_components(torch.from_numpy(weight), torch.from_numpy(vt[chosen].T), factor)
+    edit = HeadEdit.scale_directions(vt[chosen].T, factor)
+    found = edit.fold_weight(torch.from_numpy(weight))
     np.testing.assert_allclose(found.numpy(), u * scaled @ vt, atol=1e-10)
 
 
@@ -102,7 +102,7 @@ def test_only_the_chosen_singular_values_move(
 def test_factor_one_changes_no_bit(dtype: torch.dtype) -> None:
     """At 1 the head comes back as it was, and as a copy."""
     weight = torch.randn(50, 8).to(dtype)
-    found = scale_components(weight, torch.eye(8)[:, :3], 1.0)
+    found = HeadEdit.scale_directions(np.eye(8)[:, :3], 1.0).fold_weight(weight)
     assert torch.equal(found, weight)
     assert found.data_ptr() != weight.data_ptr()
 
@@ -111,7 +111,7 @@ def test_factor_one_changes_no_bit(dtype: torch.dtype) -> None:
 def test_a_factor_outside_0_to_1_is_refused(factor: float) -> None:
     """Amplifying or flipping a component is not what a patch is for."""
     with pytest.raises(ComponentError, match="factor"):
-        scale_components(torch.eye(4), torch.eye(4)[:, :1], factor)
+        HeadEdit.scale_directions(np.eye(4)[:, :1], factor)
 
 
 def test_a_saved_patch_gives_the_logits_of_the_formula(
