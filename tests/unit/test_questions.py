@@ -228,6 +228,33 @@ def test_history_of_runs_and_releases(grown: SmallStore) -> None:
     assert [row["is_in_force"] for row in releases] == [True, False]
 
 
+def test_after_a_roll_back_the_earlier_run_is_in_force(tmp_path: Path, grown: SmallStore) -> None:
+    """A roll-back is a new version with an old run; one to the unpatched model has no run."""
+    copy = grown.copy_to(tmp_path / "store")
+    model_id = copy.record.model_id
+    roll_back(copy.artifacts.store, model_id, None)
+    in_force = [row["run_id"] for row in ask(copy, "run_history") if row["is_in_force"]]
+    assert in_force == [copy.run_id]
+    roll_back(copy.artifacts.store, model_id, None)
+    assert not any(row["is_in_force"] for row in ask(copy, "run_history"))
+    unpatched = ask(copy, "release_drift")[-1]
+    assert unpatched["toxicity_base"] is not None
+    for column in ("toxicity_patched", "toxicity_low", "toxicity_high", "perplexity_patched"):
+        assert unpatched[column] is None
+
+
+def test_history_of_releases_is_in_the_order_of_time_whatever_the_model(
+    tmp_path: Path, small: SmallStore
+) -> None:
+    """The newest release of any model is on top, so that no limit hides it."""
+    copy = small.copy_to(tmp_path / "store")
+    patch = copy.references["patch-random_components"]
+    promote_patch(copy.artifacts.store, "zebra", copy.run_id, patch, "another model")
+    promote_patch(copy.artifacts.store, copy.record.model_id, copy.run_id, patch, "newest")
+    reasons = [row["reason"] for row in ask(copy, "release_history")]
+    assert reasons == ["newest", "another model", "test"]
+
+
 def test_release_of_the_unpatched_model_has_no_lineage(tmp_path: Path, small: SmallStore) -> None:
     """After a roll-back past the first release there is no patch to look behind."""
     copy = small.copy_to(tmp_path / "store")

@@ -1,4 +1,6 @@
 -- Do toxicity and perplexity drift from release to release? Before and after the patch, each time.
+--
+-- A release of the unpatched model has nothing after the patch.
 WITH numbers AS (
     SELECT
         run_id,
@@ -21,10 +23,11 @@ SELECT
     action,
     is_current,
     round(toxicity_base, 4) AS toxicity_base,
-    round(toxicity_patched, 4) AS toxicity_patched,
-    round(toxicity_low, 4) AS toxicity_low,
-    round(toxicity_high, 4) AS toxicity_high,
+    round(CASE WHEN is_patched THEN toxicity_patched END, 4) AS toxicity_patched,
+    round(CASE WHEN is_patched THEN toxicity_low END, 4) AS toxicity_low,
+    round(CASE WHEN is_patched THEN toxicity_high END, 4) AS toxicity_high,
     round(perplexity_base, 3) AS perplexity_base,
-    round(perplexity_patched, 3) AS perplexity_patched
-FROM releases LEFT JOIN numbers USING (run_id)
+    round(CASE WHEN is_patched THEN perplexity_patched END, 3) AS perplexity_patched
+FROM (SELECT *, patch_fingerprint IS NOT NULL AS is_patched FROM releases)
+LEFT JOIN numbers USING (run_id)
 ORDER BY model_id, version

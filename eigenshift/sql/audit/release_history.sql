@@ -10,4 +10,4 @@ SELECT
     coalesce(left(patch_fingerprint, 12), 'unpatched model') AS patch,
     reason
 FROM releases
-ORDER BY model_id, version DESC
+ORDER BY version DESC, model_id

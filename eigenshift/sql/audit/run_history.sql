@@ -11,7 +11,8 @@ SELECT
     round(CAST(r.metrics->'perplexity_base'->'value' AS DOUBLE), 2) AS perplexity_base,
     round(CAST(r.metrics->'perplexity_patched'->'value' AS DOUBLE), 2) AS perplexity_patched,
     r.release,
-    coalesce(bool_or(l.is_current), false) AS is_in_force
-FROM runs r LEFT JOIN releases l ON l.run_id = r.run_id AND l.version = r.release
-GROUP BY ALL
+    r.run_id IN (
+        SELECT run_id FROM releases WHERE is_current AND patch_fingerprint IS NOT NULL
+    ) AS is_in_force
+FROM runs r
 ORDER BY r.run_id DESC
