@@ -1,7 +1,8 @@
 """Put the automations of `automations.yaml` on the Prefect server; called by `deployments/deploy`.
 
 An automation of the same name is updated, so running it again changes nothing. A notification block
-named by EIGENSHIFT_NOTIFY_BLOCK (its id) is told of held, failed and crashed runs.
+named by EIGENSHIFT_NOTIFY_BLOCK (its id) is told of held, failed and crashed runs; without the
+variable, one that is told already stays.
 """
 
 from __future__ import annotations
@@ -37,12 +38,25 @@ def read_automations(notification_block: str | None) -> list[AutomationCore]:
     return found
 
 
+def keep_notifications(automation: AutomationCore, existing: AutomationCore) -> None:
+    """Let an automation that would notify nobody go on notifying whom it notifies now."""
+    notifications = [action for action in existing.actions if is_notification(action)]
+    if notifications and not any(map(is_notification, automation.actions)):
+        automation.actions = notifications
+
+
+def is_notification(action: Any) -> bool:
+    """Whether an action tells somebody."""
+    return isinstance(action, SendNotification)
+
+
 async def put_automations(automations: list[AutomationCore]) -> None:
     """Create or update each by name."""
     async with get_client() as client:
         for automation in automations:
             existing: list[Any] = await client.read_automations_by_name(automation.name)
             if existing:
+                keep_notifications(automation, existing[0])
                 await client.update_automation(existing[0].id, automation)
             else:
                 await client.create_automation(automation)

@@ -86,10 +86,10 @@ def test_the_trigger_waits_for_the_event_that_the_watcher_sends() -> None:
 
 
 def test_the_automations_fit_prefects_own_model() -> None:
-    """With and without a notification block; held runs have the state that the flow gives them."""
+    """With and without a notification block, which stays; held runs have the state of the flow."""
     sys.path.insert(0, str(DEPLOYMENTS))
     try:
-        from automations import NOTIFIED, read_automations
+        from automations import NOTIFIED, keep_notifications, read_automations
     finally:
         sys.path.remove(str(DEPLOYMENTS))
     from flows.refresh import HELD
@@ -100,6 +100,8 @@ def test_the_automations_fit_prefects_own_model() -> None:
     assert [action.type for action in plain[NOTIFIED].actions] == ["do-nothing"]
     assert [action.type for action in told[NOTIFIED].actions] == ["send-notification"]
     assert f"prefect.flow-run.{HELD}" in plain[NOTIFIED].trigger.expect
+    keep_notifications(plain[NOTIFIED], told[NOTIFIED])
+    assert plain[NOTIFIED].actions == told[NOTIFIED].actions
 
 
 def test_the_job_templates_are_prefects_with_our_changes() -> None:

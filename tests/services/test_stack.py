@@ -42,8 +42,37 @@ def test_everything_is_deployed_and_its_settings_are_valid(stack: Stack) -> None
         RefreshSettings.model_validate(deployment["parameters"]["settings"])
 
 
+def make_notification_block(stack: Stack) -> str:
+    """Id of a new block that would post to nobody."""
+    block_type = stack.ask("/block_types/slug/custom-webhook", method="GET")
+    schemas = {"block_schemas": {"block_type_id": {"any_": [block_type["id"]]}}}
+    document = {
+        "name": "nobody",
+        "block_type_id": block_type["id"],
+        "block_schema_id": stack.ask("/block_schemas/filter", schemas)[0]["id"],
+        "data": {"name": "nobody", "url": "http://127.0.0.1:9"},
+    }
+    return str(stack.ask("/block_documents/", document)["id"])
+
+
+def list_switches(deployment: Any) -> dict[str, bool]:
+    """Which schedules of a deployment are on."""
+    return {schedule["slug"]: schedule["active"] for schedule in deployment["schedules"]}
+
+
+def list_actions(automations: Any) -> dict[str, Any]:
+    """What each automation does, by name."""
+    return {automation["name"]: automation["actions"] for automation in automations}
+
+
 def test_deploying_again_changes_nothing(stack: Stack) -> None:
-    """After an upgrade the same command is run again."""
+    """After an upgrade the same command is run again: schedules stay on, notifications stay."""
+    nightly = stack.find_deployment("refresh/refresh-nightly")
+    schedule = f"/deployments/{nightly['id']}/schedules/{nightly['schedules'][0]['id']}"
+    stack.ask(schedule, {"active": True}, "PATCH")
+    block = make_notification_block(stack)
+    told = stack.run("python", str(DEPLOYMENTS / "automations.py"), EIGENSHIFT_NOTIFY_BLOCK=block)
+    assert told.returncode == 0, told.stderr
     before = {name: stack.find_deployment(f"{flow}/{name}") for name, flow in DEPLOYED.items()}
     automations = stack.ask("/automations/filter", {})
     again = stack.run(str(DEPLOYMENTS / "deploy"))
@@ -52,8 +81,11 @@ def test_deploying_again_changes_nothing(stack: Stack) -> None:
         found = stack.find_deployment(f"{flow}/{name}")
         assert found["id"] == before[name]["id"]
         assert found["parameters"] == before[name]["parameters"]
-    names = sorted(item["name"] for item in stack.ask("/automations/filter", {}))
-    assert names == sorted(item["name"] for item in automations)
+        assert list_switches(found) == list_switches(before[name])
+    stack.ask(schedule, {"active": False}, "PATCH")
+    found_again = stack.ask("/automations/filter", {})
+    assert list_actions(found_again) == list_actions(automations)
+    assert block in str(list_actions(found_again))
 
 
 def test_calls_without_or_with_wrong_credentials_are_refused(stack: Stack) -> None:
