@@ -34,6 +34,7 @@ from eigenshift.charts import (
     chart_toxicity,
     chart_units,
 )
+from eigenshift.errors import SettingsError
 from eigenshift.evaluation.arms import BASE_ARM, PATCHED_ARM
 from eigenshift.evaluation.metric_table import ALL_SLICE
 
@@ -65,13 +66,24 @@ def render_run_figures(store_url: str, run_id: str) -> dict[str, bytes]:
 
 
 def write_run_figures(store_url: str, run_id: str, folder: Path) -> list[Path]:
-    """Write every figure of a run as PNG into a folder; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write every figure of a run as PNG into a folder; returns the files.
+
+    Raises:
+        SettingsError: The folder cannot be written.
+    """
+    rendered = render_run_figures(store_url, run_id)
     paths = []
-    for name, data in render_run_figures(store_url, run_id).items():
-        path = folder / f"{name}.png"
-        path.write_bytes(data)
-        paths.append(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in rendered.items():
+            path = folder / f"{name}.png"
+            path.write_bytes(data)
+            paths.append(path)
+    except OSError as error:
+        raise SettingsError(
+            f"{folder}: expected to write files, found: {error.strerror or error}. Choose another "
+            "--figures."
+        ) from error
     return paths
 
 

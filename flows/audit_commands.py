@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,7 +47,8 @@ def run_audit(request: AuditRequest, console: Console, err_console: Console) -> 
     """Export, answer one question, or open the shell.
 
     Raises:
-        SettingsError: More than one of these was asked for, or nothing where nobody can be asked.
+        SettingsError: More than one of these was asked for, nothing where nobody can be asked, or
+            a subject that the answer would not be about.
     """
     given = [
         name
@@ -62,6 +63,7 @@ def run_audit(request: AuditRequest, console: Console, err_console: Console) -> 
         raise SettingsError(
             f"audit: expected one of SQL, --ask and --export, found {' and '.join(given)}."
         )
+    _refuse_unused(request)
     if request.export is not None:
         rows = export_views(
             request.store,
@@ -81,6 +83,24 @@ def run_audit(request: AuditRequest, console: Console, err_console: Console) -> 
             sql = _read_question()
         _write(_ask(session, request, sql), request.table_format, console)
         _report_traffic(session, err_console)
+
+
+def _refuse_unused(request: AuditRequest) -> None:
+    """SQL says itself what it is about; an export is of one run at most."""
+    if request.question is not None:
+        return
+    taken = () if request.export is None else ("run",)
+    unused = [
+        f"--{name}"
+        for name, value in asdict(request.subjects).items()
+        if value is not None and name not in taken
+    ]
+    if unused:
+        what = "SQL" if request.export is None else "--export"
+        raise SettingsError(
+            f"audit: expected no {' and '.join(unused)} with {what}, found it, which would be "
+            "ignored. Use it with --ask, or name the run in the SQL: WHERE run_id = '...'."
+        )
 
 
 def list_saved(console: Console) -> None:

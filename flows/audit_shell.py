@@ -121,12 +121,14 @@ class AuditShell:
             self.answer(line)
 
     def answer(self, line: str) -> None:
-        """Do what one line says; an error is a message, not the end."""
+        """Do what one line says; an error is a message, not the end, nor is Ctrl-C."""
         try:
             if line.startswith("."):
                 self._obey(line)
             elif line.strip("; \n"):
                 self._show(self._session.query(line, show_text=self._show_text))
+        except KeyboardInterrupt:
+            self._console.print("stopped")
         except EigenShiftError as error:
             self._console.print(f"error: {error}", style="red", markup=False, highlight=False)
 
@@ -192,7 +194,13 @@ class AuditShell:
             return
         data = encode_table(answer, self._format)
         if self._file is not None:
-            self._file.write_bytes(data)
+            try:
+                self._file.write_bytes(data)
+            except OSError as error:
+                raise AuditError(
+                    f"{self._file}: expected to write a file, found: {error.strerror or error}. "
+                    "Choose another with .format parquet FILE."
+                ) from error
             self._console.print(f"{answer.num_rows} rows: {self._file}", markup=False)
         else:
             self._console.print(

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eigenshift.errors import INPUT_ERRORS, EigenShiftError
+from eigenshift.errors import INPUT_ERRORS, EigenShiftError, SettingsError
 from eigenshift.settings import (
     AnySettings,
     DetectionSettings,
@@ -268,6 +268,11 @@ def report(
 ) -> None:
     """Write one self-contained HTML file about a run, or about two side by side."""
     if against is not None:
+        if figures is not None:
+            raise SettingsError(
+                "report: expected no --figures with --against, found it; figures are of one run. "
+                "Leave out one of them."
+            )
         from eigenshift.comparison_report import write_comparison_report
 
         pair = write_comparison_report(store, run, against, out)
@@ -424,8 +429,12 @@ def doctor(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; every error of ours becomes one clear message."""
+    sys.exit(_run(lambda: _start(arguments)))
+
+
+def _start(arguments: Sequence[str] | None) -> Any:
     _configure_logging()
-    sys.exit(_run(lambda: app(args=arguments, standalone_mode=False)))
+    return app(args=arguments, standalone_mode=False)
 
 
 def _run(command: Callable[[], Any]) -> int:
@@ -451,7 +460,12 @@ def _configure_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(make_formatter(os.environ.get("EIGENSHIFT_LOG_FORMAT", "text")))
     library = logging.getLogger("eigenshift")
-    library.setLevel(os.environ.get("EIGENSHIFT_LOG_LEVEL", "INFO").upper())
+    level = os.environ.get("EIGENSHIFT_LOG_LEVEL", "INFO")
+    if not isinstance(logging.getLevelName(level.upper()), int):
+        raise SettingsError(
+            f"EIGENSHIFT_LOG_LEVEL: expected DEBUG, INFO, WARNING or ERROR, found {level!r}."
+        )
+    library.setLevel(level.upper())
     library.handlers = [handler]
     library.propagate = False
 
@@ -510,8 +524,8 @@ def _describe_check(check: Mapping[str, Any]) -> str:
 
 
 EXAMPLE_QUESTION = (
-    "select layer, site, round(probe_auroc, 3) probe, round(best_neuron_auroc, 3) neuron "
-    "from layers order by probe desc"
+    "select dataset, layer, site, round(probe_auroc, 3) probe, round(best_neuron_auroc, 3) neuron "
+    "from layers where run_id = (select max(run_id) from layers) order by probe desc"
 )
 
 

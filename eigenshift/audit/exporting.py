@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 from eigenshift import schemas
 from eigenshift.audit.connections import Connector
 from eigenshift.audit.dictionary import list_entries
+from eigenshift.audit.files import describe_damage
 from eigenshift.audit.index import StoreIndex
 from eigenshift.audit.limits import AuditLimits
 from eigenshift.audit.statements import quote
 from eigenshift.audit.views import VIEW_NAMES, VIEW_SCHEMAS
 from eigenshift.errors import SettingsError
+from eigenshift.runs import choose_run
 
 DATABASE_NAME = "audit.duckdb"
 HIDDEN_IN_EXPORT = "[text hidden: export with --show-text]"
@@ -48,17 +50,22 @@ def export_views(
         Number of rows of each view.
 
     Raises:
-        SettingsError: The folder holds something already, or cannot be written.
+        SettingsError: There is no such run, or the folder holds something already or cannot be
+            written.
         ArtifactError: A file behind a view is missing.
+        AuditError: A file behind a view is damaged.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(
             f"{folder}: expected a new or empty folder, found something there. Choose another "
             "--export, or remove it."
         )
+    index = StoreIndex(store_url)
+    if run_id is not None:
+        choose_run(index.store, run_id)
     partial = folder.absolute().with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     hidden = frozenset[str]() if show_text else schemas.TEXT_COLUMNS
-    connector = Connector(StoreIndex(store_url), AuditLimits())
+    connector = Connector(index, AuditLimits())
     try:
         partial.mkdir(parents=True)
         with connector.connect(VIEW_NAMES, hidden, HIDDEN_IN_EXPORT) as connection:
@@ -72,6 +79,8 @@ def export_views(
             f"{folder}: expected to write files, found: {error.strerror or error}. Choose another "
             "--export."
         ) from error
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise describe_damage(index.store.root, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return rows

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eigenshift.duckdb_files import PROTOCOL
-from eigenshift.errors import ArtifactError
+from eigenshift.errors import ArtifactError, AuditError
 from eigenshift.storage import Store, StoredFile, scratch_folder
 
 
@@ -115,3 +115,12 @@ def find_file_in(message: str) -> str | None:
     """Where in the store a file is that an error of DuckDB speaks of, None if of none."""
     found = re.search(r"/(?:run_id|fingerprint)=[^/]*/(\w+/\w+/[^/'\"]+)", message)
     return None if found is None else f"artifacts/{found[1]}"
+
+
+def describe_damage(root: str, error: BaseException) -> AuditError:
+    """The error to raise where DuckDB could not open or read the files of a store."""
+    damaged = find_file_in(str(error)) or str(error).strip().splitlines()[0]
+    return AuditError(
+        f"{root}: expected artifact files that open as Parquet, found: {damaged}. "
+        "`eigenshift verify` names the damaged ones."
+    )

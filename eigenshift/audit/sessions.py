@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from eigenshift import schemas
 from eigenshift.audit.connections import Connector
-from eigenshift.audit.files import find_file_in
+from eigenshift.audit.files import describe_damage, find_file_in
 from eigenshift.audit.index import StoreIndex
 from eigenshift.audit.limits import AuditLimits, Deadline
 from eigenshift.audit.statements import (
@@ -106,6 +106,11 @@ class AuditSession:
                 connection = self._connect(find_named_views(sql), hidden)
                 with deadline.interrupting(connection):
                     table = self._run(connection, sql, hidden, deadline)
+            except BaseException as error:  # also Ctrl-C: its transaction is not over
+                self.close()
+                if type(error) is RuntimeError and "Query interrupted" in str(error):
+                    raise KeyboardInterrupt from error  # what DuckDB was given
+                raise
             finally:
                 self.traffic = self.traffic + meter.traffic
         return _hide_columns(_name_uniquely(table), hidden)
@@ -119,11 +124,7 @@ class AuditSession:
         try:
             connection = self._connector.connect(views, hidden, HIDDEN_TEXT)
         except duckdb.Error as error:
-            damaged = find_file_in(str(error)) or str(error).strip().splitlines()[0]
-            raise AuditError(
-                f"{self._index.store.root}: expected artifact files that open as Parquet, found: "
-                f"{damaged}. `eigenshift verify` names the damaged ones."
-            ) from error
+            raise describe_damage(self._index.store.root, error) from error
         self._kept = (key, connection)
         return connection
 
@@ -139,7 +140,6 @@ class AuditSession:
             connection.execute("BEGIN TRANSACTION READ ONLY")
             relation = connection.sql(sql)
         except duckdb.Error as error:
-            self.close()
             if deadline.is_over:
                 raise deadline.describe() from error
             raise self._describe_damage(error) or AuditError(
@@ -160,14 +160,10 @@ class AuditSession:
             table = pa.Table.from_batches(batches, schema=reader.schema)
             connection.execute("ROLLBACK")
         except (duckdb.Error, pa.ArrowException, OSError) as error:
-            self.close()
             if deadline.is_over:
                 raise deadline.describe() from error
             described = self._describe_failure(error, hidden)
             raise described from (None if hidden != schemas.TEXT_COLUMNS else error)
-        except AuditError:
-            self.close()
-            raise
         return table
 
     def _describe_failure(self, error: BaseException, hidden: frozenset[str]) -> AuditError:

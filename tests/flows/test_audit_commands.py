@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,62 @@ def test_runs_and_releases_say_what_is_in_force(
     assert json.loads(capfd.readouterr().out) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        (("SELECT 1", "--run", "x"), "no --run with SQL"),
+        (("SELECT 1", "--release", "x", "--since", "y"), "no --release and --since with SQL"),
+        (("--export", "out", "--against", "x"), "no --against with --export"),
+        (("--export", "out", "--run", "x"), "expected run 'x'"),
+    ],
+)
+def test_a_subject_that_would_be_ignored_is_refused(
+    small: SmallStore,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    unused: str,
+) -> None:
+    """SQL says itself what it is about; an export is of a run that is there."""
+    monkeypatch.chdir(tmp_path)
+    assert run("audit", "--store", small.url, *words) == 2
+    assert unused in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_of_two_runs_are_refused(
+    small: SmallStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`--figures` is of one run."""
+    words = ("--against", small.run_id, "--figures", str(tmp_path / "figures"))
+    assert run("report", "--store", small.url, "--out", str(tmp_path / "a.html"), *words) == 2
+    assert "no --figures with --against" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example_question_has_rows_of_the_latest_run(small: SmallStore) -> None:
+    """With the dataset, and no row of an earlier run."""
+    copy_of_rows = "SELECT count(*) AS n FROM layers"
+    with open_audit(small.url) as session:
+        answer = session.query(command_line.EXAMPLE_QUESTION)
+        (expected,) = session.query(copy_of_rows).to_pylist()
+    assert answer.column_names[0] == "dataset"
+    assert answer.num_rows == expected["n"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("EIGENSHIFT_LOG_FORMAT", "xml"), ("EIGENSHIFT_LOG_LEVEL", "loud")]
+)
+def test_a_wrong_setting_of_the_log_is_an_error_of_the_input(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    """Exit code 2 with a message, for every command."""
+    monkeypatch.setenv(name, value)
+    assert run("audit", "--list") == 2
+    assert capfd.readouterr().err.startswith(f"error: {name}: expected")
+
+
 def complete(text: str) -> list[str]:
     """What the shell offers after a text."""
     offered = SqlCompleter().get_completions(Document(text), CompleteEvent())
@@ -176,6 +235,26 @@ def test_shell_answers_and_goes_on_after_errors(small: SmallStore, tmp_path: Pat
     ):
         assert part in printed.replace("\n", " ") or part in printed, part
     assert pq.read_table(out).to_pylist() == [{"one": 1}]
+
+
+def test_shell_goes_on_after_a_file_that_cannot_be_written_and_after_ctrl_c(
+    small: SmallStore, tmp_path: Path
+) -> None:
+    """Neither ends it, and the next question is answered."""
+    output = io.StringIO()
+    with open_audit(small.url) as session:
+        shell = AuditShell(session, small.url, Console(file=output, width=500))
+        shell.answer(f".format parquet {tmp_path}/no/such/folder")
+        shell.answer("SELECT 1;")
+        shell.answer(".format csv")
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        shell.answer("SELECT sum(hash(a.range, b.range)) FROM range(1000000) a, range(1000000) b;")
+        shell.answer("SELECT 2 AS two;")
+    written, stopped, answer = output.getvalue().split("\n", 2)
+    assert "expected to write a file, found: No such file" in written
+    assert stopped == "stopped"
+    assert answer == '"two"\n2\n'
 
 
 def test_shell_keeps_its_history_for_its_user_only(

@@ -361,6 +361,17 @@ def test_parquet_reads_back(session: AuditSession) -> None:
     ]
 
 
+@pytest.mark.parametrize("table_format", ["csv", "json", "parquet"])
+def test_intervals_are_text_in_every_format(session: AuditSession, table_format: str) -> None:
+    """None of them has a form for months and days; what has none at all is said."""
+    table = session.query("SELECT INTERVAL '1 month 2 days' AS i, [INTERVAL 1 DAY] AS l, NULL AS n")
+    assert b"1 month 2 days" in encode_table(table, table_format)
+    odd = pa.table({"odd": pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])})
+    if table_format == "parquet":
+        with pytest.raises(AuditError, match="Cast it in the SQL"):
+            encode_table(odd, table_format)
+
+
 def test_unknown_format_is_refused(session: AuditSession) -> None:
     """The message lists the formats."""
     with pytest.raises(AuditError, match="csv, json or parquet"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eigenshift.audit import VIEW_NAMES, VIEW_SCHEMAS, export_views, exporting, open_audit
-from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.errors import ArtifactError, AuditError, SettingsError
 from tests.support.small_store import SmallStore, build_small_store
 
 
@@ -111,3 +112,18 @@ def test_export_that_fails_half_way_leaves_nothing(
     with pytest.raises(SettingsError, match="No space left"):
         export_views(small.url, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_damaged_file_is_named(small: SmallStore, tmp_path: Path) -> None:
+    """Whether its end or a page is damaged; nothing is left behind."""
+    for damage in (
+        lambda data: b"PAR1 not any more",
+        lambda data: bytes(len(data) - 99) + data[-99:],
+    ):
+        copy = small.copy_to(tmp_path / "store")
+        file = copy.find_file("neurons-0", "neurons.parquet")
+        file.write_bytes(damage(file.read_bytes()))
+        with pytest.raises(AuditError, match="eigenshift verify"):
+            export_views(copy.url, tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["store"]
+        shutil.rmtree(tmp_path / "store")

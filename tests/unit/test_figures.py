@@ -11,7 +11,15 @@ from PIL import Image
 
 from eigenshift.audit import open_audit
 from eigenshift.charts import Chart, chart_arms, chart_slices, chart_toxicity, find_front
-from eigenshift.figures import draw_run, find_arms, render_png, render_run_figures, render_svg
+from eigenshift.errors import SettingsError
+from eigenshift.figures import (
+    draw_run,
+    find_arms,
+    render_png,
+    render_run_figures,
+    render_svg,
+    write_run_figures,
+)
 from tests.support.small_store import SmallStore, build_small_store
 
 
@@ -149,3 +157,12 @@ def test_slices_with_and_without_intervals() -> None:
         ("language=zh", 2, "50.0% [40.0%, 60.0%]", "-"),
     )
     assert render_png(chart)
+
+
+def test_folder_that_cannot_be_written_is_an_error_of_the_input(
+    small: SmallStore, tmp_path: Path
+) -> None:
+    """With its name."""
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(SettingsError, match=r"file/figures: expected to write files"):
+        write_run_figures(small.url, small.run_id, tmp_path / "file" / "figures")
