@@ -139,6 +139,8 @@ def test_a_job_template_makes_a_job(name: str) -> None:
     if kind == "docker":
         assert bool(made.container_create_kwargs.get("device_requests")) == name.endswith("-gpu")
         assert not made.privileged
+        compose = yaml.safe_load((DEPLOYMENTS / "containers" / "compose.yaml").read_text())
+        assert made.networks == [f"{compose['name']}_default"]
     if kind == "kubernetes":
         manifest = made.job_manifest
         container = manifest["spec"]["template"]["spec"]["containers"][0]
@@ -165,6 +167,29 @@ def test_the_manifests_fit_kubernetes_schema() -> None:
         kubernetes_validate.validate(document, "1.37", strict=True)
 
 
+def test_the_worker_of_a_cluster_keeps_the_password_out_of_its_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Jobs refer to the secret it reads itself; it watches the namespace its role is of."""
+    from prefect_kubernetes.settings import KubernetesSettings
+
+    (worker,) = [
+        item
+        for item in read_manifests()
+        if item["kind"] == "Deployment" and item["metadata"]["name"] == "eigenshift-worker"
+    ]
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    variables = {item["name"]: item for item in container["env"]}
+    for name, item in variables.items():
+        if "value" in item:
+            monkeypatch.setenv(name, item["value"])
+    settings = KubernetesSettings()
+    secret = variables["PREFECT_API_AUTH_STRING"]["valueFrom"]["secretKeyRef"]
+    assert settings.worker.api_auth_string_secret_name == secret["name"]
+    assert settings.worker.api_auth_string_secret_key == secret["key"]
+    assert settings.observer.namespaces == {worker["metadata"]["namespace"]}
+
+
 def test_containers_of_the_manifests_have_limits_and_no_privileges() -> None:
     """No secret in the text, no privilege, a memory limit each."""
     for document in read_manifests():
@@ -174,7 +199,8 @@ def test_containers_of_the_manifests_have_limits_and_no_privileges() -> None:
             assert "memory" in container["resources"]["limits"]
             assert not container.get("securityContext", {}).get("privileged")
             for variable in container.get("env", ()):
-                if SECRET_NAMES.search(variable["name"]):
+                is_reference = variable["name"].endswith(("_SECRET_NAME", "_SECRET_KEY"))
+                if SECRET_NAMES.search(variable["name"]) and not is_reference:
                     assert "secretKeyRef" in variable["valueFrom"], variable["name"]
 
 

@@ -23,6 +23,8 @@ GPU_IMAGE = "eigenshift:latest-gpu"
 UNPRIVILEGED = 10001
 """User and group of the image (containers/Dockerfile)."""
 SECRET = "eigenshift-storage"  # noqa: S105 - the name of a Kubernetes secret
+NETWORK = "eigenshift_default"
+"""Of the compose file's project: only there are `server` and `storage` known by these names."""
 GPU_REQUEST = {"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu"]]}
 
 
@@ -42,6 +44,7 @@ def make_docker(*, has_gpu: bool) -> dict[str, Any]:
         image=GPU_IMAGE if has_gpu else IMAGE,
         image_pull_policy="IfNotPresent",
         auto_remove=True,
+        networks=[NETWORK],
         mem_limit="64g" if has_gpu else "16g",
         container_create_kwargs=container,
     )
