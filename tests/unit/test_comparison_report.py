@@ -47,6 +47,7 @@ def test_page_shows_both_runs_and_what_changed(small: SmallStore, tmp_path: Path
     assert "failed: nothing" in html
     assert "2 in both, 0 only in A, 0 only in B" in html
     assert "in B (23)" in html
+    assert html.index("</header>") < html.index('<main id="main">')
     assert not re.search(r"https?://|<script|kettle|platform", html)
 
 

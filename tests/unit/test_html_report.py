@@ -83,6 +83,15 @@ def test_report_loads_nothing(html: str, page: Reader) -> None:
     assert not re.search(r"https?://", html)
 
 
+def test_skip_link_leads_past_the_header(html: str) -> None:
+    """The main part begins after the header and its links."""
+    before, main = html.split('<main id="main">')
+    assert "</header>" in before
+    assert "<header>" not in main
+    assert "<nav" not in main
+    assert main.lstrip().startswith("<section")
+
+
 def test_report_has_light_and_dark_and_fits_a_phone(html: str) -> None:
     """Colours follow the reader's system; the width follows the screen."""
     assert "prefers-color-scheme: dark" in html
