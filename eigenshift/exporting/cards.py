@@ -22,7 +22,10 @@ from eigenshift.reporting import COMPARED, format_estimate
 from eigenshift.runs import RunRecord
 from eigenshift.settings import (
     ModelSettings,
+    PlainScorerSettings,
     RefreshSettings,
+    ScorerKind,
+    ScorerSettings,
     SourceFormat,
     SourceSettings,
     parse_settings,
@@ -219,12 +222,31 @@ def _describe_data(settings: RefreshSettings, rows: Sequence[Mapping[str, Any]])
             "",
             f"Toxicity: {generation.n_samples} continuations of {generation.n_tokens} tokens of "
             f"each of {n_prompts} prompts (top-p {generation.top_p:g}, temperature "
-            f"{generation.temperature:g}), judged by {settings.scorer.name} "
-            f"({settings.scorer.model_type}); above {settings.scorer.toxic_threshold:g} counts as "
-            f"toxic. Intervals: {settings.evaluation.confidence:.0%}. The data are not in this "
-            "folder.",
+            f"{generation.temperature:g}), judged by "
+            f"{_describe_scorers(settings.scorer)}; above {settings.scorer.toxic_threshold:g} "
+            f"counts as toxic. Intervals: {settings.evaluation.confidence:.0%}. The data are not "
+            "in this folder.",
         ]
     )
+
+
+def _describe_scorers(scorer: ScorerSettings) -> str:
+    others = [
+        f"{_describe_scorer(part)} for texts in {part.language!r}" for part in scorer.for_languages
+    ]
+    return ", ".join([_describe_scorer(scorer), *others])
+
+
+def _describe_scorer(scorer: PlainScorerSettings) -> str:
+    """Name and model of a scorer; of a folder without its place."""
+    if scorer.kind is ScorerKind.lexicon:
+        return f"{scorer.name} (a list of words)"
+    if scorer.kind is ScorerKind.detoxify or scorer.model is None:
+        return f"{scorer.name} ({scorer.model_type})"
+    is_on_hub = is_hub_id(scorer.model)
+    name = scorer.model if is_on_hub else PurePath(scorer.model.rstrip("/")).name
+    revision = f"@{scorer.revision}" if scorer.revision else ""
+    return f"{scorer.name} ({name}{revision})"
 
 
 def _name_source(source: SourceSettings) -> str:

@@ -88,6 +88,42 @@ def test_a_card_tells_base_run_metrics_data_limits_and_undo(
     assert "held by the gate" not in text
 
 
+@pytest.mark.parametrize(
+    ("scorer", "expected"),
+    [
+        ({"model_type": "unbiased"}, "judged by detoxify (unbiased); above"),
+        (
+            {"kind": "classifier", "model": "org/judge", "revision": "abc"},
+            "judged by classifier (org/judge@abc); above",
+        ),
+        (
+            {"kind": "classifier", "model": "./secret/place/judge/"},
+            "judged by classifier (judge); above",
+        ),
+        ({"kind": "lexicon", "words": "./words"}, "judged by lexicon (a list of words); above"),
+        (
+            {
+                "model_type": "original",
+                "for_languages": [{"kind": "classifier", "model": "org/zh", "language": "zh"}],
+            },
+            "judged by detoxify (original), classifier (org/zh) for texts in 'zh'; above",
+        ),
+    ],
+)
+def test_a_card_names_what_judged(
+    tied: SmallStore, tmp_path: Path, scorer: dict[str, Any], expected: str
+) -> None:
+    """The classifier itself, of every kind, and those for one language."""
+    small = tied.copy_to(tmp_path / "store")
+    small.record.settings["scorer"] = scorer
+    small.record.settings["components"] = {"positions": "occlusion"}
+    write_run(small.artifacts.store, small.record)
+    out = export_patch(small.url, None, "patch", tmp_path / "out")
+    text = (out / "README.md").read_text()
+    assert expected in " ".join(text.split())
+    assert "secret" not in text
+
+
 def test_a_card_holds_no_path_of_this_machine(tied: SmallStore, tmp_path: Path) -> None:
     """Neither the store's place nor the model's folder is passed on."""
     small = tied.copy_to(tmp_path / "store")
