@@ -293,7 +293,9 @@ def report(
 def export(
     out: Annotated[Path, typer.Option("--out", help="New or empty folder.")],
     store: RequiredStoreOption = "./.eigenshift",
-    run: RunOption = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Run id; by default that of the release in force.")
+    ] = None,
     export_format: Annotated[
         ExportFormat, typer.Option("--format", help="Kind of export.")
     ] = ExportFormat.patch,

@@ -8,6 +8,7 @@ is there whole or not at all. One module per format; how weights change is `fold
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -30,8 +31,10 @@ from eigenshift.exporting.patch_files import USAGE, write_patch_files
 from eigenshift.model_files import ModelIdentity, identify_model
 from eigenshift.models import LanguageModel, forget_models, load_model
 from eigenshift.patching import Patch, open_patch
+from eigenshift.releases import Release, list_releases
 from eigenshift.runs import RunRecord, choose_run
 from eigenshift.settings import ModelSettings, parse_settings
+from eigenshift.storage import Store
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +100,8 @@ def export_patch(
 
     Args:
         store_url: Root URL of the store.
-        run_id: A run; by default the latest refresh that ended.
+        run_id: A run; by default that of the release in force. Of any other run a warning is
+            logged.
         format: "patch" (the patch's own files), "lora" (a PEFT adapter) or "merged" (a model).
         out: New or empty folder.
         options: Further choices.
@@ -120,8 +124,18 @@ def export_patch(
     if options.push is not None:
         check_repository_name(options.push)
     artifacts = ArtifactStore(store_url)
-    record = choose_run(artifacts.store, run_id)
-    artifact = artifacts.open(_find_patch(record, options.arm))
+    released = _list_in_force(artifacts.store)
+    record = choose_run(artifacts.store, run_id or _choose_released(artifacts.store, released))
+    reference = _find_patch(record, options.arm)
+    if all(release.patch != reference for release in released):
+        logger.warning(
+            "run %s (%s): its patch %s is not in force; it was held, rolled back, replaced or "
+            "never judged by the gate",
+            record.run_id,
+            record.status,
+            options.arm,
+        )
+    artifact = artifacts.open(reference)
     patch = open_patch(artifact)
     with writing_folder(out) as folder:
         licence: dict[str, str] = {}
@@ -143,6 +157,25 @@ def export_patch(
     if options.push is not None:
         push_export(out, options.push, is_private=not options.is_public)
     return out
+
+
+def _list_in_force(store: Store) -> list[Release]:
+    """Releases in force that have a patch, one for each model."""
+    newest = {release.model_id: release for release in list_releases(store)}
+    return [release for release in newest.values() if release.patch is not None]
+
+
+def _choose_released(store: Store, released: Sequence[Release]) -> str:
+    """The run of the one release in force."""
+    if len(released) == 1:
+        return released[0].run_id
+    models = ", ".join(release.model_id for release in released)
+    found = f"those of several models ({models})" if released else "no patch in force"
+    raise SettingsError(
+        f"{store.root}: expected one release in force to export, found {found}. Name a run with "
+        "--run, see `eigenshift runs`; the patch of a run that was held or rolled back is "
+        "for study only."
+    )
 
 
 def _find_patch(record: RunRecord, arm: str) -> ArtifactReference:

@@ -23,6 +23,7 @@ from eigenshift.patching import (
     load_patch,
     stack_patches,
 )
+from eigenshift.releases import roll_back
 from eigenshift.runs import write_run
 from eigenshift.settings import ModelSettings
 from eigenshift.weight_files import list_tensors
@@ -73,6 +74,26 @@ def test_a_patch_export_needs_no_store(
     assert digest_tensor(model.head_weight) == before
     apply_patch(model, stack_patches(model, [patch, patch])).undo()
     assert digest_tensor(model.head_weight) == before
+
+
+def test_what_is_exported_by_default_is_in_force(
+    tied: SmallStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Never a held run's patch; without a patch in force a run has to be named, with a warning."""
+    copy = tied.copy_to(tmp_path / "store")
+    held = copy.add_run("refresh", "held")
+    out = export_patch(copy.url, None, "patch", tmp_path / "out")
+    assert f"`{copy.run_id}`" in (out / "README.md").read_text()
+    assert held.run_id > copy.run_id
+    options = ExportOptions(arm="random_components")
+    export_patch(copy.url, held.run_id, "patch", tmp_path / "other", options)
+    assert f"{held.run_id} (held): its patch random_components is not in force" in caplog.text
+    caplog.clear()
+    roll_back(copy.artifacts.store, copy.record.model_id)
+    with pytest.raises(SettingsError, match=r"no patch in force.*--run"):
+        export_patch(copy.url, None, "patch", tmp_path / "none")
+    export_patch(copy.url, copy.run_id, "patch", tmp_path / "named")
+    assert "is not in force" in caplog.text
 
 
 @pytest.mark.parametrize("format_", ["merged", "lora"])
