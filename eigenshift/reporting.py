@@ -37,6 +37,8 @@ COMPARED = (
 
 ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in ("perplexity", "distinct_2"))
 """Columns of a comparison of many arms that have intervals; the others are short ones."""
+FAILED_RUN = "failed_run"
+"""Attribute of an error that ended a run: what `describe_failure` says of the run."""
 HOOKED_MARK = " *"
 
 
@@ -82,6 +84,12 @@ class RefreshOutcome(BaseModel):
         """The JSON object scripts rely on (design.md section 5)."""
         names = {"run_id", "status", "store", "model_id", "metrics", "stages", "checks", "release"}
         return self.model_dump(mode="json", include=names)
+
+
+def describe_failure(record: RunRecord, store: str) -> dict[str, Any]:
+    """The same object of a run that failed, with its error; tables it did not make are left out."""
+    names = {"run_id", "status", "model_id", "metrics", "stages", "error"}
+    return {**record.model_dump(mode="json", include=names), "store": store}
 
 
 def format_estimate(row: Mapping[str, Any] | None, unit: str) -> str:

@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -103,7 +104,8 @@ def refresh(
     create_home()
     from flows.refresh import run_refresh  # Prefect takes seconds to import: only where needed
 
-    outcome = run_refresh(settings)
+    with _telling_failure(as_json):
+        outcome = run_refresh(settings)
     if as_json:
         print(json.dumps(outcome.as_contract()))  # noqa: T201 - the contract's output
     else:
@@ -124,7 +126,8 @@ def compare(
     create_home()
     from flows.compare import run_compare
 
-    comparison = run_compare(settings)
+    with _telling_failure(as_json):
+        comparison = run_compare(settings)
     _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
     if not as_json:
         for note in comparison.notes:
@@ -144,7 +147,8 @@ def tune(
     create_home()
     from flows.tune import run_tune
 
-    tuning = run_tune(settings)
+    with _telling_failure(as_json):
+        tuning = run_tune(settings)
     _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json)
     if not as_json:
         console.print(f"Plot: {tuning.figure}", highlight=False, soft_wrap=True)
@@ -164,7 +168,8 @@ def detect(
     create_home()
     from flows.detect import run_detect
 
-    detection = run_detect(settings)
+    with _telling_failure(as_json):
+        detection = run_detect(settings)
     if as_json:
         print(json.dumps(detection.as_contract()))  # noqa: T201
         return
@@ -491,6 +496,19 @@ def _load_as(
     if (preset is None) == (config is None):
         raise typer.BadParameter("give either --preset or --config")
     return load_settings_as(kind, config or find_preset(preset or ""), given)
+
+
+@contextmanager
+def _telling_failure(as_json: bool) -> Iterator[None]:
+    """With `--json`, a run that fails ends with its JSON object too."""
+    from eigenshift.reporting import FAILED_RUN
+
+    try:
+        yield
+    except BaseException as error:
+        if as_json and hasattr(error, FAILED_RUN):
+            print(json.dumps(getattr(error, FAILED_RUN)), flush=True)  # noqa: T201
+        raise
 
 
 def _print_outcome(outcome: Any) -> None:

@@ -21,6 +21,7 @@ from eigenshift.errors import EigenShiftError
 from eigenshift.filesystems import logging_faults
 from eigenshift.presence import present, wait_for_collections
 from eigenshift.releases import settle_current
+from eigenshift.reporting import FAILED_RUN, describe_failure
 from eigenshift.runs import (
     ArtifactUse,
     StageSummary,
@@ -96,6 +97,7 @@ class RunJournal:
                 finish_run(self.record, "failed", error=reason)
                 with logging_faults("the run's record could not be written"):
                     write_run(store, self.record)
+                setattr(error, FAILED_RUN, describe_failure(self.record, self.root))
                 raise
             if self.record.finished_at is None:
                 finish_run(self.record, "finished")

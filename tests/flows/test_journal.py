@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from eigenshift.errors import AuditError, StorageError
 from eigenshift.reporting import RefreshOutcome
 from eigenshift.retention import collect_garbage
 from eigenshift.runs import list_run_ids, read_run
+from eigenshift.settings import RefreshSettings
 from eigenshift.storage import Store
+from flows import command_line, publication
 from flows import journal as journal_module
-from flows import publication
 from flows.journal import RunJournal
 from tests.support.killed_work import prepare, run_until
 from tests.support.small_store import build_small_store, make_settings
@@ -116,6 +118,28 @@ def test_a_run_that_fails_while_it_starts_is_recorded_as_failed(
     with pytest.raises(StorageError), journal.recording():
         raise AssertionError("not reached")
     assert read_run(Store(journal.root), journal.record.run_id).status == "failed"
+
+
+def test_a_failed_run_ends_with_its_json_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The last line of stdout, as of any other run; foreign messages are not repeated."""
+    monkeypatch.setattr(command_line, "create_home", lambda: None)
+    errors = {"made up": StorageError("made up"), "ValueError": ValueError("zorbfool")}
+    for reason, error in errors.items():
+
+        def run_refresh(settings: RefreshSettings, error: Exception = error) -> None:
+            with RunJournal("refresh", settings).recording():
+                raise error
+
+        monkeypatch.setattr("flows.refresh.run_refresh", run_refresh)
+        words = ["refresh", "--preset", "demo", "--store", str(tmp_path / "store"), "--json"]
+        with pytest.raises((SystemExit, ValueError)):
+            command_line.main(words)
+        found = json.loads(capfd.readouterr().out.splitlines()[-1])
+        (run_id, *_) = reversed(list_run_ids(Store(found["store"])))
+        assert (found["run_id"], found["status"]) == (run_id, "failed")
+        assert (found["error"], found["stages"], found["metrics"]) == (reason, [], {})
 
 
 def test_a_progress_that_cannot_be_shown_ends_no_run(
