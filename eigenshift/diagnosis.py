@@ -38,7 +38,8 @@ from eigenshift.settings import (
     SourceFormat,
     SourceSettings,
 )
-from eigenshift.storage import Store, is_folder, list_files, open_file
+from eigenshift.source_files import is_folder, list_files, open_file
+from eigenshift.storage import Store
 
 PYTHON_VERSIONS = ((3, 10), (3, 14))
 """First supported, first not supported (pyproject.toml)."""

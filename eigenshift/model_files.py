@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from eigenshift.errors import EigenShiftError, ModelError
 from eigenshift.settings import ModelSettings
-from eigenshift.storage import digest_file, fetch_path, has_protocol, is_folder
+from eigenshift.source_files import digest_file, fetch_path, has_protocol, is_folder
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import yaml
 
 from eigenshift.datasets.language import HAN
 from eigenshift.errors import SettingsError
-from eigenshift.storage import fetch_path, has_protocol
+from eigenshift.source_files import fetch_path, has_protocol
 
 WORD_COLUMNS = ("word", "text")
 IDENTITY_PATH = Path(__file__).parent / "identity_terms.yaml"

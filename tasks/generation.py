@@ -25,7 +25,7 @@ from eigenshift.settings import (
     ModelSettings,
     ScorerSettings,
 )
-from eigenshift.storage import digest_file
+from eigenshift.source_files import digest_file
 from eigenshift.word_lists import require_word_file
 from tasks.stage import model_task, report, report_all
 

@@ -1,4 +1,4 @@
-"""CSV and TSV files -> records. Reads bytes through `storage.open_file`; writes nothing.
+"""CSV and TSV files -> records. Reads bytes through `source_files.open_file`; writes nothing.
 
 One record for one row of the file, whatever is wrong with it: a row with broken UTF-8 or a wrong
 number of cells is rejected by its number and its neighbours survive. Blank lines between rows are
@@ -28,7 +28,7 @@ from eigenshift.datasets.records import (
     name_columns,
 )
 from eigenshift.errors import DatasetError
-from eigenshift.storage import open_file
+from eigenshift.source_files import open_file
 
 logger = logging.getLogger(__name__)
 

@@ -36,15 +36,15 @@ from eigenshift.datasets.sentences import find_suffix
 from eigenshift.datasets.tables import BATCH_ROWS, list_records
 from eigenshift.errors import DatasetError
 from eigenshift.settings import SourceSettings
-from eigenshift.storage import (
+from eigenshift.source_files import (
     SourceFile,
     digest_file,
     fetch_path,
     has_protocol,
     is_folder,
     list_files,
-    scratch_folder,
 )
+from eigenshift.storage import scratch_folder
 
 logger = logging.getLogger(__name__)
 

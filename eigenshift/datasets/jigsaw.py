@@ -29,7 +29,7 @@ from eigenshift.datasets.records import (
 )
 from eigenshift.errors import DatasetError
 from eigenshift.settings import SourceSettings
-from eigenshift.storage import list_files
+from eigenshift.source_files import list_files
 
 TEXT_COLUMN = "comment_text"
 LABEL_COLUMN = "toxic"

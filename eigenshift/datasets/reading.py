@@ -51,7 +51,7 @@ from eigenshift.datasets.toxicn import make_toxicn_reader
 from eigenshift.errors import DatasetError
 from eigenshift.schemas import REJECTED_ROWS, SOURCE_FILES
 from eigenshift.settings import IngestionSettings, SourceFormat, SourceSettings
-from eigenshift.storage import SourceFile, digest_file, list_files
+from eigenshift.source_files import SourceFile, digest_file, list_files
 
 logger = logging.getLogger(__name__)
 

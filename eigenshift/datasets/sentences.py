@@ -18,7 +18,7 @@ from eigenshift.datasets.records import Item, Reader, Reason, Rejection, Sample,
 from eigenshift.datasets.tables import read_parquet
 from eigenshift.errors import DatasetError
 from eigenshift.settings import SourceSettings
-from eigenshift.storage import open_file
+from eigenshift.source_files import open_file
 
 COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip"})
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".tokens"})

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from eigenshift.datasets.records import Reason, Record, Rejection, check_columns
 from eigenshift.errors import DatasetError
-from eigenshift.storage import open_file
+from eigenshift.source_files import open_file
 
 BATCH_ROWS = 1_000
 

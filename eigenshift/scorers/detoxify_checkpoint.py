@@ -17,7 +17,7 @@ from torch import Tensor
 from eigenshift.errors import ScorerError
 from eigenshift.scorers.sequence_scorer import OpenClassifier, wrap_classifier
 from eigenshift.settings import PlainScorerSettings
-from eigenshift.storage import fetch_path, has_protocol
+from eigenshift.source_files import fetch_path, has_protocol
 
 CLASS_NAMES = {
     "toxic": "toxicity",

@@ -16,7 +16,7 @@ from eigenshift.scorers.lexicon import LexiconScorer
 from eigenshift.scorers.sequence_scorer import SequenceScorer
 from eigenshift.scorers.text_classifier import identify_classifier, load_text_classifier
 from eigenshift.settings import PlainScorerSettings, ScorerKind, ScorerSettings
-from eigenshift.storage import digest_file, fetch_path, has_protocol
+from eigenshift.source_files import digest_file, fetch_path, has_protocol
 
 KEPT_SCORERS = 4
 

@@ -18,7 +18,8 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
 from eigenshift.errors import ArtifactError, StorageError
 from eigenshift.filesystems import RetryPolicy
-from eigenshift.storage import Store, digest_file, list_files, open_file
+from eigenshift.source_files import digest_file, list_files, open_file
+from eigenshift.storage import Store
 from tests.support.faulty_filesystem import PASSING_FAULTS, fail_first, faults, storm
 
 MADE_UP_KEY = "wJalrXUtnFEMI-not-a-real-key"
@@ -30,7 +31,8 @@ TABLE = pa.schema([pa.field("value", pa.int64())])
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other at once."""
     policy = RetryPolicy(ATTEMPTS, first_wait_seconds=0.0001, max_wait_seconds=0.001)
-    monkeypatch.setattr("eigenshift.storage.RETRIES", policy)
+    for module in ("storage", "source_files"):
+        monkeypatch.setattr(f"eigenshift.{module}.RETRIES", policy)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
 from eigenshift.duckdb_files import register_files
 from eigenshift.errors import SettingsError
 from eigenshift.releases import list_releases, promote_patch, read_current
-from eigenshift.storage import Store, digest_file, list_files, open_file
+from eigenshift.source_files import digest_file, list_files, open_file
+from eigenshift.storage import Store
 from tests.support.prefect_server import find_free_port
 
 IS_INSTALLED = find_spec("gcsfs") is not None and find_spec("gcp_storage_emulator") is not None

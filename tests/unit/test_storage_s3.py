@@ -12,7 +12,8 @@ import pytest
 from eigenshift.artifacts import ArtifactReference, ArtifactStore, Workspace
 from eigenshift.errors import ArtifactError, SettingsError, StorageError
 from eigenshift.releases import Release, list_releases, promote_patch, read_current
-from eigenshift.storage import RangeReader, Store, digest_file, list_files, open_file
+from eigenshift.source_files import digest_file, list_files, open_file
+from eigenshift.storage import RangeReader, Store
 from tests.support.s3_server import READER_KEY, READER_SECRET, SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.s3
