@@ -9,7 +9,7 @@ which ends up in records. What is not secret and has no variable of its own may 
 Faults that pass (timeouts, resets, 429, 5xx, SlowDown) are tried again with exponential backoff and
 full jitter; all others, and those that do not pass, become a `StorageError`. Clients' own retries
 are switched off where they can be, so that attempts do not multiply. What is stored under which
-path belongs to `storage.py`.
+path belongs to `storage.py`; files that users name are read by `source_files.py`.
 """
 
 from __future__ import annotations

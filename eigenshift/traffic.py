@@ -1,7 +1,8 @@
 """Count what a stage asks of storage: requests, bytes, and requests tried again.
 
-`storage.py` counts into the meter of the task at hand; `artifacts.py` opens one per task. Local
-files count like objects, so that a run on a laptop foretells what a bucket would be asked for.
+`storage.py` and `source_files.py` count into the meter of the task at hand; `artifacts.py` opens
+one per task. Local files count like objects, so that a run on a laptop foretells what a bucket
+would be asked for.
 A client may need more HTTP requests than are counted here (parts of a large upload, redirects).
 """
 
