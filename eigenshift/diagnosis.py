@@ -25,8 +25,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
-from eigenshift.artifacts import describe_versions
 from eigenshift.datasets import digest_source
+from eigenshift.manifests import describe_versions
 from eigenshift.model_files import identify_model
 from eigenshift.models import resolve_device
 from eigenshift.scorers import load_scorer

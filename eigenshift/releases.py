@@ -18,8 +18,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from eigenshift.artifacts import ArtifactReference
 from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.manifests import ArtifactReference
 from eigenshift.storage import Store
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from eigenshift.artifacts import MANIFEST_NAME, ArtifactStore, Manifest
+from eigenshift.artifacts import ArtifactStore
 from eigenshift.errors import SettingsError
+from eigenshift.manifests import MANIFEST_NAME, Manifest
 from eigenshift.presence import list_present, present, remove_dead
 from eigenshift.releases import list_releases
 from eigenshift.runs import RunRecord, end_dead_runs, list_run_ids, read_run, write_run

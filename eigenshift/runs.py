@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eigenshift import __version__
-from eigenshift.artifacts import ArtifactReference, describe_versions
 from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.manifests import ArtifactReference, describe_versions
 from eigenshift.presence import remove_dead
 from eigenshift.settings import RefreshSettings
 from eigenshift.storage import Store

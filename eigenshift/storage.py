@@ -2,7 +2,7 @@
 
 Reads and writes any fsspec URL (a local folder, `s3://`, `gs://`, `az://`, `memory://`) through
 `filesystems.py`, which tries passing faults again and explains the others. Knows nothing of
-manifests or tables; those are `artifacts.py`. Files that users name, anywhere, are
+manifests or tables; those are `manifests.py` and `artifacts.py`. Files that users name, anywhere, are
 `source_files.py`. Every request is counted (`traffic.py`).
 """
 

@@ -20,14 +20,9 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from eigenshift import schemas
-from eigenshift.artifacts import (
-    MANIFEST_NAME,
-    ArtifactStore,
-    FileRecord,
-    Manifest,
-    compute_fingerprint,
-)
+from eigenshift.artifacts import ArtifactStore
 from eigenshift.errors import ArtifactError
+from eigenshift.manifests import MANIFEST_NAME, FileRecord, Manifest, compute_fingerprint
 from eigenshift.releases import CURRENT_NAME, Release
 from eigenshift.runs import RunRecord
 from eigenshift.storage import Store

@@ -12,10 +12,10 @@ from typing import Any
 
 from prefect import flow
 
-from eigenshift.artifacts import ArtifactReference
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PAPER_ARM, PATCHED_ARM, TUNED_ARM
 from eigenshift.interventions import Need, PatchRequest, find_recipe
 from eigenshift.interventions.unit_scaling import UNIT_SITES
+from eigenshift.manifests import ArtifactReference
 from eigenshift.reporting import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role
 from eigenshift.trials import choose_for_confirmation

@@ -16,9 +16,10 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult
+from eigenshift.artifacts import ArtifactStore, StageResult
 from eigenshift.errors import EigenShiftError
 from eigenshift.filesystems import logging_faults
+from eigenshift.manifests import ArtifactReference
 from eigenshift.presence import present, wait_for_collections
 from eigenshift.releases import settle_current
 from eigenshift.reporting import FAILED_RUN, describe_failure

@@ -6,7 +6,7 @@ Each function submits the tasks of one stage, as those of `stages.py`. What the 
 
 from __future__ import annotations
 
-from eigenshift.artifacts import ArtifactReference
+from eigenshift.manifests import ArtifactReference
 from eigenshift.prompts import Part
 from eigenshift.settings import ScorerKind
 from flows import stages

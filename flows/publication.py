@@ -23,10 +23,11 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from eigenshift.artifacts import Artifact, ArtifactReference, ArtifactStore
+from eigenshift.artifacts import Artifact, ArtifactStore
 from eigenshift.audit import open_audit
 from eigenshift.evaluation.arms import PATCHED_ARM
 from eigenshift.figures import find_arms, find_toxicity, render_png
+from eigenshift.manifests import ArtifactReference
 from eigenshift.reporting import (
     ArmComparison,
     RefreshOutcome,

@@ -14,7 +14,6 @@ from prefect import flow
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Completed, State
 
-from eigenshift.artifacts import ArtifactReference
 from eigenshift.errors import NothingToDampError
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.gate import (
@@ -27,6 +26,7 @@ from eigenshift.gate import (
     summarise_metrics,
 )
 from eigenshift.interventions import PatchRequest
+from eigenshift.manifests import ArtifactReference
 from eigenshift.releases import promote_patch
 from eigenshift.reporting import RefreshOutcome, explain_hold
 from eigenshift.runs import finish_run

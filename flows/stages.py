@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eigenshift.artifacts import ArtifactReference, FileReference
 from eigenshift.calibration import require_both_parts
 from eigenshift.datasets import list_sources
 from eigenshift.errors import ModelError
@@ -17,6 +16,7 @@ from eigenshift.evaluation.arms import BASE_ARM
 from eigenshift.evaluation.fluency import allot_texts
 from eigenshift.interventions import PatchRequest
 from eigenshift.interventions.unit_scaling import UNIT_SITES
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.models import ModelKind, explain_no_head
 from eigenshift.prompts import Part
 from eigenshift.scoring import require_scored

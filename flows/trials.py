@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eigenshift.artifacts import ArtifactReference
 from eigenshift.errors import NothingToDampError
 from eigenshift.evaluation.arms import BASE_ARM
 from eigenshift.interventions import PatchRequest
+from eigenshift.manifests import ArtifactReference
 from eigenshift.prompts import Part
 from eigenshift.settings import ComponentScore
 from eigenshift.trials import AUTOMATIC, TrialPoint

@@ -9,13 +9,8 @@ from prefect.states import State
 from eigenshift import components as scoring
 from eigenshift import decomposition as decompositions
 from eigenshift import head_states, labelled_text, models
-from eigenshift.artifacts import (
-    ArtifactReference,
-    ArtifactStore,
-    FileReference,
-    StageResult,
-    Workspace,
-)
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.settings import (
     ComponentSettings,
     EvaluationSettings,

@@ -16,13 +16,8 @@ from eigenshift import (
     neuron_summaries,
     stability,
 )
-from eigenshift.artifacts import (
-    ArtifactReference,
-    ArtifactStore,
-    FileReference,
-    StageResult,
-    Workspace,
-)
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.settings import (
     ActivationSettings,
     ExecutionSettings,

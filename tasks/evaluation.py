@@ -8,13 +8,7 @@ from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
 from eigenshift import models, reload_check
-from eigenshift.artifacts import (
-    ArtifactReference,
-    ArtifactStore,
-    FileReference,
-    StageResult,
-    Workspace,
-)
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
 from eigenshift.calibration import split_neutral
 from eigenshift.decomposition import open_decomposition
 from eigenshift.evaluation import (
@@ -25,6 +19,7 @@ from eigenshift.evaluation import (
     fluency,
     token_shifts,
 )
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.patching import open_patch
 from eigenshift.scoring import require_scored
 from eigenshift.settings import (

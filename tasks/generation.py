@@ -9,14 +9,8 @@ from typing import Literal
 from prefect.states import State
 
 from eigenshift import generation, labelled_text, models, scorers, scoring, toxic_positions
-from eigenshift.artifacts import (
-    ArtifactReference,
-    ArtifactStore,
-    FileReference,
-    Order,
-    StageResult,
-    Workspace,
-)
+from eigenshift.artifacts import ArtifactStore, Order, StageResult, Workspace
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.patching import Patch, open_patch
 from eigenshift.settings import (
     ComponentSettings,

@@ -8,7 +8,8 @@ import pyarrow as pa
 from prefect.states import State
 
 from eigenshift import datasets, prompts
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
+from eigenshift.manifests import ArtifactReference
 from eigenshift.settings import IngestionSettings, PromptSettings, SourceSettings
 from tasks.stage import report, stage_task
 

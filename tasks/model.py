@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect.states import State
 
 from eigenshift import activations, decomposition, model_files, models
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
+from eigenshift.manifests import ArtifactReference
 from eigenshift.settings import ComponentSettings, ExecutionSettings, ModelSettings
 from tasks.stage import model_task, report
 

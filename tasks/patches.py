@@ -9,14 +9,9 @@ from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
 from eigenshift import decomposition, interventions, models
-from eigenshift.artifacts import (
-    ArtifactReference,
-    ArtifactStore,
-    FileReference,
-    StageResult,
-    Workspace,
-)
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
 from eigenshift.interventions import Evidence, Need, PatchRequest
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.settings import ExecutionSettings, ModelSettings
 from tasks.stage import model_task, report
 

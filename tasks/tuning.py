@@ -8,15 +8,10 @@ from prefect.states import State
 
 from eigenshift import decomposition as decompositions
 from eigenshift import models, tuning
-from eigenshift.artifacts import (
-    ArtifactReference,
-    ArtifactStore,
-    FileReference,
-    StageResult,
-    Workspace,
-)
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
 from eigenshift.components import gather_toxic_states
 from eigenshift.evaluation.comparison import ArmEvidence
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.scoring import require_scored
 from eigenshift.settings import (
     EvaluationSettings,

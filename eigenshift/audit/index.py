@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from eigenshift import schemas
-from eigenshift.artifacts import MANIFEST_NAME, Manifest
 from eigenshift.errors import ArtifactError
+from eigenshift.manifests import MANIFEST_NAME, Manifest
 from eigenshift.releases import CURRENT_NAME, Release
 from eigenshift.runs import RunRecord
 from eigenshift.storage import ObjectState, Store

@@ -12,10 +12,11 @@ from typing import Any
 
 from eigenshift import schemas
 from eigenshift.arm_charts import chart_comparison
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, Manifest, Workspace
+from eigenshift.artifacts import ArtifactStore, Workspace
 from eigenshift.errors import ArtifactError
 from eigenshift.evaluation.metric_table import MetricTable
 from eigenshift.figures import render_png
+from eigenshift.manifests import ArtifactReference, Manifest
 from eigenshift.schemas import INTERVAL_METRICS, POINT_METRICS
 from eigenshift.verification import OUTSIDE_KINDS
 

@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from eigenshift.artifacts import ArtifactReference, ArtifactStore
+from eigenshift.artifacts import ArtifactStore
 from eigenshift.errors import ArtifactError, FoldingError, ModelError, SettingsError
 from eigenshift.evaluation.arms import PATCHED_ARM
 from eigenshift.exporting import lora, merged
@@ -28,6 +28,7 @@ from eigenshift.exporting.checks import check_files, check_reloaded, measure_pat
 from eigenshift.exporting.destination import writing_folder
 from eigenshift.exporting.hub import check_repository_name, push_export
 from eigenshift.exporting.patch_files import USAGE, write_patch_files
+from eigenshift.manifests import ArtifactReference
 from eigenshift.model_files import ModelIdentity, identify_model
 from eigenshift.models import LanguageModel, forget_models, load_model
 from eigenshift.patching import Patch, open_patch

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import MANIFEST_NAME, ArtifactStore
+from eigenshift.artifacts import ArtifactStore
 from eigenshift.filesystems import RetryPolicy
+from eigenshift.manifests import MANIFEST_NAME
 from eigenshift.repair import repair_store
 from eigenshift.settings import RefreshSettings
 from eigenshift.verification import verify_store

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eigenshift import schemas
-from eigenshift.artifacts import FileRecord, InputRecord, Manifest, digest_columns
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.manifests import FileRecord, InputRecord, Manifest, digest_columns
 from eigenshift.releases import Release
 from eigenshift.runs import ArtifactUse, RunRecord, StageSummary
 from eigenshift.storage import Store

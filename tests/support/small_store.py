@@ -17,10 +17,11 @@ import pyarrow as pa
 from safetensors.numpy import save_file
 
 from eigenshift import schemas
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, FileReference, Workspace
+from eigenshift.artifacts import ArtifactStore, Workspace
 from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.evaluation.comparison import ArmEvidence, compare_arms
 from eigenshift.gate import check_gate, summarise_metrics
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.releases import promote_patch
 from eigenshift.runs import (
     ArtifactUse,

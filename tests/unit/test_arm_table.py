@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from eigenshift import schemas
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, Workspace
+from eigenshift.artifacts import ArtifactStore, Workspace
 from eigenshift.evaluation.arm_table import Built, describe_build, tabulate_arms
+from eigenshift.manifests import ArtifactReference
 from eigenshift.reporting import ArmComparison
 
 

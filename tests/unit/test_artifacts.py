@@ -12,16 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eigenshift.artifacts import (
-    ArtifactReference,
-    ArtifactStore,
-    InputRecord,
-    Order,
-    StageResult,
-    Workspace,
-    compute_fingerprint,
-)
+from eigenshift.artifacts import ArtifactStore, Order, StageResult, Workspace
 from eigenshift.errors import ArtifactError
+from eigenshift.manifests import ArtifactReference, InputRecord, compute_fingerprint
 
 SCHEMA = pa.schema([("value", pa.int64())])
 

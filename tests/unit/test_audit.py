@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from eigenshift import schemas
-from eigenshift.artifacts import MANIFEST_NAME
 from eigenshift.audit import (
     HIDDEN_TEXT,
     VIEW_NAMES,
@@ -24,6 +23,7 @@ from eigenshift.audit import (
     open_audit,
 )
 from eigenshift.errors import AuditError, EigenShiftError
+from eigenshift.manifests import MANIFEST_NAME
 from eigenshift.runs import finish_run, start_run, write_run
 from tests.support.small_store import SmallStore, build_small_store, make_settings
 

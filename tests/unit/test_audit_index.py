@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from eigenshift.artifacts import MANIFEST_NAME, FileRecord, Manifest
 from eigenshift.audit import VIEW_SCHEMAS, AuditLimits, index, open_audit
 from eigenshift.audit.dictionary import list_entries
 from eigenshift.audit.index import StoreIndex
 from eigenshift.errors import AuditError
+from eigenshift.manifests import MANIFEST_NAME, FileRecord, Manifest
 from eigenshift.traffic import Traffic, metering
 from tests.support.large_store import N_LAYERS, build_large_store, name_run
 from tests.support.small_store import SmallStore, build_small_store

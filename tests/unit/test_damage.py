@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eigenshift.artifacts import MANIFEST_NAME, ArtifactStore, Manifest, StageResult, Workspace
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
 from eigenshift.errors import ArtifactError
+from eigenshift.manifests import MANIFEST_NAME, Manifest
 from eigenshift.releases import CURRENT_NAME
 from eigenshift.repair import repair_store
 from eigenshift.retention import collect_garbage

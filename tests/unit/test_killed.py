@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, Manifest, Order, Workspace
+from eigenshift.artifacts import ArtifactStore, Order, Workspace
+from eigenshift.manifests import ArtifactReference, Manifest
 from eigenshift.releases import Release, list_releases, promote_patch, read_current, settle_current
 from eigenshift.schemas import describe_column
 from tests.support.killed_work import prepare, run_to_moment

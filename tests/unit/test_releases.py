@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eigenshift.artifacts import ArtifactReference
 from eigenshift.errors import ArtifactError, SettingsError
+from eigenshift.manifests import ArtifactReference
 from eigenshift.releases import (
     Release,
     list_releases,

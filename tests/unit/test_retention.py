@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from eigenshift import presence
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, Workspace
+from eigenshift.artifacts import ArtifactStore, Workspace
 from eigenshift.audit import open_audit
 from eigenshift.errors import SettingsError
+from eigenshift.manifests import ArtifactReference
 from eigenshift.presence import list_present, present, wait_for_collections
 from eigenshift.releases import promote_patch
 from eigenshift.retention import collect_garbage

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError, NoCredentialsError
 
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, StageResult, Workspace
+from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
 from eigenshift.errors import ArtifactError, StorageError
 from eigenshift.filesystems import RetryPolicy
+from eigenshift.manifests import ArtifactReference
 from eigenshift.source_files import digest_file, list_files, open_file
 from eigenshift.storage import Store
 from tests.support.faulty_filesystem import PASSING_FAULTS, fail_first, faults, storm

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from eigenshift.artifacts import ArtifactReference, ArtifactStore, Workspace
+from eigenshift.artifacts import ArtifactStore, Workspace
 from eigenshift.errors import ArtifactError, SettingsError, StorageError
+from eigenshift.manifests import ArtifactReference
 from eigenshift.releases import Release, list_releases, promote_patch, read_current
 from eigenshift.source_files import digest_file, list_files, open_file
 from eigenshift.storage import RangeReader, Store

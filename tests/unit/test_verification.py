@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from eigenshift.artifacts import MANIFEST_NAME, Manifest
+from eigenshift.manifests import MANIFEST_NAME, Manifest
 from eigenshift.verification import verify_store
 from tests.support.small_store import SmallStore, build_small_store
 
