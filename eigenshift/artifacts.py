@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from eigenshift.manifests import (
     FileReference,
     InputRecord,
     Manifest,
+    choose_file,
     compute_fingerprint,
     describe_versions,
     digest_columns,
@@ -79,20 +81,30 @@ class Artifact:
         """The reference other stages pass around."""
         return ArtifactReference(kind=self.manifest.kind, fingerprint=self.manifest.fingerprint)
 
+    @cached_property
+    def files(self) -> tuple[FileReference, ...]:
+        """References to its files, in the order written."""
+        return tuple(
+            FileReference(
+                **self.reference.model_dump(),
+                file=record.name,
+                **record.model_dump(include={"stored_as", "bytes", "rows", "sha256"}),
+            )
+            for record in self.manifest.files
+        )
+
     @property
     def file_names(self) -> list[str]:
         """Names of its files, in the order written."""
-        return [file.name for file in self.manifest.files]
+        return [file.file for file in self.files]
 
     def refer_to_file(self, name: str) -> FileReference:
         """Reference to one of its files."""
-        return FileReference(
-            **self.reference.model_dump(), file=name, sha256=self._record(name).sha256
-        )
+        return choose_file(self.files, name)
 
     def refer_to_files(self, prefix: str) -> list[FileReference]:
         """References to its files whose names begin with `prefix`."""
-        return [self.refer_to_file(name) for name in self.file_names if name.startswith(prefix)]
+        return [file for file in self.files if file.file.startswith(prefix)]
 
     def fetch(self, name: str) -> Path:
         """Return a local path with the file's content."""
@@ -100,9 +112,7 @@ class Artifact:
 
     def locate(self, name: str) -> StoredFile:
         """Return where a file is, for those who read only parts of it."""
-        record = self._record(name)
-        path = f"{self.reference.folder}/{record.stored_as}"
-        return StoredFile(self._store, path, record.bytes, record.sha256)
+        return _locate(self._store, self.refer_to_file(name))
 
     def read_table(self, name: str) -> pa.Table:
         """Read one Parquet file whole."""
@@ -110,19 +120,7 @@ class Artifact:
 
     def read_tables(self, prefix: str) -> pa.Table:
         """Read the Parquet files whose names begin with `prefix`, one after the other."""
-        return pa.concat_tables(
-            self.read_table(name) for name in self.file_names if name.startswith(prefix)
-        )
-
-    def _record(self, name: str) -> FileRecord:
-        for file in self.manifest.files:
-            if file.name == name:
-                return file
-        raise ArtifactError(
-            f"{self.reference.folder}: expected a file {name!r}, found "
-            f"{', '.join(self.file_names)}. The artifact was made by another version; raise the "
-            "step version of the stage that writes it."
-        )
+        return _read_tables(self._store, self.refer_to_files(prefix))
 
 
 @dataclass(frozen=True)
@@ -136,6 +134,8 @@ class StageResult:
     traffic: Traffic = field(default_factory=Traffic)
     n_tokens: int = 0
     """Tokens a model read or wrote for it, where the stage counts them; 0 if it was cached."""
+    files: tuple[FileReference, ...] = ()
+    """So that the next stages need not ask for the manifest to read them."""
 
 
 @dataclass(frozen=True)
@@ -198,17 +198,26 @@ class ArtifactStore:
             )
         return Artifact(self.store, manifest)
 
+    def open_all(self, references: Iterable[ArtifactReference]) -> list[Artifact]:
+        """Open several complete artifacts, in the same order (`open`)."""
+        return self.store.ask_all(self.open, references)
+
+    def locate(self, reference: FileReference) -> StoredFile:
+        """Return where a file is; nothing is asked of storage."""
+        return _locate(self.store, reference)
+
     def read_table(self, reference: FileReference) -> pa.Table:
         """Read the one file a reference names."""
-        return self.open(reference).read_table(reference.file)
+        return pq.read_table(self.locate(reference).fetch())
 
     def read_files(self, references: Iterable[FileReference]) -> pa.Table:
         """Read the files that references name, one after the other."""
-        return pa.concat_tables(self.read_table(item) for item in references)
+        return _read_tables(self.store, references)
 
     def read_shards(self, references: Iterable[ArtifactReference], name: str) -> pa.Table:
         """Read the file of this name of several artifacts, one after the other."""
-        return pa.concat_tables(self.open(item).read_table(name) for item in references)
+        artifacts = self.open_all(references)
+        return _read_tables(self.store, [item.refer_to_file(name) for item in artifacts])
 
     def find(self, reference: ArtifactReference) -> Artifact | None:
         """Return the artifact if it is complete and undamaged, else None.
@@ -239,13 +248,14 @@ class ArtifactStore:
             artifact: An opened artifact.
             read_content: Digest every byte, whatever the mark says.
         """
-        problems = []
-        for file in artifact.manifest.files:
+
+        def look(file: FileRecord) -> str | None:
             path = f"{artifact.reference.folder}/{file.stored_as}"
             problem = self.find_damage(path, file, read_content=read_content)
-            if problem is not None:
-                problems.append(f"{self.store.uri(path)}: {problem}")
-        return problems
+            return None if problem is None else f"{self.store.uri(path)}: {problem}"
+
+        found = self.store.ask_all(look, artifact.manifest.files)
+        return [problem for problem in found if problem is not None]
 
     def find_damage(self, path: str, file: FileRecord, *, read_content: bool) -> str | None:
         """Compare an object with what the manifest says of it; None if they agree."""
@@ -328,7 +338,7 @@ class ArtifactStore:
                     continue
                 elapsed = time.perf_counter() - started
                 results[reference] = StageResult(
-                    reference, True, elapsed, found.manifest.rows, meter.take()
+                    reference, True, elapsed, found.manifest.rows, meter.take(), files=found.files
                 )
             if missing:
                 wanted = {name: drafts[name] for name in missing.values()}
@@ -392,14 +402,15 @@ class ArtifactStore:
         self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", manifest.encode())
         elapsed = share + time.perf_counter() - started
         n_tokens = int(manifest.facts.get("n_tokens", 0))
-        return StageResult(reference, False, elapsed, manifest.rows, meter.take(), n_tokens)
+        files = Artifact(self.store, manifest).files
+        return StageResult(reference, False, elapsed, manifest.rows, meter.take(), n_tokens, files)
 
     def _publish_files(
         self, workspace: Workspace, reference: ArtifactReference
     ) -> list[FileRecord]:
         attempt = uuid.uuid4().hex[:12]
-        records = []
-        for path in sorted(workspace.folder.iterdir()):
+
+        def publish(path: Path) -> FileRecord:
             record = FileRecord(
                 name=path.name,
                 stored_as=f"{attempt}-{path.name}",
@@ -414,8 +425,9 @@ class ArtifactStore:
             stored = f"{reference.folder}/{record.stored_as}"
             self.store.publish_file(path, stored)
             record.etag = self._read_etag(stored, record)
-            records.append(record)
-        return records
+            return record
+
+        return self.store.ask_all(publish, sorted(workspace.folder.iterdir()))
 
     def _read_etag(self, path: str, record: FileRecord) -> str | None:
         """The store's mark of what it received, whose size is checked on the way."""
@@ -449,6 +461,15 @@ def _draft(kind: str, step_version: int, order: Order) -> _Draft:
     fingerprint = compute_fingerprint(kind, step_version, settings, inputs)
     reference = ArtifactReference(kind=kind, fingerprint=fingerprint)
     return _Draft(reference, step_version, settings, inputs)
+
+
+def _locate(store: Store, file: FileReference) -> StoredFile:
+    return StoredFile(store, file.path, file.bytes, file.sha256)
+
+
+def _read_tables(store: Store, files: Iterable[FileReference]) -> pa.Table:
+    paths = store.ask_all(lambda file: _locate(store, file).fetch(), files)
+    return pa.concat_tables(map(pq.read_table, paths))
 
 
 def _to_json(value: Any) -> Any:

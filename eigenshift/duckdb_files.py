@@ -1,17 +1,19 @@
-"""Parquet files of a store as they are read: local ones directly, remote ones in place.
+"""Parquet files of a store as they are read: local and small ones directly, others in place.
 
-DuckDB reads one file from several threads through one handle, and a stock fsspec file keeps one
-position for all of them: sums came out wrong without an error (docs/decisions/
-0010-reading-parquet-in-place.md). The handles here keep a position per thread and read ranges that
-need none. Only the files handed over can be opened, under names of their own; a file is immutable,
-so its end, where Parquet keeps its table of contents, is read once and kept. Small files are read
-whole, up to a budget: one request in place of ten.
+A small remote file is copied whole, once per process: a layer of it would take several requests,
+and the next layer and the next stage as many again. A large one is read by ranges. DuckDB reads
+one file from several threads through one handle, and a stock fsspec file keeps one position for
+all of them: sums came out wrong without an error (docs/decisions/0010-reading-parquet-in-place.md).
+The handles here keep a position per thread and read ranges that need none. Only the files handed
+over can be opened, under names of their own; a file is immutable, so its end, where Parquet keeps
+its table of contents, is read once and kept.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,12 +24,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from eigenshift.concurrency import ask_concurrently
 from eigenshift.storage import RangeReader, StoredFile
 
 PROTOCOL = "stored"
-TAIL_BYTES = 16 << 10
-SMALL_BYTES = 256 << 10
-KEPT_BYTES = 64 << 20
+COPIED_BYTES = 4 << 20
+"""Of a file that is copied whole; what an object store sends in the time of one or two requests."""
+COPIED_BYTES_IN_ALL = 512 << 20
+"""Of all files of one question; beyond, all are read in place."""
+TAIL_BYTES = 64 << 10
+"""What pyarrow asks for first."""
+KEPT_TAILS = 1024
+HELD_BYTES = 256 << 10
+"""Of a file that is held in memory where none is copied."""
+HELD_BYTES_IN_ALL = 64 << 20
 LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)
 
 TableFile = Path | StoredFile
@@ -40,37 +50,32 @@ def register_files(connection: duckdb.DuckDBPyConnection, files: Sequence[TableF
     Returns:
         For each file the name to give to `read_parquet`.
     """
-    names = [name_file(file) for file in files]
-    remote = {
-        name: file
-        for name, file in zip(names, files, strict=True)
-        if isinstance(file, StoredFile) and not file.store.is_local
-    }
+    _bring_near(files)
+    located = list(map(_locate, files))
+    remote = {_name(file): file for file in located if isinstance(file, StoredFile)}
     if remote:
         connection.register_filesystem(StoredFileSystem(remote))
-    return names
+    return list(map(_name, located))
 
 
-def name_file(file: TableFile) -> str:
-    """What a file is called in SQL: its path, or a URL made of its digest."""
-    located = _locate(file)
-    if isinstance(located, StoredFile):
-        return f"{PROTOCOL}://{located.sha256}.parquet"
-    return str(located)
-
-
-def read_schema(file: TableFile) -> pa.Schema:
-    """Arrow schema of a file; of a remote one only the end is read."""
-    with open_parquet(file) as opened:
-        return opened.schema_arrow
+def read_schemas(files: Sequence[TableFile]) -> list[pa.Schema]:
+    """Arrow schemas of files; of a large remote one only the end is read."""
+    _bring_near(files)
+    schemas = []
+    for file in files:
+        with open_parquet(file) as opened:
+            schemas.append(opened.schema_arrow)
+    return schemas
 
 
 def open_parquet(file: TableFile) -> pq.ParquetFile:
-    """Open a file for reading by row groups and columns; of a remote one only these are read."""
+    """Open a file for reading by row groups and columns; of a large remote one only these."""
+    _bring_near([file])
     located = _locate(file)
     if isinstance(located, Path):
         return pq.ParquetFile(located)
-    return pq.ParquetFile(pa.PythonFile(_Handle(located.reader()), mode="r"), pre_buffer=True)
+    handle = _Handle(located.reader(), _TAILS.read(located))
+    return pq.ParquetFile(pa.PythonFile(handle, mode="r"), pre_buffer=True)
 
 
 def describe_file(file: TableFile) -> str:
@@ -78,11 +83,63 @@ def describe_file(file: TableFile) -> str:
     return file.uri if isinstance(file, StoredFile) else str(file)
 
 
+def _bring_near(files: Sequence[TableFile]) -> None:
+    """Copy the small ones among remote files, and read the ends of the others, all at once."""
+    remote = [file for file in files if isinstance(file, StoredFile) and file.find_near() is None]
+    small = [file for file in remote if file.n_bytes <= COPIED_BYTES]
+    if sum(file.n_bytes for file in small) > COPIED_BYTES_IN_ALL:
+        small = []
+    copied = {file.sha256 for file in small}
+
+    def bring(file: StoredFile) -> None:
+        if file.sha256 in copied:
+            file.fetch()
+        else:
+            _TAILS.read(file)
+
+    ask_concurrently(bring, remote)
+
+
 def _locate(file: TableFile) -> TableFile:
-    """A stored file of this machine is its path."""
-    if isinstance(file, StoredFile) and file.store.is_local:
-        return file.fetch()
-    return file
+    """The path of a stored file that is on this machine."""
+    return (file.find_near() or file) if isinstance(file, StoredFile) else file
+
+
+def _name(located: TableFile) -> str:
+    """What a file is called in SQL: its path, or a URL made of its digest."""
+    if isinstance(located, StoredFile):
+        return f"{PROTOCOL}://{located.sha256}.parquet"
+    return str(located)
+
+
+class _Tails:
+    """The ends of the remote files that were opened last, by digest; shared by all threads."""
+
+    def __init__(self, max_files: int) -> None:
+        self._max_files = max_files
+        self._tails: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, file: StoredFile) -> bytes | None:
+        """The end of a file, None if it was not read or is forgotten."""
+        with self._lock:
+            if file.sha256 in self._tails:
+                self._tails.move_to_end(file.sha256)
+            return self._tails.get(file.sha256)
+
+    def read(self, file: StoredFile) -> bytes:
+        """The end of a file, asked for if need be."""
+        tail = self.find(file)
+        if tail is None:
+            tail = file.reader().read_range(max(0, file.n_bytes - TAIL_BYTES), file.n_bytes)
+            with self._lock:
+                self._tails[file.sha256] = tail
+                while len(self._tails) > self._max_files:
+                    self._tails.popitem(last=False)
+        return tail
+
+
+_TAILS = _Tails(KEPT_TAILS)
 
 
 class StoredFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -100,9 +157,9 @@ class StoredFileSystem(AbstractFileSystem):  # type: ignore[misc]
         super().__init__(skip_instance_cache=True)
         self._files = files
         self._readers: dict[str, RangeReader] = {}
-        self._tails: dict[str, bytes] = {}
-        is_small = [file.n_bytes <= SMALL_BYTES for file in files.values()]
-        self._keeps_small = sum(is_small) * SMALL_BYTES <= KEPT_BYTES
+        self._held: dict[str, bytes] = {}
+        is_small = [file.n_bytes <= HELD_BYTES for file in files.values()]
+        self._holds_small = sum(is_small) * HELD_BYTES <= HELD_BYTES_IN_ALL
         self._budget = RequestBudget(max_requests)
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> _Handle:
@@ -115,13 +172,19 @@ class StoredFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if mode != "rb":
             raise PermissionError(f"{path}: these files are read only")
         file = self._find(path)
-        if file.sha256 not in self._tails:
+        reader = self._readers.setdefault(file.sha256, file.reader())
+        return _Handle(reader, self._read_end(file, reader), self._budget)
+
+    def _read_end(self, file: StoredFile, reader: RangeReader) -> bytes:
+        """What is held of a file: all of a small one, else its end."""
+        if not (self._holds_small and file.n_bytes <= HELD_BYTES):
+            if _TAILS.find(file) is None:
+                self._budget.spend()
+            return _TAILS.read(file)
+        if file.sha256 not in self._held:
             self._budget.spend()
-            is_whole = self._keeps_small and file.n_bytes <= SMALL_BYTES
-            start = 0 if is_whole else max(0, file.n_bytes - TAIL_BYTES)
-            self._readers[file.sha256] = reader = file.reader()
-            self._tails[file.sha256] = reader.read_range(start, file.n_bytes)
-        return _Handle(self._readers[file.sha256], self._tails[file.sha256], self._budget)
+            self._held[file.sha256] = reader.read_range(0, file.n_bytes)
+        return self._held[file.sha256]
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, size and type of one of the files."""

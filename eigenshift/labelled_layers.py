@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from eigenshift.duckdb_files import TableFile, describe_file, read_schema, register_files
+from eigenshift.duckdb_files import TableFile, describe_file, read_schemas, register_files
 from eigenshift.errors import ArtifactError, SettingsError
 
 BLOCK_SHARE = 0.25
@@ -261,13 +261,13 @@ def _read_shapes(activation_files: Sequence[TableFile]) -> dict[str, ColumnShape
             "activations: expected at least one shard, found none. Extract the activations first."
         )
     found: dict[str, ColumnShape] = {}
-    for file in activation_files:
+    for file, schema in zip(activation_files, read_schemas(activation_files), strict=True):
         shapes = {
             field.name: ColumnShape(
                 field.type.list_size,
                 "float16" if pa.types.is_float16(field.type.value_type) else "float32",
             )
-            for field in read_schema(file)
+            for field in schema
             if pa.types.is_fixed_size_list(field.type)
         }
         if found and shapes != found:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from eigenshift import __version__
+from eigenshift.errors import ArtifactError
 from eigenshift.traffic import Traffic
 
 MANIFEST_NAME = "manifest.json"
@@ -41,10 +42,42 @@ class ArtifactReference(BaseModel):
 
 
 class FileReference(ArtifactReference):
-    """Names one file of an artifact. A stage that reads only it depends only on its content."""
+    """Names one file of an artifact and where it lies, so it is read without the manifest.
+
+    A stage that reads only it depends only on its content.
+    """
 
     file: str
+    stored_as: str
+    bytes: int
+    rows: int | None
     sha256: str
+
+    @property
+    def path(self) -> str:
+        """Where it is inside the store."""
+        return f"{self.folder}/{self.stored_as}"
+
+    @property
+    def artifact(self) -> ArtifactReference:
+        """The artifact it is a file of."""
+        return ArtifactReference(kind=self.kind, fingerprint=self.fingerprint)
+
+
+def choose_file(files: Sequence[FileReference], name: str) -> FileReference:
+    """Return the file of this name among an artifact's.
+
+    Raises:
+        ArtifactError: It has none.
+    """
+    for file in files:
+        if file.file == name:
+            return file
+    place = files[0].folder if files else "an artifact"
+    raise ArtifactError(
+        f"{place}: expected a file {name!r}, found {', '.join(file.file for file in files)}. The "
+        "artifact was made by another version; raise the step version of the stage that writes it."
+    )
 
 
 class InputRecord(BaseModel):

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from eigenshift.artifacts import Workspace
-from eigenshift.duckdb_files import TableFile, describe_file, read_schema, register_files
+from eigenshift.duckdb_files import TableFile, describe_file, read_schemas, register_files
 from eigenshift.errors import ArtifactError
 from eigenshift.labelled_layers import (
     connect,
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 STEP_VERSION = 2
 
+FILE_NAME = "neurons.parquet"
 ALL_LANGUAGES = "all"
 
 
@@ -178,7 +179,7 @@ def compute_neuron_statistics(
         for site in sites
         for part in parts[language, site]
     )
-    workspace.write_table("neurons.parquet", table, NEURONS)
+    workspace.write_table(FILE_NAME, table, NEURONS)
     workspace.facts["n_samples"] = n_samples
     logger.debug(
         "neuron statistics: dataset=%s layer=%d samples=%d rows=%d seconds=%.2f",
@@ -202,9 +203,9 @@ def _check_files(summary_files: Sequence[TableFile]) -> None:
             f"neuron summaries: expected each shard once, found {twice[0]} "
             f"{places.count(twice[0])} times. Its samples would count twice. Give each file once."
         )
-    first = read_schema(summary_files[0])
-    for file in summary_files[1:]:
-        if not read_schema(file).equals(first):
+    first, *others = read_schemas(summary_files)
+    for file, schema in zip(summary_files[1:], others, strict=True):
+        if not schema.equals(first):
             raise ArtifactError(
                 f"{describe_file(file)}: expected the columns of {places[0]}, found others. The "
                 "shards have activations of two precisions. Give shards of one run."

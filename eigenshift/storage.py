@@ -2,8 +2,8 @@
 
 Reads and writes any fsspec URL (a local folder, `s3://`, `gs://`, `az://`, `memory://`) through
 `filesystems.py`, which tries passing faults again and explains the others. Knows nothing of
-manifests or tables; those are `manifests.py` and `artifacts.py`. Files that users name, anywhere, are
-`source_files.py`. Every request is counted (`traffic.py`).
+manifests or tables; those are `manifests.py` and `artifacts.py`. Files that users name, anywhere,
+are `source_files.py`. Every request is counted (`traffic.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import io
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,7 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from eigenshift.concurrency import ask_concurrently
 from eigenshift.errors import ArtifactError, SettingsError, StorageError
 from eigenshift.filesystems import (
     RETRIES,
@@ -40,7 +42,12 @@ READ_BLOCK_BYTES = 4 << 20
 SCRATCH_PREFIX = "eigenshift-"
 SCRATCH_KEPT_SECONDS = 7 * 24 * 3600.0
 
+_SCRATCH_LOCK = threading.Lock()
+_COPY_LOCKS: dict[str, threading.Lock] = {}
+"""By digest: two tasks that need one object fetch it once."""
+
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -231,8 +238,8 @@ class Store:
     def fetch(self, path: str, sha256: str) -> Path:
         """Return a local file with the object's content.
 
-        A local store's own file is returned as it is; a remote object is copied once into this
-        process's scratch folder, under its digest.
+        A local store's own file is returned as it is; a remote object is copied into this
+        process's scratch folder, under its digest: once, whoever asks, from whatever thread.
 
         Raises:
             ArtifactError: The object is missing, or its bytes do not have the given digest.
@@ -243,20 +250,35 @@ class Store:
             if not local.is_file():
                 raise self._describe_missing(path)
             return local
+        with _COPY_LOCKS.setdefault(sha256, threading.Lock()):
+            return self.find_copy(sha256) or self._copy(path, sha256)
+
+    def find_copy(self, sha256: str) -> Path | None:
+        """The copy of a remote object that this process has fetched already, None if it has not."""
         local = scratch_folder() / sha256
-        if not local.exists():
-            copy = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
-            self._download(path, copy)
-            found = digest_local_file(copy)
+        return local if local.exists() else None
+
+    def _copy(self, path: str, sha256: str) -> Path:
+        local = scratch_folder() / sha256
+        partial_copy = local.with_name(f"{local.name}.{uuid.uuid4().hex}.partial")
+        try:
+            self._download(path, partial_copy)
+            found = digest_local_file(partial_copy)
             if found != sha256:
-                copy.unlink()
                 raise ArtifactError(
                     f"{self.uri(path)}: expected sha256 {sha256[:12]}, found {found[:12]}. The "
                     "object was damaged after it was written. Start the same command again; only "
                     "this shard is redone."
                 )
-            copy.replace(local)
-        return local
+            return partial_copy.replace(local)
+        finally:
+            partial_copy.unlink(missing_ok=True)
+
+    def ask_all(self, ask: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+        """Return an answer for each item: at once where they are requests, else one by one."""
+        if self.is_local:
+            return [ask(item) for item in items]
+        return ask_concurrently(ask, items)
 
     def digest(self, path: str, n_bytes: int | None = None) -> str:
         """sha256 of an object's bytes, as hex.
@@ -370,6 +392,14 @@ class StoredFile:
         """Return a local file with its content (`Store.fetch`)."""
         return self.store.fetch(self.path, self.sha256)
 
+    def find_near(self) -> Path | None:
+        """A file of this machine with its content, without any request; None if there is none.
+
+        Raises:
+            ArtifactError: It is missing from a local store.
+        """
+        return self.fetch() if self.store.is_local else self.store.find_copy(self.sha256)
+
     def reader(self) -> RangeReader:
         """Return a reader of its ranges (`Store.reader`)."""
         return self.store.reader(self.path, self.n_bytes)
@@ -460,12 +490,17 @@ def digest_local_file(path: Path) -> str:
         return digest_stream(handle)
 
 
-@lru_cache(maxsize=1)
 def scratch_folder() -> Path:
     """This process's folder for copies of remote objects; removed when the process ends.
 
     Folders of processes that were killed are removed after a week.
     """
+    with _SCRATCH_LOCK:
+        return _make_scratch()
+
+
+@lru_cache(maxsize=1)
+def _make_scratch() -> Path:
     _remove_old_scratch()
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

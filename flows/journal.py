@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from eigenshift.artifacts import ArtifactStore, StageResult
 from eigenshift.errors import EigenShiftError
 from eigenshift.filesystems import logging_faults
-from eigenshift.manifests import ArtifactReference
+from eigenshift.manifests import ArtifactReference, FileReference, choose_file
 from eigenshift.presence import present, wait_for_collections
 from eigenshift.releases import settle_current
 from eigenshift.reporting import FAILED_RUN, describe_failure
@@ -72,6 +72,7 @@ class RunJournal:
         self.settings = settings
         self.artifacts = ArtifactStore(settings.store)
         self.record = start_run(command, settings)
+        self._files: dict[ArtifactReference, tuple[FileReference, ...]] = {}
         self._progress = StageProgress()
 
     @contextmanager
@@ -138,6 +139,14 @@ class RunJournal:
         self._summarise(stage, results, time.perf_counter() - started)
         return [result.reference for result in results]
 
+    def refer_to_file(self, reference: ArtifactReference, name: str) -> FileReference:
+        """Reference to a file of an artifact that this run collected; storage is not asked."""
+        return choose_file(self._files[reference], name)
+
+    def refer_to_files(self, reference: ArtifactReference, prefix: str) -> list[FileReference]:
+        """References to the files of a collected artifact whose names begin with `prefix`."""
+        return [file for file in self._files[reference] if file.file.startswith(prefix)]
+
     def collect_together(
         self, stage: str, futures: Sequence[Any]
     ) -> list[dict[str, ArtifactReference]]:
@@ -177,6 +186,7 @@ class RunJournal:
 
     def _record(self, stage: str, result: StageResult, label: str | None, place: str) -> None:
         """Enter one artifact in the run's record."""
+        self._files[result.reference] = result.files
         self.record.artifacts.append(
             ArtifactUse(
                 stage=stage,

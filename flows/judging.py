@@ -72,7 +72,7 @@ def check_reload(
 ) -> ArtifactReference:
     """Whether the exported model loads back as what was measured."""
     settings = journal.settings
-    shards = journal.artifacts.open(sources.prompts).refer_to_files(f"{Part.evaluation.value}-")
+    shards = journal.refer_to_files(sources.prompts, f"{Part.evaluation.value}-")
     (checked,) = journal.collect(
         "check_reload",
         [

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from eigenshift.activations import FILE_NAME as ACTIVATIONS_FILE
 from eigenshift.calibration import require_both_parts
-from eigenshift.datasets import list_sources
+from eigenshift.datasets import RECORDS_NAME, REJECTED_NAME, SOURCE_FILES_NAME, list_sources
 from eigenshift.errors import ModelError
 from eigenshift.evaluation.arms import BASE_ARM
 from eigenshift.evaluation.fluency import allot_texts
@@ -18,6 +19,8 @@ from eigenshift.interventions import PatchRequest
 from eigenshift.interventions.unit_scaling import UNIT_SITES
 from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.models import ModelKind, explain_no_head
+from eigenshift.neuron_statistics import FILE_NAME as NEURONS_FILE
+from eigenshift.neuron_summaries import FILE_NAME as SUMMARIES_FILE
 from eigenshift.prompts import Part
 from eigenshift.scoring import require_scored
 from eigenshift.settings import (
@@ -97,9 +100,14 @@ def ingest_samples(
         "read_file",
         [ingestion.read_file.submit(settings.store, file, settings.ingestion) for file in files],
     )
-    records_of: dict[str, list[ArtifactReference]] = {source.name: [] for source in sources}
+    records_of: dict[str, list[ingestion.RecordTables]] = {source.name: [] for source in sources}
     for file, reference in zip(files, records, strict=True):
-        records_of[file.name].append(reference)
+        tables = ingestion.RecordTables(
+            records=journal.refer_to_file(reference, RECORDS_NAME),
+            rejected_rows=journal.refer_to_file(reference, REJECTED_NAME),
+            source_files=journal.refer_to_file(reference, SOURCE_FILES_NAME),
+        )
+        records_of[file.name].append(tables)
     references = journal.collect(
         "ingest_source",
         {
@@ -139,15 +147,15 @@ def study_detection(
     """Activations on every labelled dataset, their summaries, then the statistics."""
     settings = journal.settings
     shards: dict[str, list[FileReference]] = {
-        dataset: journal.artifacts.open(reference).refer_to_files("samples-")
+        dataset: journal.refer_to_files(reference, "samples-")
         for dataset, reference in samples.items()
     }
     flat = [(dataset, shard) for dataset, files in shards.items() for shard in files]
     extracted, summaries = _extract(journal, model, flat, settings.activations)
-    summaries_of: dict[str, list[ArtifactReference]] = {dataset: [] for dataset in shards}
-    activations_of: dict[str, list[ArtifactReference]] = {dataset: [] for dataset in shards}
-    for (dataset, _), reference, summary in zip(flat, extracted, summaries, strict=True):
-        activations_of[dataset].append(reference)
+    summaries_of: dict[str, list[FileReference]] = {dataset: [] for dataset in shards}
+    activations_of: dict[str, list[FileReference]] = {dataset: [] for dataset in shards}
+    for (dataset, _), file, summary in zip(flat, extracted, summaries, strict=True):
+        activations_of[dataset].append(file)
         summaries_of[dataset].append(summary)
     detection_shards = [
         detection.DetectionShards(
@@ -164,12 +172,12 @@ def _compare_datasets(
     journal: RunJournal,
     layers: Sequence[int],
     shards: Sequence[detection.DetectionShards],
-    summaries_of: Mapping[str, Sequence[ArtifactReference]],
+    summaries_of: Mapping[str, Sequence[FileReference]],
 ) -> None:
     """Statistics of every layer: of each dataset by itself, and from each to each other one."""
     settings = journal.settings
     cells = [(item, layer) for item in shards for layer in layers]
-    neurons = journal.collect(
+    judged = journal.collect(
         "compute_neuron_statistics",
         [
             detection.compute_neuron_statistics.submit(
@@ -183,6 +191,7 @@ def _compare_datasets(
             for item, layer in cells
         ],
     )
+    neurons = [journal.refer_to_file(table, NEURONS_FILE) for table in judged]
     how = (settings.activations, settings.statistics, settings.execution)
     journal.collect(
         "compute_neuron_stability",
@@ -235,7 +244,7 @@ def generate(
                 settings.generation,
                 settings.execution,
             )
-            for shard in journal.artifacts.open(prompts).refer_to_files(f"{part.value}-")
+            for shard in journal.refer_to_files(prompts, f"{part.value}-")
         ],
     )
     continuations = {name: [shard[name] for shard in continued] for name in arms}
@@ -367,7 +376,7 @@ def study_units(
         return []
     settings = journal.settings
     activations = settings.activations.model_copy(update={"sites": sites, "layers": None})
-    files = journal.artifacts.open(samples).refer_to_files("samples-")
+    files = journal.refer_to_files(samples, "samples-")
     _, summaries = _extract(journal, model, [(dataset, file) for file in files], activations)
     return journal.collect(
         "compute_neuron_statistics",
@@ -385,10 +394,10 @@ def _extract(
     model: ArtifactReference,
     shards: Sequence[tuple[str, FileReference]],
     activations: ActivationSettings,
-) -> tuple[list[ArtifactReference], list[ArtifactReference]]:
+) -> tuple[list[FileReference], list[FileReference]]:
     """Activations of (dataset, shard) pairs and their summaries, in the same order."""
     settings = journal.settings
-    extracted = journal.collect(
+    made = journal.collect(
         "extract_activations",
         [
             detection.extract_activations.submit(
@@ -397,16 +406,15 @@ def _extract(
             for _, shard in shards
         ],
     )
+    extracted = [journal.refer_to_file(shard, ACTIVATIONS_FILE) for shard in made]
     summaries = journal.collect(
         "summarise_neurons",
         [
-            detection.summarise_neurons.submit(
-                settings.store, dataset, reference, shard, activations
-            )
-            for (dataset, shard), reference in zip(shards, extracted, strict=True)
+            detection.summarise_neurons.submit(settings.store, dataset, file, shard, activations)
+            for (dataset, shard), file in zip(shards, extracted, strict=True)
         ],
     )
-    return extracted, summaries
+    return extracted, [journal.refer_to_file(shard, SUMMARIES_FILE) for shard in summaries]
 
 
 def gather_evidence(
@@ -429,7 +437,7 @@ def gather_evidence(
     labelled: list[FileReference] = []
     if dataset is not None:
         reference = sources.samples[Role.labelled][dataset]
-        labelled = journal.artifacts.open(reference).refer_to_files("samples-")
+        labelled = journal.refer_to_files(reference, "samples-")
     return EvidenceReferences(
         decomposition=study.decomposition,
         components=study.components,
@@ -451,7 +459,7 @@ def _provide_texts(journal: RunJournal, model: ArtifactReference, sources: Sourc
     files = [
         file
         for reference in sources.samples[Role.labelled].values()
-        for file in journal.artifacts.open(reference).refer_to_files("samples-")
+        for file in journal.refer_to_files(reference, "samples-")
     ]
     texts = journal.collect(
         "encode_labelled_text",
@@ -513,7 +521,7 @@ def evaluate_arms(
         [
             evaluation_tasks.compare_arms.submit(
                 settings.store,
-                journal.artifacts.open(sources.prompts).refer_to_files(f"{part.value}-"),
+                journal.refer_to_files(sources.prompts, f"{part.value}-"),
                 continuations,
                 judged,
                 further,
@@ -583,8 +591,7 @@ def measure_fluency(
 def _list_neutral(journal: RunJournal, sources: Sources) -> list[tuple[FileReference, int]]:
     """Shards of neutral samples with their numbers of rows."""
     return [
-        (artifact.refer_to_file(record.name), record.rows or 0)
-        for artifact in map(journal.artifacts.open, sources.samples[Role.neutral].values())
-        for record in artifact.manifest.files
-        if record.name.startswith("samples-")
+        (file, file.rows or 0)
+        for reference in sources.samples[Role.neutral].values()
+        for file in journal.refer_to_files(reference, "samples-")
     ]

@@ -159,7 +159,7 @@ def confirm(
             tuning.confirm_trials.submit(
                 settings.store,
                 screening.reference,
-                journal.artifacts.open(sources.prompts).refer_to_files(f"{Part.selection.value}-"),
+                journal.refer_to_files(sources.prompts, f"{Part.selection.value}-"),
                 {name: found.continuations for name, found in generated.items()},
                 {name: found.scores for name, found in generated.items()},
                 settings.tune,

@@ -65,7 +65,7 @@ def extract_activations(
 def summarise_neurons(
     store: str,
     dataset: str,
-    activation_shard: ArtifactReference,
+    activation_shard: FileReference,
     sample_shard: FileReference,
     settings: ActivationSettings,
 ) -> State[StageResult]:
@@ -76,10 +76,10 @@ def summarise_neurons(
             "neuron_summaries",
             step_version=neuron_summaries.STEP_VERSION,
             settings={"dataset": dataset, "sites": _site_names(settings)},
-            inputs=[activation_shard, sample_shard],
+            inputs=[activation_shard.artifact, sample_shard],
             work=lambda workspace: neuron_summaries.summarise_shard(
-                artifacts.open(activation_shard).locate(activations.FILE_NAME),
-                artifacts.open(sample_shard).fetch(sample_shard.file),
+                artifacts.locate(activation_shard),
+                artifacts.locate(sample_shard).fetch(),
                 dataset,
                 settings.sites,
                 workspace,
@@ -93,7 +93,7 @@ def compute_neuron_statistics(
     store: str,
     dataset: str,
     layer: int,
-    summaries: Sequence[ArtifactReference],
+    summaries: Sequence[FileReference],
     settings: ActivationSettings,
     execution: ExecutionSettings,
 ) -> State[StageResult]:
@@ -104,9 +104,9 @@ def compute_neuron_statistics(
             "neurons",
             step_version=neuron_statistics.STEP_VERSION,
             settings={"dataset": dataset, "layer": layer, "sites": _site_names(settings)},
-            inputs=summaries,
+            inputs=[file.artifact for file in summaries],
             work=lambda workspace: neuron_statistics.compute_neuron_statistics(
-                [artifacts.open(item).locate(neuron_summaries.FILE_NAME) for item in summaries],
+                [artifacts.locate(file) for file in summaries],
                 dataset,
                 layer,
                 settings.sites,
@@ -122,19 +122,19 @@ class DetectionShards(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     dataset: str
-    activations: tuple[ArtifactReference, ...]
+    activations: tuple[FileReference, ...]
     samples: tuple[FileReference, ...]
 
     @property
     def inputs(self) -> list[ArtifactReference]:
         """What a stage that reads all of them depends on."""
-        return [*self.activations, *self.samples]
+        return [*(file.artifact for file in self.activations), *self.samples]
 
     def locate(self, artifacts: ArtifactStore) -> tuple[list[StoredFile], list[StoredFile]]:
         """Where the activations and the samples are."""
         return (
-            [artifacts.open(item).locate(activations.FILE_NAME) for item in self.activations],
-            [artifacts.open(item).locate(item.file) for item in self.samples],
+            [artifacts.locate(file) for file in self.activations],
+            [artifacts.locate(file) for file in self.samples],
         )
 
 
@@ -143,7 +143,7 @@ def compute_layer_statistics(
     store: str,
     layer: int,
     shards: DetectionShards,
-    neurons: ArtifactReference,
+    neurons: FileReference,
     settings: ActivationSettings,
     statistics: StatisticsSettings,
     execution: ExecutionSettings,
@@ -154,7 +154,7 @@ def compute_layer_statistics(
     def work(workspace: Workspace) -> None:
         layer_statistics.compute_layer_statistics(
             *shards.locate(artifacts),
-            artifacts.open(neurons).read_table("neurons.parquet"),
+            artifacts.read_table(neurons),
             shards.dataset,
             layer,
             settings.sites,
@@ -175,7 +175,7 @@ def compute_layer_statistics(
                     include={"n_folds", "ridge", "confidence", "max_probe_samples"}
                 ),
             },
-            inputs=[*shards.inputs, neurons],
+            inputs=[*shards.inputs, neurons.artifact],
             work=work,
         )
     )
@@ -223,7 +223,7 @@ def compute_layer_transfers(
     store: str,
     layer: int,
     shards: Sequence[DetectionShards],
-    neurons: Sequence[ArtifactReference],
+    neurons: Sequence[FileReference],
     settings: ActivationSettings,
     statistics: StatisticsSettings,
     execution: ExecutionSettings,
@@ -235,11 +235,9 @@ def compute_layer_transfers(
         layer_transfers.compute_layer_transfers(
             [
                 layer_transfers.DatasetFiles(
-                    item.dataset,
-                    *item.locate(artifacts),
-                    artifacts.open(reference).read_table("neurons.parquet"),
+                    item.dataset, *item.locate(artifacts), artifacts.read_table(table)
                 )
-                for item, reference in zip(shards, neurons, strict=True)
+                for item, table in zip(shards, neurons, strict=True)
             ],
             layer,
             settings.sites,
@@ -260,7 +258,10 @@ def compute_layer_transfers(
                     include={"ridge", "confidence", "top_units", "max_probe_samples"}
                 ),
             },
-            inputs=[*(reference for item in shards for reference in item.inputs), *neurons],
+            inputs=[
+                *(reference for item in shards for reference in item.inputs),
+                *(table.artifact for table in neurons),
+            ],
             work=work,
         )
     )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 from prefect.states import State
+from pydantic import BaseModel, ConfigDict
 
 from eigenshift import datasets, prompts
 from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
-from eigenshift.manifests import ArtifactReference
+from eigenshift.manifests import ArtifactReference, FileReference
 from eigenshift.settings import IngestionSettings, PromptSettings, SourceSettings
 from tasks.stage import report, stage_task
 
@@ -31,25 +32,35 @@ def read_file(
     )
 
 
+class RecordTables(BaseModel):
+    """What `read_file` made of one file of a source."""
+
+    model_config = ConfigDict(frozen=True)
+    records: FileReference
+    rejected_rows: FileReference
+    source_files: FileReference
+
+    def fetch(self, artifacts: ArtifactStore) -> datasets.FileRecords:
+        """The tables as files of this machine."""
+        return datasets.FileRecords(
+            records=artifacts.locate(self.records).fetch(),
+            rejected_rows=artifacts.locate(self.rejected_rows).fetch(),
+            source_files=artifacts.locate(self.source_files).fetch(),
+        )
+
+
 @stage_task
 def ingest_source(
     store: str,
     source: SourceSettings,
-    records: Sequence[ArtifactReference],
+    records: Sequence[RecordTables],
     ingestion: IngestionSettings,
 ) -> State[StageResult]:
     """Make the samples of a source from the records of its files."""
     artifacts = ArtifactStore(store)
 
     def work(workspace: Workspace) -> None:
-        files = [
-            datasets.FileRecords(
-                records=file.fetch(datasets.RECORDS_NAME),
-                rejected_rows=file.fetch(datasets.REJECTED_NAME),
-                source_files=file.fetch(datasets.SOURCE_FILES_NAME),
-            )
-            for file in map(artifacts.open, records)
-        ]
+        files = artifacts.store.ask_all(lambda tables: tables.fetch(artifacts), records)
         datasets.combine_records(source.uri, files, ingestion.rows_per_shard, workspace)
 
     return report(
@@ -57,7 +68,7 @@ def ingest_source(
             "samples",
             step_version=datasets.STEP_VERSION,
             settings={"source": source.name, "rows_per_shard": ingestion.rows_per_shard},
-            inputs=records,
+            inputs=[tables.records.artifact for tables in records],
             work=work,
         )
     )
@@ -76,7 +87,9 @@ def choose_prompts(
             settings={"prompts": settings},
             inputs=samples,
             work=lambda workspace: prompts.choose_prompts(
-                pa.concat_tables(artifacts.open(item).read_tables("samples-") for item in samples),
+                pa.concat_tables(
+                    item.read_tables("samples-") for item in artifacts.open_all(samples)
+                ),
                 settings,
                 workspace,
             ),

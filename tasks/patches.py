@@ -8,7 +8,7 @@ from typing import Any
 from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
-from eigenshift import decomposition, interventions, models
+from eigenshift import decomposition, interventions, models, neuron_statistics
 from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
 from eigenshift.interventions import Evidence, Need, PatchRequest
 from eigenshift.manifests import ArtifactReference, FileReference
@@ -82,7 +82,7 @@ _READERS: dict[Need, _Reader] = {
     Need.decomposition: _read_decomposition,
     Need.components: _read_artifacts("components.parquet"),
     Need.head_states: _read_artifacts("head_states.parquet"),
-    Need.units: _read_artifacts("neurons.parquet"),
+    Need.units: _read_artifacts(neuron_statistics.FILE_NAME),
     Need.labelled_texts: ArtifactStore.read_files,
     Need.neutral_texts: ArtifactStore.read_files,
 }

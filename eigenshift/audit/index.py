@@ -9,14 +9,12 @@ are `verification.py`'s to report; what the tables mean to a reader is `views.py
 
 from __future__ import annotations
 
-import contextvars
 import hashlib
 import json
 import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
@@ -39,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 2
 """Raised when the tables here change: older caches are then not read."""
-N_READERS = 16
-"""Objects of a remote store read at once."""
 CACHED_FROM = 200
 """Fewer objects than this are not worth a cache."""
 
@@ -177,12 +173,7 @@ class StoreIndex:
             except ArtifactError:
                 return None
 
-        if self.store.is_local or len(paths) < 2:
-            contents = [read(path) for path in paths]
-        else:
-            with ThreadPoolExecutor(N_READERS) as pool:
-                tasks = [pool.submit(contextvars.copy_context().run, read, path) for path in paths]
-                contents = [task.result() for task in tasks]
+        contents = self.store.ask_all(read, paths)
         return [
             (path, data) for path, data in zip(paths, contents, strict=True) if data is not None
         ]

@@ -2,8 +2,9 @@
 
 The demo's first labelled source is cut into 21 files of one shard each. Stage work is the time
 tasks spent on artifacts that were not there yet, summed over tasks: of the cold run, of the run
-with one more file, and of a run with nothing new. Requests and bytes are reported per stage; with
-`--s3` the store is on the S3 server of `.ci/s3_server`.
+with one more file, and of a run with nothing new. Each run has a process of its own, as a scheduled
+one would, so none finds copies of remote files that another fetched. Requests and bytes are
+reported per stage; with `--s3` the store is on the S3 server of `.ci/s3_server`.
 
 Bars: one more file costs at most a tenth of the cold stage work, nothing new costs none. What a
 refresh with nothing new takes as a command is measured by bench_orchestration.py.
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,14 @@ def cut_source(uri: str, folder: Path) -> list[Path]:
     return paths
 
 
-def run(settings: Any) -> dict[str, Any]:
+def run(overrides: list[str]) -> dict[str, Any]:
     """One refresh: stage work and traffic."""
     from eigenshift.artifacts import ArtifactStore
     from eigenshift.runs import read_run
+    from eigenshift.settings import load_preset
     from flows.refresh import run_refresh
 
+    settings = load_preset("demo", overrides)
     started = time.perf_counter()
     outcome = run_refresh(settings)
     seconds = time.perf_counter() - started
@@ -68,11 +72,16 @@ def run(settings: Any) -> dict[str, Any]:
     }
 
 
+def run_alone(overrides: list[str]) -> dict[str, Any]:
+    """`run` in a new process."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(run, (overrides,))
+
+
 def main() -> None:
     """Run cold, with one more file, and with nothing new; publish the comparison."""
-    from prefect.testing.utilities import prefect_test_harness
-
     from eigenshift.settings import load_preset
+    from tests.support.prefect_server import prefect_server_process
     from tests.support.s3_server import s3_server_process
 
     parser = argparse.ArgumentParser(description="Benchmark of a source that grows")
@@ -86,18 +95,18 @@ def main() -> None:
             os.environ.update(server.environment)
             server.make_bucket("bench")
             store = "s3://bench/store"
-        stack.enter_context(prefect_test_harness(server_startup_timeout=180))
+        server_folder = scratch / "prefect"
+        os.environ["PREFECT_API_URL"] = stack.enter_context(prefect_server_process(server_folder))
         folder = scratch / "growing"
         folder.mkdir()
         *first, last = cut_source(load_preset("demo").sources[0].uri, folder)
         late = scratch / last.name
         last.rename(late)
         overrides = [f"sources.0.uri={folder}/*.csv", "sources.0.max_rows=null", f"store={store}"]
-        settings = load_preset("demo", overrides)
-        found = {"cold": run(settings)}
+        found = {"cold": run_alone(overrides)}
         late.rename(last)
-        found["one_more_file"] = run(settings)
-        found["nothing_new"] = run(settings)
+        found["one_more_file"] = run_alone(overrides)
+        found["nothing_new"] = run_alone(overrides)
     cold = found["cold"]["stage_work_seconds"]
     ratios = {
         name: round(found[name]["stage_work_seconds"] / cold, 4)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from eigenshift.artifacts import ArtifactStore, Order, StageResult, Workspace
 from eigenshift.errors import ArtifactError
 from eigenshift.manifests import ArtifactReference, InputRecord, compute_fingerprint
+from eigenshift.traffic import metering
 
 SCHEMA = pa.schema([("value", pa.int64())])
 
@@ -127,6 +128,45 @@ def test_a_reader_of_one_file_depends_on_its_content_only(artifacts: ArtifactSto
     ]
     assert results[0].reference == results[1].reference
     assert results[1].was_cached
+
+
+@pytest.mark.parametrize("was_cached", [False, True])
+def test_the_files_of_a_result_are_read_without_its_manifest(was_cached: bool) -> None:
+    """One request for each file, once per process; the manifest was read when it was found."""
+    artifacts = ArtifactStore(f"memory://{uuid.uuid4().hex}")
+    values = [uuid.uuid4().int % 2**60 for _ in range(5)]  # copies are kept by digest
+
+    def work(workspace: Workspace) -> None:
+        for place, value in enumerate(values):
+            workspace.write_rows(f"part-{place}.parquet", [{"value": value}], SCHEMA)
+
+    for _ in range(1 + was_cached):
+        made = produce(artifacts, work, a=1)
+    assert made.was_cached == was_cached
+    assert [file.rows for file in made.files] == [1] * 5
+    artifacts.store.remove(f"{made.reference.folder}/manifest.json")
+    with metering() as meter:
+        assert artifacts.read_files(made.files)["value"].to_pylist() == values
+        assert artifacts.read_table(made.files[3])["value"].to_pylist() == values[3:4]
+    assert meter.traffic.requests == 5
+    artifacts.store.remove(made.files[4].path)
+    assert artifacts.read_table(made.files[4])["value"].to_pylist() == values[4:]
+
+
+def test_a_file_that_is_gone_is_named_when_it_is_read_by_reference(
+    artifacts: ArtifactStore,
+) -> None:
+    """Among several asked for at once."""
+
+    def work(workspace: Workspace) -> None:
+        for place in range(5):
+            value = uuid.uuid4().int % 2**60
+            workspace.write_rows(f"part-{place}.parquet", [{"value": value}], SCHEMA)
+
+    made = produce(artifacts, work, a=1)
+    artifacts.store.remove(made.files[3].path)
+    with pytest.raises(ArtifactError, match=rf"{made.files[3].stored_as}.*found none"):
+        artifacts.read_files(made.files)
 
 
 def test_a_missing_file_name_is_explained(artifacts: ArtifactStore) -> None:

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from eigenshift.duckdb_files import read_schema, register_files
+from eigenshift import duckdb_files
+from eigenshift.duckdb_files import TAIL_BYTES, read_schemas, register_files
 from eigenshift.errors import ArtifactError
 from eigenshift.storage import Store, StoredFile
-from eigenshift.traffic import metering
+from eigenshift.traffic import Traffic, metering
 
 N_FILES, N_ROWS, ROWS_PER_GROUP = 4, 12_000, 1_500
 QUERY = """
@@ -32,7 +33,7 @@ FROM read_parquet({}) WHERE number % 3 <> 0
 def write_files(url: str) -> tuple[list[StoredFile], tuple[int, ...]]:
     """Files of known content, larger than what is read ahead, and the exact answer."""
     store, files = Store(url), []
-    noise = np.random.default_rng(0)
+    noise = np.random.default_rng()  # copies are kept by digest: other tests have other files
     totals = [0, 0, 0, 0, 0]
     for place in range(N_FILES):
         numbers = np.arange(place * N_ROWS, (place + 1) * N_ROWS)
@@ -80,7 +81,13 @@ def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
 
 
-@pytest.mark.usefixtures("slow_reads")
+@pytest.fixture
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is small enough to be copied whole."""
+    monkeypatch.setattr(duckdb_files, "COPIED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("slow_reads", "in_place")
 def test_a_known_aggregate_is_right_every_time() -> None:
     """Four connections at once, four threads each, a hundred queries each: one answer."""
     files, expected = write_files(f"memory://{uuid.uuid4().hex}")
@@ -90,6 +97,7 @@ def test_a_known_aggregate_is_right_every_time() -> None:
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("in_place")
 def test_a_known_aggregate_is_right_every_time_on_s3(s3_store_url: str) -> None:
     """The same on a real S3 server."""
     files, expected = write_files(s3_store_url)
@@ -98,6 +106,7 @@ def test_a_known_aggregate_is_right_every_time_on_s3(s3_store_url: str) -> None:
         assert set.union(*answers) == {expected}
 
 
+@pytest.mark.usefixtures("in_place")
 def test_only_the_columns_and_row_groups_asked_for_are_read() -> None:
     """One number of one row group costs a small part of the file."""
     files, _ = write_files(f"memory://{uuid.uuid4().hex}")
@@ -125,6 +134,7 @@ def test_a_small_file_costs_one_request() -> None:
     assert (meter.traffic.requests, meter.traffic.bytes_read) == (1, file.n_bytes)
 
 
+@pytest.mark.usefixtures("in_place")
 def test_only_the_files_handed_over_can_be_opened() -> None:
     """Another name, or writing, is refused."""
     files, _ = write_files(f"memory://{uuid.uuid4().hex}")
@@ -146,9 +156,55 @@ def test_a_file_that_was_replaced_by_a_shorter_one_is_an_error() -> None:
         ask_repeatedly([file], 1, 2)
 
 
-def test_the_schema_of_a_remote_file_is_read_from_its_end() -> None:
-    """Nothing but the table of contents is fetched."""
-    files, _ = write_files(f"memory://{uuid.uuid4().hex}")
+@pytest.mark.usefixtures("in_place")
+def test_the_ends_of_large_files_are_read_once() -> None:
+    """Schemas take nothing else, and the questions that follow do not ask for the ends again."""
+    files, expected = write_files(f"memory://{uuid.uuid4().hex}")
     with metering() as meter:
-        assert read_schema(files[0]).names == ["number", "numbers"]
-    assert meter.traffic.bytes_read < files[0].n_bytes / 4
+        assert [schema.names for schema in read_schemas(files)] == N_FILES * [["number", "numbers"]]
+    assert meter.traffic.requests == N_FILES
+    assert meter.traffic.bytes_read == N_FILES * TAIL_BYTES
+    with metering() as meter:
+        read_schemas(files)
+    assert meter.traffic.requests == 0
+    assert ask_repeatedly(files, 1, 2) == {expected}
+
+
+@pytest.mark.usefixtures("slow_reads")
+def test_a_small_file_is_fetched_once_by_a_process() -> None:
+    """Whatever is asked of it, by however many tasks at once."""
+    files, expected = write_files(f"memory://{uuid.uuid4().hex}")
+
+    def ask(_: int) -> tuple[set[tuple[Any, ...]], Traffic]:
+        with metering() as meter:
+            read_schemas(files)
+            return ask_repeatedly(files, 2, 2), meter.traffic
+
+    with ThreadPoolExecutor(4) as pool:
+        answers, traffic = zip(*pool.map(ask, range(4)), strict=True)
+    assert set.union(*answers) == {expected}
+    total = sum(traffic, Traffic())
+    assert (total.requests, total.bytes_read) == (N_FILES, sum(file.n_bytes for file in files))
+
+
+def test_more_small_files_than_there_is_room_for_are_read_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer is the same and nothing is copied."""
+    files, expected = write_files(f"memory://{uuid.uuid4().hex}")
+    n_bytes = sum(file.n_bytes for file in files)
+    monkeypatch.setattr(duckdb_files, "COPIED_BYTES_IN_ALL", n_bytes - 1)
+    assert ask_repeatedly(files, 1, 2) == {expected}
+    assert all(file.find_near() is None for file in files)
+
+
+def test_a_small_file_whose_content_changed_is_an_error() -> None:
+    """Its size is still right; its digest is not, and no copy is kept."""
+    files, _ = write_files(f"memory://{uuid.uuid4().hex}")
+    file = files[0]
+    data = bytearray(file.store.read_bytes(file.path))
+    data[len(data) // 2] ^= 1
+    file.store.write_bytes(file.path, bytes(data))
+    with pytest.raises(ArtifactError, match="expected sha256"):
+        ask_repeatedly(files, 1, 2)
+    assert file.find_near() is None

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from eigenshift import duckdb_files
 from eigenshift.artifacts import Workspace
 from eigenshift.errors import ArtifactError, SettingsError
 from eigenshift.labelled_layers import (
@@ -35,7 +36,7 @@ from eigenshift.neuron_statistics import (
 from eigenshift.neuron_summaries import FILE_NAME, summarise_shard
 from eigenshift.ranking import decode_keys, encode_keys
 from eigenshift.schemas import NEURONS
-from eigenshift.storage import Store, StoredFile, scratch_folder
+from eigenshift.storage import Store, StoredFile
 from tests.support.activation_shards import (
     MLP_MAX,
     RESIDUAL_MEAN,
@@ -351,8 +352,12 @@ def shard(tmp_path, random_values) -> tuple[Path, Path]:
     return write_shard(tmp_path / "shard.parquet", ids, [{MLP_MAX.column: random_values}]), samples
 
 
-def test_a_remote_shard_is_summarised_in_place(tmp_path, shard):
-    """The same bytes as from a local file, without a copy of the shard on this machine."""
+@pytest.mark.parametrize("copied_bytes", [0, 1 << 20])
+def test_a_remote_shard_is_summarised_in_place_unless_it_is_small(
+    tmp_path, shard, monkeypatch, copied_bytes
+):
+    """The same bytes as from a local file, without a copy of a large shard on this machine."""
+    monkeypatch.setattr(duckdb_files, "COPIED_BYTES", copied_bytes)
     path, samples = shard
     store = Store(f"memory://{uuid.uuid4().hex}")
     store.write_bytes("shard.parquet", path.read_bytes())
@@ -362,7 +367,10 @@ def test_a_remote_shard_is_summarised_in_place(tmp_path, shard):
     summarise_shard(remote, samples, "demo", [MLP_MAX], Workspace(tmp_path / "remote"))
     local = summarise(path, samples)
     assert (tmp_path / "remote" / FILE_NAME).read_bytes() == local.read_bytes()
-    assert not (scratch_folder() / sha256).exists()
+    copy = remote.find_near()
+    assert (copy is not None) == (copied_bytes > 0)
+    if copy is not None:
+        copy.unlink()  # for the other case, whose file is the same
 
 
 def test_a_summary_given_twice_is_refused(tmp_path, shard):

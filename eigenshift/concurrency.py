@@ -1,0 +1,35 @@
+"""Many requests at once, for those whose time goes into waiting for storage.
+
+Knows nothing of storage itself. Work that takes a core belongs in tasks, whose number a run's
+settings bound.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+N_REQUESTS = 16
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def ask_concurrently(ask: Callable[[Item], Answer], items: Iterable[Item]) -> list[Answer]:
+    """Return an answer for each item, in their order, waiting for up to 16 at a time.
+
+    Each is asked in a copy of the caller's context, so what is counted there is counted for it. If
+    one fails, those that have not begun are not asked and the first error (by order) is raised.
+    """
+    items = list(items)
+    if len(items) < 2:
+        return [ask(item) for item in items]
+    with ThreadPoolExecutor(min(N_REQUESTS, len(items))) as pool:
+        tasks = [pool.submit(contextvars.copy_context().run, ask, item) for item in items]
+        try:
+            return [task.result() for task in tasks]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
