@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from eigenshift.activations import FILE_NAME as ACTIVATIONS_FILE
 from eigenshift.calibration import require_both_parts
 from eigenshift.datasets import RECORDS_NAME, REJECTED_NAME, SOURCE_FILES_NAME, list_sources
-from eigenshift.errors import ModelError
+from eigenshift.errors import ModelError, SettingsError
 from eigenshift.evaluation.arms import BASE_ARM
 from eigenshift.evaluation.fluency import allot_texts
 from eigenshift.interventions import PatchRequest
@@ -39,6 +39,8 @@ from tasks import model as model_tasks
 from tasks import patches as patch_tasks
 from tasks.generation import Arm
 from tasks.patches import EvidenceReferences
+
+SEARCHING_COMMANDS = ("tune", "compare")
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def identify_model(journal: RunJournal, *, must_generate: bool = True) -> Artifa
 
     Raises:
         ModelError: It must generate text and is not a causal language model.
+        SettingsError: More components are asked for than its head has, or than are decomposed.
     """
     settings = journal.settings
     (model,) = journal.collect(
@@ -137,8 +140,27 @@ def identify_model(journal: RunJournal, *, must_generate: bool = True) -> Artifa
     facts = journal.artifacts.open(model).manifest.facts
     if must_generate and facts["kind"] != ModelKind.causal.name:
         raise ModelError(explain_no_head(settings.model.id, ModelKind[facts["kind"]]))
+    if must_generate:
+        _require_components(journal, facts["head"]["hidden"])
     journal.record.model_digest = facts["digest"]
     return model
+
+
+def _require_components(journal: RunJournal, hidden: int) -> None:
+    """Stop before a run does its work if it would ask for components that are not there."""
+    settings = journal.settings
+    asked = {"components.n_components": settings.components.n_components}
+    if journal.record.command in SEARCHING_COMMANDS:
+        asked["tune.n_components"] = max(settings.tune.n_components)
+    n_available, remedy = hidden, f"The head of {settings.model.model_id} has no more. Lower it."
+    n_decomposed = settings.components.n_decomposed
+    if n_decomposed is not None and n_decomposed < hidden:
+        n_available, remedy = n_decomposed, "Lower it, or raise components.n_decomposed."
+    for name, count in asked.items():
+        if count is not None and count > n_available:
+            raise SettingsError(
+                f"{name}: expected at most {n_available} components, found {count}. {remedy}"
+            )
 
 
 def study_detection(

@@ -19,17 +19,16 @@ BEGIN, END = "<!-- figures of {name} -->\n", "<!-- end -->"
 def tabulate(result: dict[str, Any]) -> str:
     """The bars of a result as a Markdown table, with the machine below."""
     machine = result["machine_at_the_end"]
-    lines = ["| what | bar | found | |", "|---|---|---|---|"]
-    lines += [
+    rows = [
         f"| {bar['what']} | {bar['bar']} | {bar['found']:g} | "
         f"{'met' if bar['is_met'] else '**not met**'} |"
         for bar in result["bars"]
     ]
+    table = ["| what | bar | found | |", "|---|---|---|---|", *rows, ""] if rows else []
     load = ", ".join(map(str, machine["load_average"]))
     return "\n".join(
         [
-            *lines,
-            "",
+            *table,
             f"{result['measured_at'][:10]}, {machine['processor']}, {machine['n_cores']} cores, "
             f"{machine['memory_gib']} GiB, Python {machine['python']}; load average at the end "
             f"{load}.",

@@ -11,9 +11,11 @@ import pytest
 
 from eigenshift.artifacts import ArtifactStore
 from eigenshift.audit import open_audit
-from eigenshift.errors import EvaluationError, NothingToDampError
+from eigenshift.errors import EvaluationError, NothingToDampError, SettingsError
 from eigenshift.interventions import INTERVENTIONS
+from eigenshift.runs import list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
+from eigenshift.storage import Store
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
@@ -167,3 +169,40 @@ def test_trials_and_their_plots_are_in_the_store(
     publication.publish_tuning(tuning)
     (picture,) = shown
     assert picture["markdown"].startswith("![Trials: toxic tokens against fluency](data:image/png")
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "expected"),
+    [
+        (
+            "tune",
+            "tune.n_components=[4,4000]",
+            r"^tune\.n_components: .* found 4000.*head",
+        ),
+        (
+            "refresh",
+            "components.n_components=4000",
+            r"^components\.n_components: .* found 4000",
+        ),
+        ("compare", "components.n_decomposed=3", r"expected at most 3 .* found 4\. .*n_decomposed"),
+    ],
+)
+def test_more_components_than_there_are_stop_a_run_before_its_work(
+    load_small: Load, store: str, command: str, override: str, expected: str
+) -> None:
+    """Nothing is generated or extracted to find out; a refresh does not read the search's grid."""
+    import flows.compare
+    import flows.refresh
+    import flows.tune
+
+    runs = {
+        "tune": flows.tune.run_tune,
+        "compare": flows.compare.run_compare,
+        "refresh": flows.refresh.run_refresh,
+    }
+    with pytest.raises(SettingsError, match=expected):
+        runs[command](load_small(*GRID, override))
+    objects = Store(store)
+    runs_there = [read_run(objects, run_id) for run_id in list_run_ids(objects)]
+    newest = max(runs_there, key=lambda run: run.started_at)
+    assert [stage.name for stage in newest.stages] == ["identify_model"]
