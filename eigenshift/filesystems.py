@@ -73,6 +73,9 @@ PASSING_NAMES = frozenset(
         "ServiceUnavailable",
     }
 )
+MISSING_NAMES = frozenset({"ResourceNotFoundError"})
+"""Azure's: of an object, or of the container it was to be written to."""
+REFUSING_STATUSES = frozenset({401, 403})
 REFUSING_NAMES = frozenset(
     {
         "NoCredentialsError",
@@ -188,7 +191,9 @@ def is_passing(error: BaseException) -> bool:
 def is_refusal(error: BaseException) -> bool:
     """Whether the request was refused for want of credentials or rights."""
     return any(
-        isinstance(found, PermissionError) or _names(found) & REFUSING_NAMES
+        isinstance(found, PermissionError)
+        or _names(found) & REFUSING_NAMES
+        or (_is_from_client(found) and _read_status(found) in REFUSING_STATUSES)
         for found in _list_causes(error)
     )
 
@@ -207,14 +212,18 @@ def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
 
     Raises:
         StorageError: Anything but a missing object went wrong.
-        FileNotFoundError: Unchanged.
+        FileNotFoundError: The object is missing.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except Exception as error:
-        found = f"{type(error).__name__}: {redact(str(error))}".rstrip(": .")
+        if _is_from_client(error) and _names(error) & MISSING_NAMES:
+            raise FileNotFoundError(errno.ENOENT, type(error).__name__, place) from error
+        # Azure's messages go on with the answer's headers and body.
+        message = next(iter(redact(str(error)).splitlines()), "")
+        found = f"{type(error).__name__}: {message}".rstrip(": .")
         if is_refusal(error):
             remedy = (
                 "Check the owner and permissions of the folder"

@@ -98,10 +98,12 @@ class Store:
 
     def __init__(self, root: str) -> None:
         self._filesystem, self._root = open_filesystem(root)
+        given, _ = split_options(root)
         plain = self._filesystem.unstrip_protocol(self._root).rstrip("/")
-        options = root.removeprefix(split_options(root)[0])
+        if "://" in given:  # a filesystem with several names answers with the first
+            plain = given.partition("://")[0] + "://" + plain.partition("://")[2]
         self._base = plain
-        self.root = plain + options
+        self.root = plain + root.removeprefix(given)
         self.is_local = is_local_filesystem(self._filesystem)
 
     def uri(self, path: str) -> str:

@@ -1,12 +1,15 @@
-"""The store on Google's storage interface, served by an emulator: `gs://` works as `s3://` does.
+"""The store on Google's and Azure's storage, served by emulators: `gs://`, `az://` work as `s3://`.
 
-Needs gcsfs and the emulator of `.ci/gs-requirements.txt`, which are no part of the environment;
-`.ci/run` installs them beside it.
+Needs the clients and emulators of `.ci/clouds install`, which are no part of the environment.
 """
 
 from __future__ import annotations
 
+import base64
 import os
+import socket
+import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -24,13 +27,21 @@ from eigenshift.source_files import digest_file, list_files, open_file
 from eigenshift.storage import Store
 from tests.support.prefect_server import find_free_port
 
-IS_INSTALLED = find_spec("gcsfs") is not None and find_spec("gcp_storage_emulator") is not None
+ROOT = Path(__file__).parents[2]
+AZURITE = ROOT / ".venv-clouds" / "node_modules" / ".bin" / "azurite-blob"
+IS_INSTALLED = all(map(find_spec, ("gcsfs", "gcp_storage_emulator", "adlfs"))) and AZURITE.exists()
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+"""Azurite's own, published in its manual."""
+SECONDS_TO_START = 60
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not IS_INSTALLED and not os.environ.get("EIGENSHIFT_REQUIRE_GS"),
-        reason="gcsfs and its emulator are not installed: .ci/gs-requirements.txt",
+        not IS_INSTALLED and not os.environ.get("EIGENSHIFT_REQUIRE_CLOUDS"),
+        reason="clients and emulators are not installed: .ci/clouds install",
     ),
 ]
 
@@ -38,8 +49,8 @@ TABLE = pa.schema([pa.field("value", pa.int64())])
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """An emulator on loopback, with one bucket."""
+def google() -> Iterator[str]:
+    """Where an emulator of Google's storage answers; it has one bucket."""
     from gcp_storage_emulator.server import create_server
 
     port = find_free_port()
@@ -51,14 +62,68 @@ def endpoint() -> Iterator[str]:
         server.stop()
 
 
-@pytest.fixture
-def url(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store of its own; the client finds the emulator by the usual variable."""
-    import gcsfs
+@pytest.fixture(scope="module")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The connection string of an emulator of Azure's storage; it has one container."""
+    from azure.storage.blob import BlobServiceClient
 
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    return f"gs://bucket/{uuid.uuid4().hex}"
+    port = find_free_port()
+    words = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--skipApiVersionCheck"]
+    words += [
+        "--silent",
+        "--disableTelemetry",
+        "--location",
+        str(tmp_path_factory.mktemp("azurite")),
+    ]
+    endpoint = f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
+    connection = (
+        f"DefaultEndpointsProtocol=http;AccountName={AZURE_ACCOUNT};AccountKey={AZURE_KEY};"
+        f"BlobEndpoint={endpoint};"
+    )
+    server = subprocess.Popen([str(AZURITE), *words], stdout=subprocess.DEVNULL)
+    try:
+        wait_for_port(port)
+        with BlobServiceClient.from_connection_string(connection) as client:
+            client.create_container("bucket")
+        yield connection
+    finally:
+        server.terminate()
+        server.wait(SECONDS_TO_START)
+
+
+def wait_for_port(port: int) -> None:
+    """Until something listens there."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def connect_to_azure(connection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clients made from now on connect so."""
+    import adlfs
+
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    adlfs.AzureBlobFileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["gs", "az"])
+def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store of its own; the clients find the emulators by their usual variables."""
+    if request.param == "gs":
+        import gcsfs
+
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("google"))
+        gcsfs.GCSFileSystem.clear_instance_cache()
+    else:
+        connect_to_azure(request.getfixturevalue("azure"), monkeypatch)
+    return f"{request.param}://bucket/{uuid.uuid4().hex}"
 
 
 def make_values(url: str) -> StageResult:
@@ -137,4 +202,15 @@ def test_sources_are_listed_and_a_missing_bucket_is_named(url: str) -> None:
     with open_file(file.uri) as handle:
         assert handle.read() == b"a,b\n1,2\n"
     with pytest.raises(SettingsError, match="make the bucket first"):
-        Store("gs://no-such-bucket/store").check_writable()
+        Store(f"{url.partition('bucket')[0]}no-such-bucket/store").check_writable()
+
+
+def test_a_wrong_key_is_refused_at_once_and_not_shown(
+    azure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Azure's answer is told apart from a passing fault; trying again would not help."""
+    wrong = base64.b64encode(os.urandom(64)).decode()
+    connect_to_azure(azure.replace(AZURE_KEY, wrong), monkeypatch)
+    with pytest.raises(SettingsError, match="credentials are missing, wrong") as caught:
+        Store(f"az://bucket/{uuid.uuid4().hex}").check_writable()
+    assert wrong not in str(caught.value)
