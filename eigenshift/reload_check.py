@@ -19,8 +19,8 @@ from eigenshift.artifacts import Workspace
 from eigenshift.forward import encode_text
 from eigenshift.models import LanguageModel, forget_models, fuse_activations, load_model
 from eigenshift.patching import Patch, apply_patch, digest_tensor, patched_model
+from eigenshift.scratch import scratch_folder
 from eigenshift.settings import ModelSettings
-from eigenshift.storage import scratch_folder
 
 STEP_VERSION = 2
 N_PROMPTS = 4

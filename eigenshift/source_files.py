@@ -24,13 +24,8 @@ from fsspec.utils import infer_compression
 from eigenshift.errors import DatasetError
 from eigenshift.filesystems import RETRIES, explain_faults, is_local_filesystem, open_filesystem
 from eigenshift.locations import split_options
-from eigenshift.storage import (
-    READ_BLOCK_BYTES,
-    ObjectState,
-    RangeReader,
-    digest_stream,
-    scratch_folder,
-)
+from eigenshift.scratch import scratch_folder
+from eigenshift.storage import READ_BLOCK_BYTES, ObjectState, RangeReader, digest_stream
 from eigenshift.traffic import current_meter
 
 

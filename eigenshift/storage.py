@@ -8,7 +8,6 @@ are `source_files.py`. Every request is counted (`traffic.py`).
 
 from __future__ import annotations
 
-import atexit
 import errno
 import hashlib
 import io
@@ -16,13 +15,12 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -36,13 +34,11 @@ from eigenshift.filesystems import (
     read_whole,
 )
 from eigenshift.locations import split_options
+from eigenshift.scratch import scratch_folder
 from eigenshift.traffic import current_meter
 
 READ_BLOCK_BYTES = 4 << 20
-SCRATCH_PREFIX = "eigenshift-"
-SCRATCH_KEPT_SECONDS = 7 * 24 * 3600.0
 
-_SCRATCH_LOCK = threading.Lock()
 _COPY_LOCKS: dict[str, threading.Lock] = {}
 """By digest: two tasks that need one object fetch it once."""
 
@@ -490,31 +486,6 @@ def digest_local_file(path: Path) -> str:
     """sha256 of a file of this machine, as hex."""
     with path.open("rb") as handle:
         return digest_stream(handle)
-
-
-def scratch_folder() -> Path:
-    """This process's folder for copies of remote objects; removed when the process ends.
-
-    Folders of processes that were killed are removed after a week.
-    """
-    with _SCRATCH_LOCK:
-        return _make_scratch()
-
-
-@lru_cache(maxsize=1)
-def _make_scratch() -> Path:
-    _remove_old_scratch()
-    folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _remove_old_scratch() -> None:
-    oldest = time.time() - SCRATCH_KEPT_SECONDS
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*"):
-        with suppress(OSError):  # another process was faster, or it is another user's
-            if folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder)
 
 
 def digest_stream(handle: Any) -> str:

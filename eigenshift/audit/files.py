@@ -20,7 +20,8 @@ from pathlib import Path
 
 from eigenshift.duckdb_files import PROTOCOL
 from eigenshift.errors import ArtifactError, AuditError
-from eigenshift.storage import Store, StoredFile, scratch_folder
+from eigenshift.scratch import scratch_folder
+from eigenshift.storage import Store, StoredFile
 
 
 @dataclass(frozen=True)

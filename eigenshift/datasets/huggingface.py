@@ -35,6 +35,7 @@ from eigenshift.datasets.records import (
 from eigenshift.datasets.sentences import find_suffix
 from eigenshift.datasets.tables import BATCH_ROWS, list_records
 from eigenshift.errors import DatasetError
+from eigenshift.scratch import scratch_folder
 from eigenshift.settings import SourceSettings
 from eigenshift.source_files import (
     SourceFile,
@@ -44,7 +45,6 @@ from eigenshift.source_files import (
     is_folder,
     list_files,
 )
-from eigenshift.storage import scratch_folder
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 
 from eigenshift.audit import AuditLimits, AuditSession, connect, open_audit
 from eigenshift.errors import AuditError
-from eigenshift.storage import scratch_folder
+from eigenshift.scratch import scratch_folder
 from tests.support.small_store import SmallStore, build_small_store
 
 

@@ -51,7 +51,7 @@ def test_detoxify_scores_are_those_of_its_own_class(neutral_texts: list[str]) ->
     settings = load_preset("demo").scorer
     document = torch.load(settings.checkpoint, weights_only=True)
     document["config"]["arch"]["args"]["model_type"] = settings.config_folder
-    from eigenshift.storage import scratch_folder
+    from eigenshift.scratch import scratch_folder
 
     checkpoint = scratch_folder() / "reference.ckpt"
     torch.save(document, checkpoint)

@@ -1,0 +1,61 @@
+"""This process's own folder on this machine: copies of remote objects, and what has to be a file.
+
+It is removed when the process ends, also that of a pool's worker. What a killed process leaves
+behind is removed by the next one that needs scratch space: each holds a lock inside its folder for
+as long as it lives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from functools import lru_cache
+from multiprocessing import util
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+PREFIX = "eigenshift-"
+LOCK_NAME = ".in-use"
+YOUNG_SECONDS = 3600.0
+"""A folder without a holder may be one that another process is making at this moment."""
+
+_MAKING = threading.Lock()
+
+
+def scratch_folder() -> Path:
+    """This process's folder; the same whenever it is asked for."""
+    with _MAKING:
+        return _make(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _make(_process_id: int) -> Path:
+    """A new folder; a forked process does not go on with that of its parent."""
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    lock = FileLock(folder / LOCK_NAME, thread_local=False)
+    lock.acquire()
+    # atexit alone is not asked in the workers of multiprocessing's pools
+    util.Finalize(None, _remove, (folder, lock), exitpriority=0)
+    return folder
+
+
+def _remove(folder: Path, lock: FileLock) -> None:
+    lock.release(force=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of processes that were killed, wherever we may."""
+    for lock_file in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK_NAME}"):
+        folder = lock_file.parent
+        # another process was faster, it is another user's, or somebody holds it
+        with suppress(OSError, Timeout):
+            if time.time() - folder.stat().st_mtime > YOUNG_SECONDS:
+                with FileLock(lock_file, timeout=0):
+                    shutil.rmtree(folder)
