@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 N_REQUESTS = 16
@@ -21,7 +21,7 @@ def ask_concurrently(ask: Callable[[Item], Answer], items: Iterable[Item]) -> li
     """Return an answer for each item, in their order, waiting for up to 16 at a time.
 
     Each is asked in a copy of the caller's context, so what is counted there is counted for it. If
-    one fails, those that have not begun are not asked and the first error (by order) is raised.
+    one fails, its error is raised once those under way have ended; the others are not asked.
     """
     items = list(items)
     if len(items) < 2:
@@ -29,7 +29,13 @@ def ask_concurrently(ask: Callable[[Item], Answer], items: Iterable[Item]) -> li
     with ThreadPoolExecutor(min(N_REQUESTS, len(items))) as pool:
         tasks = [pool.submit(contextvars.copy_context().run, ask, item) for item in items]
         try:
-            return [task.result() for task in tasks]
-        except BaseException:
+            ended, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+        except BaseException:  # the caller is interrupted
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+        if len(ended) < len(tasks):
+            pool.shutdown(cancel_futures=True)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        return [task.result() for task in tasks]

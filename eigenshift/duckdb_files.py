@@ -31,7 +31,7 @@ PROTOCOL = "stored"
 COPIED_BYTES = 4 << 20
 """Of a file that is copied whole; what an object store sends in the time of one or two requests."""
 COPIED_BYTES_IN_ALL = 512 << 20
-"""Of all files of one question; beyond, all are read in place."""
+"""Of all that a process copies so; beyond, files are read in place."""
 TAIL_BYTES = 64 << 10
 """What pyarrow asks for first."""
 KEPT_TAILS = 1024
@@ -50,8 +50,7 @@ def register_files(connection: duckdb.DuckDBPyConnection, files: Sequence[TableF
     Returns:
         For each file the name to give to `read_parquet`.
     """
-    _bring_near(files)
-    located = list(map(_locate, files))
+    located = _bring_near(files)
     remote = {_name(file): file for file in located if isinstance(file, StoredFile)}
     if remote:
         connection.register_filesystem(StoredFileSystem(remote))
@@ -60,18 +59,20 @@ def register_files(connection: duckdb.DuckDBPyConnection, files: Sequence[TableF
 
 def read_schemas(files: Sequence[TableFile]) -> list[pa.Schema]:
     """Arrow schemas of files; of a large remote one only the end is read."""
-    _bring_near(files)
     schemas = []
-    for file in files:
-        with open_parquet(file) as opened:
+    for file in _bring_near(files):
+        with _open(file) as opened:
             schemas.append(opened.schema_arrow)
     return schemas
 
 
 def open_parquet(file: TableFile) -> pq.ParquetFile:
     """Open a file for reading by row groups and columns; of a large remote one only these."""
-    _bring_near([file])
-    located = _locate(file)
+    (located,) = _bring_near([file])
+    return _open(located)
+
+
+def _open(located: TableFile) -> pq.ParquetFile:
     if isinstance(located, Path):
         return pq.ParquetFile(located)
     handle = _Handle(located.reader(), _TAILS.read(located))
@@ -83,26 +84,52 @@ def describe_file(file: TableFile) -> str:
     return file.uri if isinstance(file, StoredFile) else str(file)
 
 
-def _bring_near(files: Sequence[TableFile]) -> None:
-    """Copy the small ones among remote files, and read the ends of the others, all at once."""
-    remote = [file for file in files if isinstance(file, StoredFile) and file.find_near() is None]
-    small = [file for file in remote if file.n_bytes <= COPIED_BYTES]
-    if sum(file.n_bytes for file in small) > COPIED_BYTES_IN_ALL:
-        small = []
-    copied = {file.sha256 for file in small}
+def _bring_near(files: Sequence[TableFile]) -> list[TableFile]:
+    """Copy the small ones among remote files, and read the ends of the others, all at once.
+
+    Returns:
+        The path of each file that is on this machine now, else the file itself.
+    """
 
     def bring(file: StoredFile) -> None:
-        if file.sha256 in copied:
+        if _COPIES.may_copy(file):
             file.fetch()
         else:
             _TAILS.read(file)
 
-    ask_concurrently(bring, remote)
+    far = [file for file in map(_locate, files) if isinstance(file, StoredFile)]
+    ask_concurrently(bring, far)
+    return list(map(_locate, files))
 
 
 def _locate(file: TableFile) -> TableFile:
-    """The path of a stored file that is on this machine."""
+    """The path of a stored file that is on this machine, else the file itself."""
     return (file.find_near() or file) if isinstance(file, StoredFile) else file
+
+
+class _Copies:
+    """How much this process has copied so that it is read at once."""
+
+    def __init__(self) -> None:
+        self._digests: set[str] = set()
+        self._n_bytes = 0
+        self._lock = threading.Lock()
+
+    def may_copy(self, file: StoredFile) -> bool:
+        """Whether a file is small and there is room for it; counts it then."""
+        if file.n_bytes > COPIED_BYTES:
+            return False
+        with self._lock:
+            if file.sha256 in self._digests:
+                return True
+            if self._n_bytes + file.n_bytes > COPIED_BYTES_IN_ALL:
+                return False
+            self._digests.add(file.sha256)
+            self._n_bytes += file.n_bytes
+        return True
+
+
+_COPIES = _Copies()
 
 
 def _name(located: TableFile) -> str:
@@ -131,6 +158,7 @@ class _Tails:
         """The end of a file, asked for if need be."""
         tail = self.find(file)
         if tail is None:
+            file.check_mark()
             tail = file.reader().read_range(max(0, file.n_bytes - TAIL_BYTES), file.n_bytes)
             with self._lock:
                 self._tails[file.sha256] = tail

@@ -35,6 +35,21 @@ class ArtifactError(EigenShiftError):
     """An artifact or manifest is missing, damaged or of another version."""
 
 
+class DamagedFileError(ArtifactError):
+    """A file of an artifact is not what its manifest says, though it was when the run began.
+
+    Attributes:
+        path: Of the file, relative to the store's root.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message, path)  # both, so that it survives the way from another process
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class ComponentError(EigenShiftError):
     """Components cannot be scored, selected or patched as asked."""
 

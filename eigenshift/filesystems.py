@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -206,6 +207,16 @@ def redact(message: str) -> str:
     return message
 
 
+def _hide_secrets(error: BaseException) -> BaseException:
+    """What to name as a cause: the error, or a stand-in where a traceback of it would show one."""
+    shown: BaseException | None = error
+    while shown is not None:
+        if redact(str(shown)) != str(shown):
+            return RuntimeError(f"{type(error).__name__}: {redact(str(error))}")
+        shown = shown.__cause__ or shown.__context__
+    return error
+
+
 @contextmanager
 def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
     """Turn whatever a filesystem raises into one kind of error that says what to do.
@@ -221,6 +232,7 @@ def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
     except Exception as error:
         if _is_from_client(error) and _names(error) & MISSING_NAMES:
             raise FileNotFoundError(errno.ENOENT, type(error).__name__, place) from error
+        cause = _hide_secrets(error)
         # Azure's messages go on with the answer's headers and body.
         message = next(iter(redact(str(error)).splitlines()), "")
         found = f"{type(error).__name__}: {message}".rstrip(": .")
@@ -234,20 +246,20 @@ def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
             raise StorageError(
                 f"{place}: expected to be allowed to {verb} it, found {found}. {remedy} and start "
                 "the same command again; finished work is kept."
-            ) from error
+            ) from cause
         if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise _describe_full_disk(place, error) from error
+            raise _describe_full_disk(place, error) from cause
         if is_passing(error):
             raise StorageError(
                 f"{place}: expected to {verb} it, found {found} at each of {attempts} attempts. "
                 "The storage is down or overloaded, or its address is wrong. Start the same "
                 "command again when it answers; finished work is kept."
-            ) from error
+            ) from cause
         if isinstance(error, OSError) or _is_from_client(error):
             raise StorageError(
                 f"{place}: expected to {verb} it, found {found}. Check the URL and, for an object "
                 "store, its endpoint and bucket."
-            ) from error
+            ) from cause
         raise
 
 
@@ -272,6 +284,25 @@ def explain_full_disk(place: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_SPACE:
             raise _describe_full_disk(place, error) from error
+        raise
+
+
+@contextmanager
+def explain_full_scratch(folder: Path) -> Iterator[None]:
+    """Explain a disk that has no room for the copy of a remote object.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise StorageError(
+                f"{folder}: expected room for copies of remote files, found "
+                f"{type(error).__name__}: {error.strerror or error}. Free some space, or set "
+                "TMPDIR to a folder with more; finished work is kept."
+            ) from error
         raise
 
 

@@ -52,6 +52,7 @@ class FileReference(ArtifactReference):
     bytes: int
     rows: int | None
     sha256: str
+    etag: str | None = None
 
     @property
     def path(self) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -196,19 +197,20 @@ def _check_files(summary_files: Sequence[TableFile]) -> None:
         raise ArtifactError(
             "neuron summaries: expected at least one shard, found none. Summarise the shards first."
         )
-    places = [describe_file(file) for file in summary_files]
-    twice = sorted({place for place in places if places.count(place) > 1})
-    if twice:
+    times = Counter(describe_file(file) for file in summary_files)
+    place, count = times.most_common(1)[0]
+    if count > 1:
         raise ArtifactError(
-            f"neuron summaries: expected each shard once, found {twice[0]} "
-            f"{places.count(twice[0])} times. Its samples would count twice. Give each file once."
+            f"neuron summaries: expected each shard once, found {place} {count} times. Its samples "
+            "would count twice. Give each file once."
         )
     first, *others = read_schemas(summary_files)
     for file, schema in zip(summary_files[1:], others, strict=True):
         if not schema.equals(first):
             raise ArtifactError(
-                f"{describe_file(file)}: expected the columns of {places[0]}, found others. The "
-                "shards have activations of two precisions. Give shards of one run."
+                f"{describe_file(file)}: expected the columns of "
+                f"{describe_file(summary_files[0])}, found others. The shards have activations of "
+                "two precisions. Give shards of one run."
             )
 
 

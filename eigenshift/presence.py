@@ -2,8 +2,9 @@
 
 Writes `present/<kind>-<name>.json` when somebody begins, again every few seconds, and deletes it at
 the end. One that has not been renewed for `STALE_AFTER_SECONDS` was killed and counts no more, so
-nobody waits for the dead. No lock is involved: each side announces itself *before* it looks for the
-other, so of two that begin at once at least one sees the other, and a collection always gives way.
+nobody waits for the dead; that is judged by the store's clock alone, where it has one, since those
+of the machines may differ. No lock is involved: each side announces itself *before* it looks for
+the other, so of two that begin at once at least one sees the other, and a collection gives way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
+from eigenshift.errors import StorageError
 from eigenshift.filesystems import logging_faults
 from eigenshift.storage import Store
 
@@ -34,7 +36,10 @@ Kind = Literal["run", "collection"]
 
 
 class Presence(BaseModel):
-    """One process at work on the store. Times are seconds since 1970, by its own clock."""
+    """One process at work on the store.
+
+    Times are seconds since 1970 by its own clock: for people, and for stores without one.
+    """
 
     kind: Kind
     name: str
@@ -47,10 +52,6 @@ class Presence(BaseModel):
     def path(self) -> str:
         """Where it is written."""
         return f"{FOLDER}/{self.kind}-{self.name}.json"
-
-    def is_alive(self, now: float) -> bool:
-        """Whether it was renewed lately."""
-        return now - self.renewed_at < STALE_AFTER_SECONDS
 
 
 @contextmanager
@@ -88,14 +89,12 @@ def present(store: Store, kind: Kind, name: str | None = None) -> Iterator[Prese
 
 def list_present(store: Store, kind: Kind) -> list[Presence]:
     """Those of a kind who are alive."""
-    now = time.time()
-    return [found for found in _read_all(store, kind) if found.is_alive(now)]
+    return [found for found, age in _read_all(store, kind) if age < STALE_AFTER_SECONDS]
 
 
 def remove_dead(store: Store, kind: Kind) -> list[Presence]:
     """Delete and return the announcements of those who were killed."""
-    now = time.time()
-    dead = [found for found in _read_all(store, kind) if not found.is_alive(now)]
+    dead = [found for found, age in _read_all(store, kind) if age >= STALE_AFTER_SECONDS]
     for presence in dead:
         store.remove(presence.path)
     return dead
@@ -111,20 +110,47 @@ def wait_for_collections(store: Store) -> None:
 def _renew(store: Store, presence: Presence, ended: threading.Event) -> None:
     while not ended.wait(RENEW_EVERY_SECONDS):
         presence.renewed_at = time.time()
-        with logging_faults("an announcement could not be renewed"):
+        try:
             _write(store, presence)
+        except (StorageError, OSError) as error:  # it is tried again soon
+            logger.warning("an announcement could not be renewed: %s", error)
 
 
 def _write(store: Store, presence: Presence) -> None:
     store.write_bytes(presence.path, presence.model_dump_json().encode())
 
 
-def _read_all(store: Store, kind: Kind) -> Iterator[Presence]:
-    for path in store.list_paths(FOLDER):
-        data = store.find_bytes(path) if path.startswith(f"{FOLDER}/{kind}-") else None
-        if data is None:  # another kind, or ended meanwhile
+def _read_all(store: Store, kind: Kind) -> list[tuple[Presence, float]]:
+    """Announcements of a kind, with the seconds since each was renewed."""
+    prefix = f"{FOLDER}/{kind}-"
+    states = {
+        path: state for path, state in store.list_states(FOLDER).items() if path.startswith(prefix)
+    }
+    now = _read_clock(store) if states else None
+    found = []
+    for path, state in states.items():
+        data = store.find_bytes(path)
+        if data is None:  # ended meanwhile
             continue
         try:
-            yield Presence.model_validate_json(data)
+            presence = Presence.model_validate_json(data)
         except ValidationError:
             logger.warning("%s: not an announcement, ignored", store.uri(path))
+            continue
+        if now is None or state.modified_at is None:
+            age = time.time() - presence.renewed_at
+        else:
+            age = now - state.modified_at
+        found.append((presence, age))
+    return found
+
+
+def _read_clock(store: Store) -> float | None:
+    """What time it is by the store's own clock: when it says that it put an object just now."""
+    path = f"{FOLDER}/clock-{uuid.uuid4().hex}"
+    store.write_bytes(path, b"")
+    try:
+        state = store.inspect(path)
+    finally:
+        store.remove(path)
+    return None if state is None else state.modified_at

@@ -8,8 +8,11 @@ patch was in force cannot be computed.
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime, timezone
 
+from eigenshift.errors import DamagedFileError
+from eigenshift.manifests import MANIFEST_NAME
 from eigenshift.releases import settle_current
 from eigenshift.storage import Store
 from eigenshift.verification import Verdict
@@ -26,17 +29,37 @@ def repair_store(store_url: str, verdict: Verdict) -> list[str]:
         One sentence per object changed.
     """
     store = Store(store_url)
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     done = []
-    for path in dict.fromkeys(verdict.damaged):
+    for path, digest in verdict.damaged.items():
         data = store.find_bytes(path)
-        if data is None:
-            continue
-        store.write_bytes(f"damaged/{stamp}/{path}", data)
-        store.remove(path)
-        done.append(f"{store.uri(path)}: set aside below damaged/{stamp}/.")
+        if data is not None and hashlib.sha256(data).hexdigest() == digest:
+            done.append(_set_aside(store, path, data))
+        elif data is not None:
+            done.append(f"{store.uri(path)}: left alone, it was written again meanwhile.")
     for model_id in dict.fromkeys(verdict.unsettled_models):
         release = settle_current(store, model_id)
         if release is not None:
             done.append(f"model {model_id}: the pointer names {release.version} again.")
     return done
+
+
+def set_aside_damaged(store: Store, error: DamagedFileError) -> str | None:
+    """Have the artifact made again whose file was found damaged while it was read.
+
+    A store that marks content may still show the mark of the sound file, so that only the reader
+    noticed.
+
+    Returns:
+        What was done, None if there was nothing to do any more.
+    """
+    folder, _, _ = error.path.rpartition("/")
+    path = f"{folder}/{MANIFEST_NAME}"
+    data = store.find_bytes(path)
+    return None if data is None else _set_aside(store, path, data)
+
+
+def _set_aside(store: Store, path: str, data: bytes) -> str:
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    store.write_bytes(f"damaged/{stamp}/{path}", data)
+    store.remove(path)
+    return f"{store.uri(path)}: set aside below damaged/{stamp}/."

@@ -138,7 +138,7 @@ def _plan(
 ) -> _Plan:
     store = artifacts.store
     manifests = {(item.kind, item.fingerprint): item for item in artifacts.list_manifests()}
-    runs = [read_run(store, run_id) for run_id in list_run_ids(store)]
+    runs = store.ask_all(lambda run_id: read_run(store, run_id), list_run_ids(store))
     kept_runs = _choose_runs(runs, keep, set(keep_runs))
     released = list_releases(store)
     run_ids = kept_runs | {release.run_id for release in released}
@@ -271,8 +271,8 @@ def _remove(store: Store, plan: _Plan) -> None:
     for run in plan.runs:
         run.collected_at = now
         write_run(store, run)
-    for path in [*plan.manifests, *plan.files]:
-        store.remove(path)
+    store.ask_all(store.remove, plan.manifests)
+    store.ask_all(store.remove, plan.files)
     if store.is_local:
         _remove_empty_folders(store, plan.grace_seconds)
 

@@ -28,9 +28,13 @@ _MAKING = threading.Lock()
 
 
 def scratch_folder() -> Path:
-    """This process's folder; the same whenever it is asked for."""
+    """This process's folder; the same whenever it is asked for, unless somebody removed it."""
     with _MAKING:
-        return _make(os.getpid())
+        folder = _make(os.getpid())
+        if not folder.is_dir():
+            _make.cache_clear()
+            folder = _make(os.getpid())
+        return folder
 
 
 @lru_cache(maxsize=1)

@@ -12,12 +12,13 @@ import errno
 import hashlib
 import io
 import os
+import posixpath
 import shutil
 import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,10 +26,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from eigenshift.concurrency import ask_concurrently
-from eigenshift.errors import ArtifactError, SettingsError, StorageError
+from eigenshift.errors import ArtifactError, DamagedFileError, SettingsError, StorageError
 from eigenshift.filesystems import (
     RETRIES,
     explain_faults,
+    explain_full_scratch,
     is_local_filesystem,
     open_filesystem,
     read_whole,
@@ -38,7 +40,10 @@ from eigenshift.scratch import scratch_folder
 from eigenshift.traffic import current_meter
 
 READ_BLOCK_BYTES = 4 << 20
+REMEMBERED_DIGESTS = 200_000
 
+_DIGESTS: dict[tuple[int, ...], str] = {}
+"""Of local files that were read whole, by what tells that they are the same."""
 _COPY_LOCKS: dict[str, threading.Lock] = {}
 """By digest: two tasks that need one object fetch it once."""
 
@@ -93,14 +98,15 @@ class Store:
     """
 
     def __init__(self, root: str) -> None:
-        self._filesystem, self._root = open_filesystem(root)
+        self._filesystem, path = open_filesystem(root)
+        self.is_local = is_local_filesystem(self._filesystem)
+        self._root = _normalise(path, root)
         given, _ = split_options(root)
         plain = self._filesystem.unstrip_protocol(self._root).rstrip("/")
         if "://" in given:  # a filesystem with several names answers with the first
             plain = given.partition("://")[0] + "://" + plain.partition("://")[2]
         self._base = plain
         self.root = plain + root.removeprefix(given)
-        self.is_local = is_local_filesystem(self._filesystem)
 
     def uri(self, path: str) -> str:
         """Return the full URL of an object."""
@@ -199,7 +205,20 @@ class Store:
         return sorted(self.list_states(prefix))
 
     def list_states(self, prefix: str) -> dict[str, ObjectState]:
-        """All objects below a prefix with their states, by relative path."""
+        """All objects below a prefix with their states, by relative path.
+
+        Raises:
+            StorageError: Something below it cannot be listed; what is there is then unknown.
+        """
+        root = self._root.rstrip("/") + "/"
+        if self.is_local:
+            current_meter().count()
+            with explain_faults(self.uri(prefix), "list"):
+                return {
+                    path[len(root) :]: ObjectState(status.st_size, None, status.st_mtime)
+                    for path, status in _walk(self._full(prefix))
+                    if not path.endswith(".partial")
+                }
 
         def look() -> Any:
             self._filesystem.invalidate_cache()
@@ -210,11 +229,10 @@ class Store:
         except FileNotFoundError:
             return {}
         current_meter().count()
-        root = self._root.rstrip("/") + "/"
         return {
             path[len(root) :]: ObjectState.from_info(info)
             for path, info in found.items()
-            if not path.endswith(".partial") and path.startswith(root)
+            if path.startswith(root)
         }
 
     def list_named(self, prefix: str, name: str) -> dict[str, ObjectState]:
@@ -236,20 +254,48 @@ class Store:
     def fetch(self, path: str, sha256: str) -> Path:
         """Return a local file with the object's content.
 
-        A local store's own file is returned as it is; a remote object is copied into this
-        process's scratch folder, under its digest: once, whoever asks, from whatever thread.
+        A local store's own file is returned, digested once by this process and again if it has
+        changed since; a remote object is copied into this process's scratch folder, under its
+        digest: once, whoever asks, from whatever thread.
 
         Raises:
-            ArtifactError: The object is missing, or its bytes do not have the given digest.
+            ArtifactError: The object is missing.
+            DamagedFileError: Its bytes do not have the given digest.
+            StorageError: It cannot be read.
+        """
+        if self.is_local:
+            local = Path(self._full(path))
+            with explain_faults(self.uri(path), "read"):
+                try:
+                    found = recall_digest(local)
+                except (FileNotFoundError, IsADirectoryError) as error:
+                    raise self._describe_missing(path) from error
+            if found != sha256:
+                raise self._describe_damage(path, f"sha256 {sha256[:12]}", found[:12])
+            return local
+        with _COPY_LOCKS.setdefault(sha256, threading.Lock()):
+            return self.find_copy(sha256) or self._copy(path, sha256)
+
+    @contextmanager
+    def borrow(self, path: str) -> Iterator[Path]:
+        """Hand out a file of this machine with an object's bytes, whatever they are, for a while.
+
+        Raises:
+            ArtifactError: There is no such object.
             StorageError: It cannot be read.
         """
         if self.is_local:
             local = Path(self._full(path))
             if not local.is_file():
                 raise self._describe_missing(path)
-            return local
-        with _COPY_LOCKS.setdefault(sha256, threading.Lock()):
-            return self.find_copy(sha256) or self._copy(path, sha256)
+            yield local
+            return
+        copy = scratch_folder() / f"{uuid.uuid4().hex}-{PurePosixPath(path).name}"
+        try:
+            self._download(path, copy)
+            yield copy
+        finally:
+            copy.unlink(missing_ok=True)
 
     def find_copy(self, sha256: str) -> Path | None:
         """The copy of a remote object that this process has fetched already, None if it has not."""
@@ -263,11 +309,7 @@ class Store:
             self._download(path, partial_copy)
             found = digest_local_file(partial_copy)
             if found != sha256:
-                raise ArtifactError(
-                    f"{self.uri(path)}: expected sha256 {sha256[:12]}, found {found[:12]}. The "
-                    "object was damaged after it was written. Start the same command again; only "
-                    "this shard is redone."
-                )
+                raise self._describe_damage(path, f"sha256 {sha256[:12]}", found[:12])
             return partial_copy.replace(local)
         finally:
             partial_copy.unlink(missing_ok=True)
@@ -332,11 +374,28 @@ class Store:
             raise ValueError(f"{self.root} is not a folder of this machine")
         return Path(self._full(path))
 
+    def check_mark(self, path: str, etag: str | None) -> None:
+        """Check that an object which is read by parts still has its entity tag.
+
+        Raises:
+            ArtifactError: It is missing.
+            DamagedFileError: It has another one.
+        """
+        if etag is None:
+            return
+        state = self.inspect(path)
+        if state is None:
+            raise self._describe_missing(path)
+        if state.etag != etag:
+            raise self._describe_damage(path, f"entity tag {etag}", str(state.etag))
+
     def _download(self, path: str, local: Path) -> None:
+        def get() -> None:
+            with explain_full_scratch(local.parent):
+                self._filesystem.get_file(self._full(path), str(local))
+
         try:
-            self._ask(
-                path, "read", partial(self._filesystem.get_file, self._full(path), str(local))
-            )
+            self._ask(path, "read", get)
         except FileNotFoundError as error:
             raise self._describe_missing(path) from error
         current_meter().count(read=local.stat().st_size)
@@ -361,6 +420,14 @@ class Store:
             "writes it has not finished. Start the same command again to make it."
         )
 
+    def _describe_damage(self, path: str, expected: str, found: str) -> DamagedFileError:
+        return DamagedFileError(
+            f"{self.uri(path)}: expected {expected}, found {found}. The object was damaged or "
+            "replaced after it was written. Start the same command again; only this shard is "
+            "redone.",
+            path,
+        )
+
     def _full(self, path: str) -> str:
         return str(PurePosixPath(self._root) / path)
 
@@ -374,12 +441,14 @@ class StoredFile:
         path: Relative to the store's root.
         n_bytes: Its size.
         sha256: Its digest.
+        etag: Its entity tag, where the store has them.
     """
 
     store: Store
     path: str
     n_bytes: int
     sha256: str
+    etag: str | None = None
 
     @property
     def uri(self) -> str:
@@ -397,6 +466,10 @@ class StoredFile:
             ArtifactError: It is missing from a local store.
         """
         return self.fetch() if self.store.is_local else self.store.find_copy(self.sha256)
+
+    def check_mark(self) -> None:
+        """Check that it was not replaced (`Store.check_mark`)."""
+        self.store.check_mark(self.path, self.etag)
 
     def reader(self) -> RangeReader:
         """Return a reader of its ranges (`Store.reader`)."""
@@ -483,9 +556,27 @@ class RangeReader(io.RawIOBase):
 
 
 def digest_local_file(path: Path) -> str:
-    """sha256 of a file of this machine, as hex."""
+    """sha256 of a file of this machine, as hex; every byte is read."""
     with path.open("rb") as handle:
-        return digest_stream(handle)
+        before = _identify(os.fstat(handle.fileno()))
+        digest = digest_stream(handle)
+        if _identify(os.fstat(handle.fileno())) == before:
+            if len(_DIGESTS) >= REMEMBERED_DIGESTS:
+                _DIGESTS.clear()
+            _DIGESTS[before] = digest
+    return digest
+
+
+def recall_digest(path: Path) -> str:
+    """sha256 of a file of this machine, as hex; read only if it has changed since it was last.
+
+    What tells is its inode, size and time of change, as for make or rsync.
+    """
+    return _DIGESTS.get(_identify(path.stat())) or digest_local_file(path)
+
+
+def _identify(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def digest_stream(handle: Any) -> str:
@@ -494,6 +585,32 @@ def digest_stream(handle: Any) -> str:
     while block := handle.read(READ_BLOCK_BYTES):
         digest.update(block)
     return digest.hexdigest()
+
+
+def _normalise(path: str, root: str) -> str:
+    """A root without `//` and `/./`, which paths joined to it lose, too.
+
+    Raises:
+        SettingsError: It has `..`, which is a name like others on an object store.
+    """
+    if "://" in root and ".." in path.split("/"):
+        raise SettingsError(
+            f"{root}: expected a URL without '..', found one. Write the path it stands for."
+        )
+    if not path.strip("/"):
+        return path
+    return ("/" if path.startswith("/") else "") + posixpath.normpath(path).lstrip("/")
+
+
+def _walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Paths and states of all files below a folder; unlike fsspec's, leaves no fault out."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path)
+                continue
+            with suppress(FileNotFoundError):  # gone this moment
+                yield entry.path, entry.stat()
 
 
 def _walk_named(folder: str, name: str) -> Iterator[tuple[str, os.stat_result]]:

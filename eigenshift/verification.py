@@ -7,9 +7,10 @@ removes them). What can be mended about the problems is `repair.py`'s.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +21,11 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from eigenshift import schemas
-from eigenshift.artifacts import ArtifactStore
-from eigenshift.errors import ArtifactError
+from eigenshift.errors import ArtifactError, StorageError
 from eigenshift.manifests import MANIFEST_NAME, FileRecord, Manifest, compute_fingerprint
 from eigenshift.releases import CURRENT_NAME, Release
 from eigenshift.runs import RunRecord
-from eigenshift.storage import Store
+from eigenshift.storage import Store, digest_local_file
 
 OUTSIDE_KINDS = frozenset({"source", "weights", "classifier", "lexicon"})
 """Inputs that are digests of files outside the store."""
@@ -72,8 +72,9 @@ class Verdict:
 
     store: str
     problems: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    """Paths of manifests and run records that are wrong, or whose files are: to be set aside."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Manifests and run records that are wrong, or whose files are: to be set aside. Path -> sha256
+    of the object then, so that one made again meanwhile is left alone."""
     unsettled_models: list[str] = field(default_factory=list)
     """Models whose release pointer does not agree with the history."""
     n_artifacts: int = 0
@@ -132,40 +133,47 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {**asdict(self), "is_fine": self.is_fine, "summary": self.summary}
+        return {
+            **asdict(self),
+            "damaged": list(self.damaged),
+            "is_fine": self.is_fine,
+            "summary": self.summary,
+        }
 
 
 def verify_store(store_url: str) -> Verdict:
     """Check everything a store holds against its own records."""
-    artifacts = ArtifactStore(store_url)
-    store = artifacts.store
+    store = Store(store_url)
     verdict = Verdict(store.root)
+    # Records before artifacts: what a record names is there by then, also beside a running refresh.
+    releases = _read_records(store, "releases", Release, "a release record", verdict)
+    runs = _read_records(store, "runs", RunRecord, "a run record", verdict)
     manifests = _read_manifests(store, verdict)
-    for path, manifest in manifests.items():
+    for path, (manifest, digest) in manifests.items():
         n_before = len(verdict.problems)
-        _check_manifest(artifacts, path, manifest, verdict)
+        _check_manifest(store, path, manifest, verdict)
         if len(verdict.problems) > n_before:
-            verdict.damaged.append(path)
-    by_key = {(found.kind, found.fingerprint): found for found in manifests.values()}
-    for path, manifest in manifests.items():
+            verdict.damaged[path] = digest
+    by_key = {(found.kind, found.fingerprint): found for found, _ in manifests.values()}
+    for path, (manifest, _) in manifests.items():
         _check_inputs(store.uri(path), manifest, by_key, verdict)
-    runs = _check_runs(store, by_key, verdict)
-    _check_releases(store, by_key, runs, verdict)
+    run_ids = _check_runs(store, runs, by_key, verdict)
+    _check_releases(store, releases, by_key, run_ids, verdict)
     return verdict
 
 
-def _read_manifests(store: Store, verdict: Verdict) -> dict[str, Manifest]:
-    """Manifests by path; counts files that belong to none."""
+def _read_manifests(store: Store, verdict: Verdict) -> dict[str, tuple[Manifest, str]]:
+    """Manifests and the digests of their bytes, by path; counts files that belong to none."""
     paths = store.list_paths("artifacts")
-    manifests = {}
-    for path in paths:
-        if path.endswith(f"/{MANIFEST_NAME}"):
-            manifest = _read_record(store, path, Manifest, "a manifest", verdict)
-            if manifest is not None:
-                manifests[path] = manifest
+    chosen = [path for path in paths if path.endswith(f"/{MANIFEST_NAME}")]
+    manifests = {
+        path: (manifest, digest)
+        for path, manifest, digest in _read_objects(store, chosen, Manifest, "a manifest", verdict)
+        if manifest is not None
+    }
     known = {
         f"{path.removesuffix(MANIFEST_NAME)}{file.stored_as}"
-        for path, manifest in manifests.items()
+        for path, (manifest, _) in manifests.items()
         for file in manifest.files
     }
     verdict.n_artifacts = len(manifests)
@@ -175,51 +183,107 @@ def _read_manifests(store: Store, verdict: Verdict) -> dict[str, Manifest]:
     return manifests
 
 
-def _read_record(
-    store: Store, path: str, model: type[_Model], what: str, verdict: Verdict
-) -> _Model | None:
-    try:
-        return model.model_validate_json(store.read_bytes(path))
-    except (ValidationError, ArtifactError):
-        verdict.problems.append(f"{store.uri(path)}: expected {what}, found damage.")
-        if model is not Release:  # which patch was in force cannot be made again: a person decides
-            verdict.damaged.append(path)
-        return None
+def _read_records(
+    store: Store, folder: str, model: type[_Model], what: str, verdict: Verdict
+) -> dict[str, _Model | None]:
+    """Records by path; None for one that is damaged."""
+    paths = [path for path in store.list_paths(folder) if path.endswith(".json")]
+    found = _read_objects(store, paths, model, what, verdict)
+    return {path: record for path, record, _ in found}
 
 
-def _check_manifest(
-    artifacts: ArtifactStore, path: str, manifest: Manifest, verdict: Verdict
-) -> None:
+def _read_objects(
+    store: Store, paths: Sequence[str], model: type[_Model], what: str, verdict: Verdict
+) -> list[tuple[str, _Model | None, str]]:
+    """Path, content and digest of the objects that are still there; None for a damaged one."""
+
+    def read(path: str) -> bytes | StorageError | None:
+        try:
+            return store.find_bytes(path)
+        except StorageError as error:  # the others are looked at all the same
+            return error
+
+    objects: list[tuple[str, _Model | None, str]] = []
+    for path, data in zip(paths, store.ask_all(read, paths), strict=True):
+        if data is None:  # removed since it was listed
+            continue
+        if isinstance(data, StorageError):
+            verdict.problems.append(str(data))
+            objects.append((path, None, ""))
+            continue
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            objects.append((path, model.model_validate_json(data), digest))
+        except ValidationError:
+            verdict.problems.append(f"{store.uri(path)}: expected {what}, found damage.")
+            objects.append((path, None, digest))
+            if model is not Release:  # which patch was in force cannot be made again
+                verdict.damaged[path] = digest
+    return objects
+
+
+def _check_manifest(store: Store, path: str, manifest: Manifest, verdict: Verdict) -> None:
     """Place, fingerprint and files of one artifact, then the accounting of its rows."""
-    store = artifacts.store
     place = store.uri(path)
     expected = f"artifacts/{manifest.kind}/{manifest.fingerprint}/{MANIFEST_NAME}"
     if path != expected:
         verdict.problems.append(f"{place}: expected to lie at {expected}, found it here.")
     if manifest.seal != manifest.compute_seal():
         verdict.problems.append(f"{place}: expected it to fit its own digest, found changes.")
-    computed = compute_fingerprint(
-        manifest.kind, manifest.step_version, manifest.settings, manifest.inputs
-    )
+    try:
+        computed = compute_fingerprint(
+            manifest.kind, manifest.step_version, manifest.settings, manifest.inputs
+        )
+    except ValueError:  # numbers that JSON has not
+        computed = "none"
     if computed != manifest.fingerprint:
         verdict.problems.append(
             f"{place}: expected fingerprint {computed[:12]} (of its settings and inputs), found "
             f"{manifest.fingerprint[:12]}. The manifest was edited."
         )
     folder = path.removesuffix(MANIFEST_NAME)
-    sound = {}
-    for file in manifest.files:
-        verdict.n_files += 1
-        verdict.n_bytes += file.bytes
-        problem = artifacts.find_damage(f"{folder}{file.stored_as}", file, read_content=True)
-        if problem is None:
-            local = store.fetch(f"{folder}{file.stored_as}", file.sha256)
-            problem = find_format_problem(manifest.kind, file, local)
-            sound[file.name] = local
-        if problem is not None:
-            verdict.problems.append(f"{store.uri(folder + file.stored_as)}: {problem}")
-    if manifest.kind == "samples" and len(sound) == len(manifest.files):
-        verdict.problems.extend(f"{place}: {problem}" for problem in _find_lost_rows(sound))
+    verdict.n_files += len(manifest.files)
+    verdict.n_bytes += manifest.bytes
+    found = store.ask_all(
+        lambda file: _examine_file(store, folder, manifest.kind, file), manifest.files
+    )
+    verdict.problems.extend(finding for finding in found if isinstance(finding, str))
+    counts = [finding for finding in found if isinstance(finding, _RowCounts)]
+    if manifest.kind == "samples" and len(counts) == len(found):
+        verdict.problems.extend(f"{place}: {problem}" for problem in _find_lost_rows(counts))
+
+
+@dataclass(frozen=True)
+class _RowCounts:
+    """Rows of a sound file by source file: as read, and as samples or rejected rows."""
+
+    read: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+
+
+def _examine_file(store: Store, folder: str, kind: str, file: FileRecord) -> _RowCounts | str:
+    """Read a file once: what its rows come from, or what is wrong with it."""
+    path = f"{folder}{file.stored_as}"
+    try:
+        with store.borrow(path) as local:
+            problem = _find_content_problem(file, local) or find_format_problem(kind, file, local)
+            if problem is None:
+                return _count_rows(file.name, local) if kind == "samples" else _RowCounts()
+    except ArtifactError:
+        problem = "expected a file (manifest), found none."
+    except (StorageError, OSError) as error:
+        problem = f"expected to read it, found {type(error).__name__}: {error}"
+    return f"{store.uri(path)}: {problem}"
+
+
+def _find_content_problem(file: FileRecord, local: Path) -> str | None:
+    n_bytes = local.stat().st_size
+    if n_bytes != file.bytes:
+        return f"expected {file.bytes} bytes (manifest), found {n_bytes}."
+    digest = digest_local_file(local)
+    if digest != file.sha256:
+        return f"expected sha256 {file.sha256[:12]} (manifest), found {digest[:12]}."
+    return None
 
 
 def find_format_problem(kind: str, file: FileRecord, local: Path) -> str | None:
@@ -293,21 +357,26 @@ def _show_columns(columns: list[tuple[str, str]]) -> str:
     return ", ".join(f"{name} {type_}" for name, type_ in columns) or "none"
 
 
-def _find_lost_rows(files: dict[str, Path]) -> Iterator[str]:
+def _count_rows(name: str, local: Path) -> _RowCounts:
+    counts = _RowCounts()
+    if name.startswith("source_files"):
+        for row in pq.read_table(local, columns=["source_uri", "rows_read"]).to_pylist():
+            counts.read[row["source_uri"]] += row["rows_read"]
+    elif name.endswith(".parquet"):
+        uris = pq.read_table(local, columns=["source_uri"])["source_uri"]
+        counts.found.update(uris.to_pylist())
+    return counts
+
+
+def _find_lost_rows(counts: Sequence[_RowCounts]) -> Iterator[str]:
     """Rows read = samples + rejected rows, per source file."""
-    found: Counter[str] = Counter()
-    read: dict[str, int] = {}
-    for name, local in files.items():
-        if name.startswith("source_files"):
-            for row in pq.read_table(local, columns=["source_uri", "rows_read"]).to_pylist():
-                read[row["source_uri"]] = read.get(row["source_uri"], 0) + row["rows_read"]
-        elif name.endswith(".parquet"):
-            found.update(pq.read_table(local, columns=["source_uri"])["source_uri"].to_pylist())
+    read = sum((part.read for part in counts), Counter[str]())
+    found = sum((part.found for part in counts), Counter[str]())
     for uri in sorted({*read, *found}, key=str):
-        if read.get(uri, 0) != found[uri]:
+        if read[uri] != found[uri]:
             yield (
-                f"expected {read.get(uri, 0)} rows of {uri} (rows read) as samples or rejected "
-                f"rows, found {found[uri]}."
+                f"expected {read[uri]} rows of {uri} (rows read) as samples or rejected rows, "
+                f"found {found[uri]}."
             )
 
 
@@ -337,17 +406,17 @@ def _check_inputs(
 
 
 def _check_runs(
-    store: Store, by_key: dict[tuple[str, str], Manifest], verdict: Verdict
-) -> dict[str, RunRecord]:
-    """Run records open, and what they used exists."""
-    runs = {}
-    for path in store.list_paths("runs"):
-        if not path.endswith(".json"):
-            continue
-        record = _read_record(store, path, RunRecord, "a run record", verdict)
+    store: Store,
+    records: Mapping[str, RunRecord | None],
+    by_key: dict[tuple[str, str], Manifest],
+    verdict: Verdict,
+) -> set[str]:
+    """What sound run records used exists; returns the runs' ids."""
+    run_ids = set()
+    for path, record in records.items():
         if record is None:
             continue
-        runs[record.run_id] = record
+        run_ids.add(record.run_id)
         if record.collected_at is not None:  # its artifacts were removed on purpose
             continue
         missing = {
@@ -358,23 +427,21 @@ def _check_runs(
         verdict.problems.extend(
             f"{store.uri(path)}: expected artifact {name}, found none." for name in sorted(missing)
         )
-    verdict.n_runs = len(runs)
-    return runs
+    verdict.n_runs = len(run_ids)
+    return run_ids
 
 
 def _check_releases(
     store: Store,
+    releases: Mapping[str, Release | None],
     by_key: dict[tuple[str, str], Manifest],
-    runs: dict[str, RunRecord],
+    run_ids: set[str],
     verdict: Verdict,
 ) -> None:
     """Releases lead to a run and a patch; each pointer agrees with the newest release."""
     newest: dict[str, Release] = {}
     pointers: dict[str, Release | None] = {}
-    for path in store.list_paths("releases"):
-        if not path.endswith(".json"):
-            continue
-        release = _read_record(store, path, Release, "a release record", verdict)
+    for path, release in releases.items():
         folder = path.rpartition("/")[0]
         if path.endswith(f"/{CURRENT_NAME}"):
             pointers[folder] = release
@@ -388,7 +455,7 @@ def _check_releases(
             verdict.problems.append(
                 f"{store.uri(path)}: expected a release record as it was written, found changes."
             )
-        if release.run_id not in runs:
+        if release.run_id not in run_ids:
             verdict.problems.append(
                 f"{store.uri(path)}: expected run {release.run_id}, found none."
             )

@@ -17,11 +17,12 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from eigenshift.artifacts import ArtifactStore, StageResult
-from eigenshift.errors import EigenShiftError
+from eigenshift.errors import DamagedFileError, EigenShiftError
 from eigenshift.filesystems import logging_faults
 from eigenshift.manifests import ArtifactReference, FileReference, choose_file
 from eigenshift.presence import present, wait_for_collections
 from eigenshift.releases import settle_current
+from eigenshift.repair import set_aside_damaged
 from eigenshift.reporting import FAILED_RUN, describe_failure
 from eigenshift.runs import (
     ArtifactUse,
@@ -37,7 +38,8 @@ from flows.publication import StageProgress
 logger = logging.getLogger("eigenshift.run")
 
 PEEK_SECONDS = 0.01
-"""For a finished task to hand over its result; asked of all the others once one has failed."""
+"""For a finished task to hand over its result; asked of the others once one has failed."""
+PEEK_SECONDS_IN_ALL = 2.0
 
 
 @contextmanager
@@ -97,6 +99,9 @@ class RunJournal:
                 # Foreign messages may quote data, so only their type is kept.
                 reason = str(error) if isinstance(error, EigenShiftError) else type(error).__name__
                 finish_run(self.record, "failed", error=reason)
+                if isinstance(error, DamagedFileError):
+                    with logging_faults("the damaged artifact could not be set aside"):
+                        logger.warning("%s", set_aside_damaged(store, error))
                 with logging_faults("the run's record could not be written"):
                     write_run(store, self.record)
                 setattr(error, FAILED_RUN, describe_failure(self.record, self.root))
@@ -177,7 +182,10 @@ class RunJournal:
             try:
                 found = future.result()
             except BaseException:
+                deadline = time.monotonic() + PEEK_SECONDS_IN_ALL
                 for later, other in enumerate(futures[place + 1 :], start=place + 1):
+                    if time.monotonic() > deadline:
+                        break
                     with suppress(Exception):  # unfinished or failed too; the first error counts
                         enter(later, other.result(timeout=PEEK_SECONDS))
                 raise

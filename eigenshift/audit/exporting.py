@@ -112,7 +112,8 @@ def _write_database(folder: Path) -> None:
         connection.execute("USE audit")
         for view in VIEW_NAMES:
             file = quote(str(folder / f"{view}.parquet"))
-            connection.execute(f"CREATE TABLE {view} AS FROM read_parquet({file})")
+            rows = f"read_parquet({file}, hive_partitioning = false)"
+            connection.execute(f"CREATE TABLE {view} AS FROM {rows}")
         connection.execute(
             'CREATE TABLE dictionary ("view" VARCHAR, "column" VARCHAR, type VARCHAR, '
             "unit VARCHAR, meaning VARCHAR)"

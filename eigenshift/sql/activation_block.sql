@@ -6,6 +6,6 @@
 SELECT
     position,
     "{column}"[getvariable('first_unit') : getvariable('last_unit')] AS unit_values
-FROM read_parquet(getvariable('activation_files'))
+FROM read_parquet(getvariable('activation_files'), hive_partitioning = false)
 JOIN labelled_samples USING (sample_id)
 WHERE layer = getvariable('layer')

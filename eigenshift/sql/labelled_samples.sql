@@ -13,12 +13,12 @@ WITH labelled AS (
         language,
         is_toxic,
         row_number() OVER (ORDER BY md5(sample_id), sample_id) AS draw
-    FROM read_parquet(getvariable('sample_files'))
+    FROM read_parquet(getvariable('sample_files'), hive_partitioning = false)
     WHERE dataset = getvariable('dataset')
       AND is_toxic IS NOT NULL
       AND sample_id IN (
           SELECT sample_id
-          FROM read_parquet(getvariable('activation_files'))
+          FROM read_parquet(getvariable('activation_files'), hive_partitioning = false)
           WHERE layer = getvariable('layer')
       )
 )

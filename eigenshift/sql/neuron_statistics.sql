@@ -10,7 +10,7 @@ WITH long AS (
             AS neuron_index,
         unnest("{column}"[getvariable('first_unit') : getvariable('last_unit')])::DOUBLE AS value,
         is_toxic
-    FROM read_parquet(getvariable('activation_files'))
+    FROM read_parquet(getvariable('activation_files'), hive_partitioning = false)
     JOIN labelled_samples USING (sample_id)
     WHERE layer = getvariable('layer')
 ),

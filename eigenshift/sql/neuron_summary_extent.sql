@@ -4,7 +4,7 @@
 -- Rows: one per width among the shards, so one where they are of one model, none without summaries.
 WITH chosen AS (
     SELECT filename, neuron_index, language, n_samples
-    FROM read_parquet(getvariable('summary_files'), filename = true)
+    FROM read_parquet(getvariable('summary_files'), filename = true, hive_partitioning = false)
     WHERE dataset = getvariable('dataset')
       AND layer = getvariable('layer')
       AND site = getvariable('site')

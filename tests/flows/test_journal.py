@@ -12,7 +12,7 @@ import pytest
 
 from eigenshift import presence
 from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
-from eigenshift.errors import AuditError, StorageError
+from eigenshift.errors import AuditError, DamagedFileError, StorageError
 from eigenshift.reporting import RefreshOutcome
 from eigenshift.retention import collect_garbage
 from eigenshift.runs import list_run_ids, read_run
@@ -72,7 +72,7 @@ def test_a_collection_keeps_the_finished_work_of_a_killed_run(
     (run_id,) = list_run_ids(store)
     run = read_run(store, run_id)
     assert (run.status, [use.stage for use in run.artifacts]) == ("running", ["first"])
-    monkeypatch.setattr(presence, "STALE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(presence, "STALE_AFTER_SECONDS", -5.0)
     assert collect_garbage(url, keep=1, delete=True, grace_hours=0).artifacts == {}
     assert read_run(store, run_id).status == "failed"
     assert len(ArtifactStore(url).list_manifests()) == 2
@@ -87,6 +87,26 @@ def test_what_finished_beside_a_failed_task_is_recorded(tmp_path: Path) -> None:
         journal.collect("first", [*futures, Finished(fail)])
     run = read_run(Store(url), journal.record.run_id)
     assert (run.status, run.error, len(run.artifacts)) == ("failed", "ValueError", 2)
+
+
+def test_damage_that_only_a_reader_noticed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store still shows the mark of the sound file, so the next run would trust it again."""
+    url = f"memory://{tmp_path.name}"
+    first = make(url, 1)
+    store = Store(url)
+    (file,) = first.files
+    data = bytearray(store.read_bytes(file.path))
+    data[len(data) // 2] ^= 1
+    store.write_bytes(file.path, bytes(data))
+    monkeypatch.setattr(ArtifactStore, "find_damage", lambda *_, **__: None)
+    assert make(url, 1).was_cached
+    journal = RunJournal("refresh", make_settings(url))
+    with pytest.raises(DamagedFileError, match="only this shard"), journal.recording():
+        ArtifactStore(url).locate(file).fetch()
+    assert not make(url, 1).was_cached
+    assert len(store.list_paths("damaged")) == 1
 
 
 def test_a_record_is_written_again_only_if_a_stage_made_something(

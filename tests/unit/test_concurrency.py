@@ -39,17 +39,18 @@ def test_each_is_asked_in_the_callers_context() -> None:
         PLACE.reset(token)
 
 
-def test_the_first_error_by_order_is_raised_and_the_rest_is_not_asked() -> None:
+@pytest.mark.parametrize("failing", [0, 7])
+def test_an_error_is_raised_and_the_rest_is_not_asked(failing: int) -> None:
     """Those under way come to their end first, so nothing goes on behind the caller's back."""
     asked: list[int] = []
 
     def ask(item: int) -> None:
         asked.append(item)
-        if item == 0:
-            raise ValueError("no answer to 0")
+        if item == failing:
+            raise ValueError(f"no answer to {item}")
         time.sleep(0.05)
 
-    with pytest.raises(ValueError, match="no answer to 0"):
+    with pytest.raises(ValueError, match=f"no answer to {failing}"):
         ask_concurrently(ask, range(400))
     n_asked = len(asked)
     assert n_asked < 400

@@ -160,9 +160,22 @@ def test_verify_names_the_damage_and_repair_sets_it_aside(
         if path.name != CURRENT_NAME
     )
     left = verify_store(url)
-    assert left.damaged == []
+    assert left.damaged == {}
     assert left.unsettled_models == []
     assert repair_store(url, left) == []
+
+
+def test_what_was_made_again_meanwhile_is_not_set_aside(sound: SmallStore, tmp_path: Path) -> None:
+    """A refresh between the verdict and the repair has done what repair is for."""
+    url = sound.copy_to(tmp_path / "store").url
+    target = list_targets(url)["neurons manifest"]
+    whole = target.read_bytes()
+    damage_object(Store(url), target.relative_to(url).as_posix(), "truncated")
+    verdict = verify_store(url)
+    target.write_bytes(whole)
+    (done,) = repair_store(url, verdict)
+    assert "left alone" in done
+    assert verify_store(url).is_fine
 
 
 def test_a_damaged_release_record_is_left_to_a_person(sound: SmallStore, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -190,12 +191,24 @@ def test_a_small_file_is_fetched_once_by_a_process() -> None:
 def test_more_small_files_than_there_is_room_for_are_read_in_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The answer is the same and nothing is copied."""
+    """Schemas and answers are the same; what is copied stays within the bound of the process."""
     files, expected = write_files(f"memory://{uuid.uuid4().hex}")
     n_bytes = sum(file.n_bytes for file in files)
     monkeypatch.setattr(duckdb_files, "COPIED_BYTES_IN_ALL", n_bytes - 1)
-    assert ask_repeatedly(files, 1, 2) == {expected}
-    assert all(file.find_near() is None for file in files)
+    monkeypatch.setattr(duckdb_files, "_COPIES", type(duckdb_files._COPIES)())
+    for _ in range(2):
+        assert len(read_schemas(files)) == N_FILES
+        assert ask_repeatedly(files, 1, 2) == {expected}
+    assert sum(file.find_near() is not None for file in files) == N_FILES - 1
+
+
+@pytest.mark.usefixtures("in_place")
+def test_a_large_file_that_was_replaced_is_an_error() -> None:
+    """Its size and the ranges that would be read may be right; its entity tag is not."""
+    files, _ = write_files(f"memory://{uuid.uuid4().hex}")
+    marked = [replace(file, etag="of another content") for file in files]
+    with pytest.raises(ArtifactError, match="expected entity tag of another content"):
+        ask_repeatedly(marked, 1, 2)
 
 
 def test_a_small_file_whose_content_changed_is_an_error() -> None:

@@ -78,7 +78,7 @@ def compute_table(
     memory_limit: str = "500MB",
 ) -> pa.Table:
     """Write shards and samples, compute, and read the table back."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     ids = make_ids(len(values))
     samples = write_samples(folder / "samples.parquet", ids, is_toxic, languages)
     shards = [
@@ -286,6 +286,26 @@ def test_several_languages_get_rows_of_their_own(tmp_path, random_values):
     labels = (np.arange(90) % 3 == 0)[chinese]
     expected = [compare_values(unit, labels).auroc for unit in random_values[chinese].T]
     assert table["auroc"].slice(24, 12).to_pylist() == expected
+
+
+@pytest.mark.parametrize("folder", ["language=en", "layer=3", "dataset=x", "is_toxic=1/site=x"])
+def test_folders_that_look_like_partitions_are_folders(tmp_path, random_values, folder):
+    """DuckDB would otherwise take the folder's value for the column of every row."""
+    languages = ["zh" if index % 2 else "en" for index in range(90)]
+    tables = [
+        compute_table(tmp_path / place, random_values, alternate(90), languages=languages)
+        for place in ("plain", folder)
+    ]
+    assert tables[0].equals(tables[1])
+    shards = sorted((tmp_path / folder).glob("shard-*.parquet"))
+    samples = [tmp_path / folder / "samples.parquet"]
+    with open_labelled_layer(shards, samples, "demo", 0, "500MB", tmp_path) as labelled:
+        assert sorted(set(labelled.languages)) == ["en", "zh"]
+        assert labelled.n_samples == 90
+        values = labelled.read_units(MLP_MAX.column, 0, 12)
+        assert np.isfinite(values).sum() == np.isfinite(random_values).sum()
+        sql = labelled.query("neuron_statistics", MLP_MAX.column, 0, 12)
+    assert sql["auroc"].to_pylist() == tables[0]["auroc"].slice(0, 12).to_pylist()
 
 
 def test_unlabelled_samples_and_other_datasets_take_no_part(tmp_path, random_values):

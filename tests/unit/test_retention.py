@@ -185,12 +185,30 @@ def test_the_dead_block_nobody(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
             data = store.read_bytes(announced.path)
         store.write_bytes(announced.path, data)  # as a kill would have left it
     assert collect_garbage(url, keep=1, delete=True).at_work
-    monkeypatch.setattr(presence, "STALE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(presence, "STALE_AFTER_SECONDS", -5.0)  # some stores count in seconds
     wait_for_collections(store)
     assert list_present(store, "run") == []
     end_dead_runs(store)
     assert read_run(store, "run-1").status == "failed"
     assert "killed" in (read_run(store, "run-1").error or "")
+
+
+@pytest.mark.parametrize("skew", [-86_400.0, 86_400.0])
+def test_clocks_that_differ_make_nobody_dead_or_immortal(
+    url: str, monkeypatch: pytest.MonkeyPatch, skew: float
+) -> None:
+    """A machine a day behind is at work all the same; one a day ahead is not for ever."""
+    store = Store(url)
+    clock = time.time
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(time, "time", lambda: clock() + skew)
+        announcing = present(store, "run", "run-1")
+        data = store.read_bytes(announcing.__enter__().path)
+    assert [found.name for found in list_present(store, "run")] == ["run-1"]
+    announcing.__exit__(None, None, None)
+    store.write_bytes("present/run-run-1.json", data)  # as a kill would have left it
+    monkeypatch.setattr(presence, "STALE_AFTER_SECONDS", -5.0)
+    assert list_present(store, "run") == []
 
 
 def test_announcements_are_renewed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
 
 from eigenshift.scratch import LOCK_NAME, PREFIX, YOUNG_SECONDS, scratch_folder
+from eigenshift.storage import Store
 
 ROOT = Path(__file__).parents[2]
 MAKE = "from eigenshift.scratch import scratch_folder; folder = scratch_folder(); "
@@ -57,6 +62,19 @@ def test_a_process_has_one_folder() -> None:
     assert scratch_folder().is_dir()
 
 
+def test_a_folder_that_was_cleaned_away_is_made_again() -> None:
+    """A copy that was in it is fetched again, and a workspace finds its place."""
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    data = os.urandom(50)
+    store.write_bytes("a", data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    before = store.fetch("a", sha256).parent
+    shutil.rmtree(before)
+    assert store.make_workspace().is_dir()
+    assert store.fetch("a", sha256).read_bytes() == data
+    assert scratch_folder() != before
+
+
 def test_it_goes_when_the_process_ends(tmp_path: Path) -> None:
     """With what is in it, also if it ends by an error."""
     for end in ("", "raise SystemExit(3)"):
@@ -71,13 +89,12 @@ def test_a_worker_of_a_pool_has_its_own_and_removes_it(tmp_path: Path, method: s
     """Pools end their workers without asking atexit; a forked one leaves its parent's alone."""
     script = tmp_path / "pool.py"
     script.write_text(POOL)
-    temp = tmp_path / "temp"
-    temp.mkdir()
-    output, _ = start(str(script), method, temp=temp).communicate(timeout=120)
-    other, mine, is_there = output.split()
-    assert other != mine
-    assert is_there == "True"
-    assert list(temp.glob(f"{PREFIX}*")) == []
+    with tempfile.TemporaryDirectory() as temp:  # the fork server's socket wants a short path
+        output, _ = start(str(script), method, temp=Path(temp)).communicate(timeout=120)
+        other, mine, is_there = output.split()
+        assert other != mine
+        assert is_there == "True"
+        assert list(Path(temp).glob(f"{PREFIX}*")) == []
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:

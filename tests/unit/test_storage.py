@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import errno
+import os
 import uuid
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from eigenshift.errors import ArtifactError, SettingsError, StorageError
+from eigenshift.artifacts import ArtifactStore
+from eigenshift.errors import ArtifactError, DamagedFileError, SettingsError, StorageError
+from eigenshift.retention import collect_garbage
+from eigenshift.scratch import scratch_folder
 from eigenshift.source_files import digest_file
 from eigenshift.storage import Store
+from eigenshift.verification import verify_store
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -82,3 +90,81 @@ def test_an_unknown_scheme_names_the_remedy() -> None:
     """A URL no installed filesystem opens is a settings error."""
     with pytest.raises(SettingsError, match="install the extra"):
         Store("nosuchscheme://bucket/store")
+
+
+@pytest.mark.parametrize("detour", ["a//b/store", "a/./b/store", "a/b//./store/"])
+@pytest.mark.parametrize("scheme", ["local", "memory"])
+def test_a_roundabout_root_is_the_same_store(tmp_path: Path, scheme: str, detour: str) -> None:
+    """What is written below it is listed below it, and below the plain root."""
+    base = str(tmp_path) if scheme == "local" else f"memory://{uuid.uuid4().hex}"
+    store, plain = Store(f"{base}/{detour}"), Store(f"{base}/a/b/store")
+    store.write_bytes("runs/a.json", b"one")
+    assert store.root == plain.root
+    assert store.list_paths("runs") == plain.list_paths("runs") == ["runs/a.json"]
+    assert list(store.list_named("runs", "a.json")) == ["runs/a.json"]
+
+
+def test_a_url_that_goes_up_is_refused(tmp_path: Path) -> None:
+    """On an object store `..` is a name like others; in a local path it is followed."""
+    with pytest.raises(SettingsError, match=r"without '\.\.'"):
+        Store("memory://bucket/a/../b")
+    assert Store(f"{tmp_path}/a/../b").root == Store(f"{tmp_path}/b").root
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_folder_that_cannot_be_listed_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    """What is there is unknown: a collection that took it for nothing would remove everything."""
+    store = Store(str(tmp_path))
+    store.write_bytes("runs/a.json", b"one")
+    store.write_bytes("artifacts/kind/f/manifest.json", b"{}")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("/runs"):
+            raise OSError(fault, os.strerror(fault), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert store.list_paths("artifacts") == ["artifacts/kind/f/manifest.json"]
+    with pytest.raises(StorageError, match="expected to"):
+        store.list_paths("runs")
+    with pytest.raises(StorageError):
+        collect_garbage(str(tmp_path), keep=1, delete=True, grace_hours=0)
+    with pytest.raises(StorageError):
+        verify_store(str(tmp_path))
+    assert (tmp_path / "artifacts" / "kind" / "f" / "manifest.json").exists()
+
+
+def test_a_local_file_that_changes_after_it_was_found_is_not_read(tmp_path: Path) -> None:
+    """Its digest is asked again once its time of change differs, and only then."""
+    artifacts = ArtifactStore(str(tmp_path))
+    made = artifacts.produce(
+        "values",
+        step_version=1,
+        settings={},
+        inputs=[],
+        work=lambda workspace: workspace.write_json("values.json", {"value": 12}),
+    )
+    file = artifacts.locate(made.files[0])
+    local = file.fetch()
+    local.write_text(local.read_text().replace("12", "13"))
+    with pytest.raises(DamagedFileError, match="expected sha256") as caught:
+        file.fetch()
+    assert caught.value.path == made.files[0].path
+    again = copy.copy(caught.value)  # by the way of a pickle
+    assert (str(again), again.path) == (str(caught.value), caught.value.path)
+
+
+def test_a_scratch_folder_without_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the store, which has nothing to do with it, and is not to be cleared for it."""
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.write_bytes("a", b"content")
+
+    def get_file(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
+    with pytest.raises(StorageError, match=rf"{scratch_folder()}: .*TMPDIR"):
+        store.fetch("a", "0" * 64)

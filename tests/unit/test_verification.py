@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from eigenshift import verification
 from eigenshift.manifests import MANIFEST_NAME, Manifest
+from eigenshift.retention import collect_garbage
+from eigenshift.runs import RunRecord, write_run
+from eigenshift.scratch import scratch_folder
+from eigenshift.storage import Store
+from eigenshift.traffic import metering
 from eigenshift.verification import verify_store
 from tests.support.small_store import SmallStore, build_small_store
 
@@ -209,3 +217,75 @@ def test_abandoned_files_are_counted_only(small: SmallStore) -> None:
     verdict = verify_store(small.url)
     assert verdict.is_fine
     assert "1 files without a manifest" in verdict.summary
+
+
+def test_what_cannot_be_read_is_listed_with_the_rest(
+    small: SmallStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad sector does not hide the damage behind it."""
+    bad = small.find_file("layers-0", "layers.parquet")
+    damaged = small.find_file("patch-eigenshift", "patch.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    digest = verification.digest_local_file
+
+    def read(path: Path) -> str:
+        if path == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(verification, "digest_local_file", read)
+    problems = verify_store(small.url).problems
+    assert sorted(bad.name in line or damaged.name in line for line in problems) == [True, True]
+
+
+def test_numbers_that_json_has_not_are_damage(small: SmallStore) -> None:
+    """They end neither a verification nor a collection."""
+    path = Path(small.url) / small.references["layers-0"].folder / MANIFEST_NAME
+    path.write_text(path.read_text().replace('"settings": {', '"settings": {"x": NaN, ', 1))
+    assert any(MANIFEST_NAME in line for line in verify_store(small.url).problems)
+    edited = re.sub(r'"created_at": "..', '"created_at": "x0', path.read_text())
+    path.write_text(edited)
+    assert collect_garbage(small.url, keep=1, delete=True).is_done
+
+
+def test_a_remote_store_is_read_once_and_leaves_no_copies(tmp_path: Path) -> None:
+    """Its files pass through scratch space one at a time, not all of them at once."""
+    small = build_small_store(f"memory://{tmp_path.name}")
+    before = set(scratch_folder().iterdir())
+    with metering() as meter:
+        verdict = verify_store(small.url)
+    assert verdict.is_fine
+    assert set(scratch_folder().iterdir()) == before
+    n_records = sum(len(data) for data in small_records(small))
+    assert meter.traffic.bytes_read == verdict.n_bytes + n_records
+
+
+def small_records(small: SmallStore) -> list[bytes]:
+    """Manifests, run and release records."""
+    store = small.artifacts.store
+    return [
+        store.read_bytes(path)
+        for folder in ("artifacts", "runs", "releases")
+        for path in store.list_paths(folder)
+        if path.endswith(f"/{MANIFEST_NAME}") or not path.startswith("artifacts")
+    ]
+
+
+def test_an_artifact_made_during_the_verification_is_not_missed(
+    small: SmallStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a running refresh: a record that arrives later is not held against what was listed."""
+    list_paths = Store.list_paths
+
+    def list_late(self: Store, prefix: str) -> list[str]:
+        found = list_paths(self, prefix)
+        if prefix == "artifacts":  # a run ends at this moment
+            (path,) = list_paths(self, "runs")
+            record = RunRecord.model_validate_json(self.read_bytes(path))
+            use = record.artifacts[0].model_copy(update={"fingerprint": "f" * 40})
+            later = record.model_copy(update={"run_id": "later", "artifacts": [use]})
+            write_run(self, later)
+        return found
+
+    monkeypatch.setattr(Store, "list_paths", list_late)
+    assert verify_store(small.url).problems == []
