@@ -26,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from eigenshift.errors import ArtifactError, StorageError
 from eigenshift.filesystems import explain_full_disk
+from eigenshift.local_files import digest_local_file
 from eigenshift.manifests import (
     MANIFEST_NAME,
     ArtifactReference,
@@ -38,7 +39,7 @@ from eigenshift.manifests import (
     describe_versions,
     digest_columns,
 )
-from eigenshift.storage import Store, StoredFile, digest_local_file
+from eigenshift.storage import Store, StoredFile
 from eigenshift.traffic import Meter, Traffic, metering
 
 logger = logging.getLogger(__name__)

@@ -23,9 +23,10 @@ from fsspec.utils import infer_compression
 
 from eigenshift.errors import DatasetError
 from eigenshift.filesystems import RETRIES, explain_faults, is_local_filesystem, open_filesystem
+from eigenshift.local_files import READ_BLOCK_BYTES, digest_stream
 from eigenshift.locations import split_options
 from eigenshift.scratch import scratch_folder
-from eigenshift.storage import READ_BLOCK_BYTES, ObjectState, RangeReader, digest_stream
+from eigenshift.storage import ObjectState, RangeReader
 from eigenshift.traffic import current_meter
 
 

@@ -8,12 +8,9 @@ are `source_files.py`. Every request is counted (`traffic.py`).
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import io
 import os
 import posixpath
-import shutil
 import tempfile
 import threading
 import uuid
@@ -35,15 +32,19 @@ from eigenshift.filesystems import (
     open_filesystem,
     read_whole,
 )
+from eigenshift.local_files import (
+    digest_local_file,
+    digest_stream,
+    put_bytes,
+    put_file,
+    recall_digest,
+    walk,
+    walk_named,
+)
 from eigenshift.locations import split_options
 from eigenshift.scratch import scratch_folder
 from eigenshift.traffic import current_meter
 
-READ_BLOCK_BYTES = 4 << 20
-REMEMBERED_DIGESTS = 200_000
-
-_DIGESTS: dict[tuple[int, ...], str] = {}
-"""Of local files that were read whole, by what tells that they are the same."""
 _COPY_LOCKS: dict[str, threading.Lock] = {}
 """By digest: two tasks that need one object fetch it once."""
 
@@ -174,7 +175,7 @@ class Store:
         full = self._full(path)
         if self.is_local:
             with explain_faults(self.uri(path), "write"):
-                _replace_file(Path(full), lambda partial_path: _write_synced(partial_path, data))
+                put_bytes(Path(full), data)
         else:
             self._put(path, partial(self._filesystem.pipe_file, full, data))
         current_meter().count(written=len(data))
@@ -188,8 +189,7 @@ class Store:
         full, n_bytes = self._full(path), local.stat().st_size
         if self.is_local:
             with explain_faults(self.uri(path), "write"):
-                _sync_file(local)
-                _move_file(local, Path(full))
+                put_file(local, Path(full))
         else:
             self._put(path, partial(self._filesystem.put_file, str(local), full))
         current_meter().count(written=n_bytes)
@@ -216,7 +216,7 @@ class Store:
             with explain_faults(self.uri(prefix), "list"):
                 return {
                     path[len(root) :]: ObjectState(status.st_size, None, status.st_mtime)
-                    for path, status in _walk(self._full(prefix))
+                    for path, status in walk(self._full(prefix))
                     if not path.endswith(".partial")
                 }
 
@@ -248,7 +248,7 @@ class Store:
         with explain_faults(self.uri(prefix), "list"):
             return {
                 path[len(str(root)) + 1 :]: ObjectState(status.st_size, None, status.st_mtime)
-                for path, status in _walk_named(str(root / prefix), name)
+                for path, status in walk_named(str(root / prefix), name)
             }
 
     def fetch(self, path: str, sha256: str) -> Path:
@@ -555,38 +555,6 @@ class RangeReader(io.RawIOBase):
         return len(data)
 
 
-def digest_local_file(path: Path) -> str:
-    """sha256 of a file of this machine, as hex; every byte is read."""
-    with path.open("rb") as handle:
-        before = _identify(os.fstat(handle.fileno()))
-        digest = digest_stream(handle)
-        if _identify(os.fstat(handle.fileno())) == before:
-            if len(_DIGESTS) >= REMEMBERED_DIGESTS:
-                _DIGESTS.clear()
-            _DIGESTS[before] = digest
-    return digest
-
-
-def recall_digest(path: Path) -> str:
-    """sha256 of a file of this machine, as hex; read only if it has changed since it was last.
-
-    What tells is its inode, size and time of change, as for make or rsync.
-    """
-    return _DIGESTS.get(_identify(path.stat())) or digest_local_file(path)
-
-
-def _identify(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def digest_stream(handle: Any) -> str:
-    """sha256 of what is left of an open file, as hex."""
-    digest = hashlib.sha256()
-    while block := handle.read(READ_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def _normalise(path: str, root: str) -> str:
     """A root without `//` and `/./`, which paths joined to it lose, too.
 
@@ -600,65 +568,3 @@ def _normalise(path: str, root: str) -> str:
     if not path.strip("/"):
         return path
     return ("/" if path.startswith("/") else "") + posixpath.normpath(path).lstrip("/")
-
-
-def _walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Paths and states of all files below a folder; unlike fsspec's, leaves no fault out."""
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(entry.path)
-                continue
-            with suppress(FileNotFoundError):  # gone this moment
-                yield entry.path, entry.stat()
-
-
-def _walk_named(folder: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Paths and states of files called `name`; os.scandir, since there may be many thousands."""
-    path = f"{folder}/{name}"
-    with suppress(FileNotFoundError, NotADirectoryError):
-        yield path, os.stat(path)  # noqa: PTH116 - a Path for each would double the time
-        return
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        folders = sorted(entry.path for entry in entries if entry.is_dir())
-        for inner in folders:
-            yield from _walk_named(inner, name)
-
-
-def _replace_file(target: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target, then rename over it; nothing is left behind if that fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        write(beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _move_file(local: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        local.replace(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        _replace_file(target, lambda beside: _copy_synced(local, beside))
-
-
-def _copy_synced(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    _sync_file(target)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _sync_file(path: Path) -> None:
-    """Have the bytes on disk before a name says they are complete."""
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())

@@ -22,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 
 from eigenshift import schemas
 from eigenshift.errors import ArtifactError, StorageError
+from eigenshift.local_files import digest_local_file
 from eigenshift.manifests import MANIFEST_NAME, FileRecord, Manifest, compute_fingerprint
 from eigenshift.releases import CURRENT_NAME, Release
 from eigenshift.runs import RunRecord
-from eigenshift.storage import Store, digest_local_file
+from eigenshift.storage import Store
 
 OUTSIDE_KINDS = frozenset({"source", "weights", "classifier", "lexicon"})
 """Inputs that are digests of files outside the store."""

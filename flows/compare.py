@@ -19,7 +19,7 @@ from eigenshift.manifests import ArtifactReference
 from eigenshift.reporting import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role
 from eigenshift.trials import choose_for_confirmation
-from flows import stages, trials
+from flows import detection_stages, stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 from flows.publication import publish_comparison
@@ -46,7 +46,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
         units: list[ArtifactReference] = []
         if any(Need.units in find_recipe(item.intervention).needs for item in requests.values()):
             samples = sources.samples[Role.labelled][dataset]
-            units = stages.study_units(journal, model, dataset, samples)
+            units = detection_stages.study_units(journal, model, dataset, samples)
         evidence = stages.gather_evidence(journal, sources, study, dataset=dataset, units=units)
         patches = stages.build_patches(journal, model, evidence, requests)
         patches |= _build_tuned(journal, model, study, evidence)

@@ -11,7 +11,7 @@ from prefect import flow
 
 from eigenshift.reporting import Detection
 from eigenshift.settings import DetectionSettings, Role
-from flows import stages
+from flows import detection_stages, stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 from flows.runners import run_tasks
@@ -29,7 +29,7 @@ def detect(settings: DetectionSettings) -> Detection:
     with journal.recording(), run_tasks(settings.execution):
         model = stages.identify_model(journal, must_generate=False)
         samples = stages.ingest_samples(journal, (Role.labelled,))
-        stages.study_detection(journal, model, samples[Role.labelled])
+        detection_stages.study_detection(journal, model, samples[Role.labelled])
     return Detection(run_id=journal.record.run_id, store=journal.root, stages=journal.record.stages)
 
 

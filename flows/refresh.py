@@ -31,7 +31,7 @@ from eigenshift.releases import promote_patch
 from eigenshift.reporting import RefreshOutcome, explain_hold
 from eigenshift.runs import finish_run
 from eigenshift.settings import RefreshSettings, Role
-from flows import judging, stages
+from flows import detection_stages, judging, stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
 from flows.overlap import OverlapError, one_refresh_at_a_time
@@ -66,7 +66,7 @@ def _refresh(settings: RefreshSettings) -> RefreshOutcome:
     with journal.recording(), run_tasks(settings.execution):
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
-        stages.study_detection(journal, model, sources.samples[Role.labelled])
+        detection_stages.study_detection(journal, model, sources.samples[Role.labelled])
         try:
             study = stages.study_components(journal, model, sources)
         except NothingToDampError as error:
