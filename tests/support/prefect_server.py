@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 SECONDS_TO_START = 120
@@ -22,6 +22,20 @@ def find_free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def find_free_ports(count: int) -> int:
+    """The first of several ports in a row that nobody listens on."""
+    while True:
+        first = find_free_port()
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    listener = stack.enter_context(closing(socket.socket()))
+                    listener.bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue
+        return first
 
 
 @contextmanager

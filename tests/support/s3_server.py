@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.prefect_server import find_free_port
+from tests.support.prefect_server import find_free_ports
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci" / "s3_server"
@@ -66,7 +66,7 @@ def is_installed() -> bool:
 def s3_server_process(folder: Path) -> Iterator[S3Server]:
     """Start a server with its data in a folder, and stop it."""
     for _ in range(3):
-        port = find_free_port()  # and the three after it, which are free more often than not
+        port = find_free_ports(4)
         words = [sys.executable, str(SCRIPT), "start", str(folder), str(port)]
         found = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ))
         if found.returncode == 0:
