@@ -89,9 +89,19 @@ class Artifact:
             FileReference(
                 **self.reference.model_dump(),
                 file=record.name,
-                **record.model_dump(include={"stored_as", "bytes", "rows", "sha256", "etag"}),
+                mark=record.etag,
+                **record.model_dump(include={"stored_as", "bytes", "rows", "sha256"}),
             )
             for record in self.manifest.files
+        )
+
+    def mark_files(self) -> tuple[FileReference, ...]:
+        """`files`, those of a local store marked; they were read whole a moment ago."""
+        if not self._store.is_local:
+            return self.files
+        return tuple(
+            file.model_copy(update={"mark": self._store.mark_local(file.path, file.sha256)})
+            for file in self.files
         )
 
     @property
@@ -339,7 +349,12 @@ class ArtifactStore:
                     continue
                 elapsed = time.perf_counter() - started
                 results[reference] = StageResult(
-                    reference, True, elapsed, found.manifest.rows, meter.take(), files=found.files
+                    reference,
+                    True,
+                    elapsed,
+                    found.manifest.rows,
+                    meter.take(),
+                    files=found.mark_files(),
                 )
             if missing:
                 wanted = {name: drafts[name] for name in missing.values()}
@@ -403,7 +418,7 @@ class ArtifactStore:
         self.store.write_bytes(f"{reference.folder}/{MANIFEST_NAME}", manifest.encode())
         elapsed = share + time.perf_counter() - started
         n_tokens = int(manifest.facts.get("n_tokens", 0))
-        files = Artifact(self.store, manifest).files
+        files = Artifact(self.store, manifest).mark_files()
         return StageResult(reference, False, elapsed, manifest.rows, meter.take(), n_tokens, files)
 
     def _publish_files(
@@ -472,7 +487,7 @@ def _draft(kind: str, step_version: int, order: Order) -> _Draft:
 
 
 def _locate(store: Store, file: FileReference) -> StoredFile:
-    return StoredFile(store, file.path, file.bytes, file.sha256, file.etag)
+    return StoredFile(store, file.path, file.bytes, file.sha256, file.mark)
 
 
 def _read_tables(store: Store, files: Iterable[FileReference]) -> pa.Table:

@@ -26,16 +26,15 @@ def ask_concurrently(ask: Callable[[Item], Answer], items: Iterable[Item]) -> li
     items = list(items)
     if len(items) < 2:
         return [ask(item) for item in items]
-    with ThreadPoolExecutor(min(N_REQUESTS, len(items))) as pool:
+    pool = ThreadPoolExecutor(min(N_REQUESTS, len(items)))
+    try:
         tasks = [pool.submit(contextvars.copy_context().run, ask, item) for item in items]
-        try:
-            ended, _ = wait(tasks, return_when=FIRST_EXCEPTION)
-        except BaseException:  # the caller is interrupted
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        if len(ended) < len(tasks):
-            pool.shutdown(cancel_futures=True)
-        for task in tasks:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
-        return [task.result() for task in tasks]
+        wait(tasks, return_when=FIRST_EXCEPTION)
+    except BaseException:  # the caller is interrupted and does not wait for those under way
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(cancel_futures=True)
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+    return [task.result() for task in tasks]

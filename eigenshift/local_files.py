@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,26 +21,54 @@ REMEMBERED_DIGESTS = 200_000
 
 _DIGESTS: dict[tuple[int, ...], str] = {}
 """Of files that were read whole, by what tells that they are the same."""
+_READING: dict[tuple[int, ...], threading.Lock] = {}
+"""Two tasks that need the digest of one file read it once."""
 
 
 def digest_local_file(path: Path) -> str:
     """sha256 of a file of this machine, as hex; every byte is read."""
     with path.open("rb") as handle:
-        before = _identify(os.fstat(handle.fileno()))
+        # before it is read: a file that changes meanwhile is another one afterwards
+        identity = _identify(os.fstat(handle.fileno()))
         digest = digest_stream(handle)
-        if _identify(os.fstat(handle.fileno())) == before:
-            if len(_DIGESTS) >= REMEMBERED_DIGESTS:
-                _DIGESTS.clear()
-            _DIGESTS[before] = digest
+    if len(_DIGESTS) >= REMEMBERED_DIGESTS:
+        _DIGESTS.clear()
+    _DIGESTS[identity] = digest
     return digest
 
 
 def recall_digest(path: Path) -> str:
     """sha256 of a file of this machine, as hex; read only if it has changed since it was last.
 
-    What tells is its inode, size and time of change, as for make or rsync.
+    What tells is its inode, size and time of last write, as for make or rsync.
     """
-    return _DIGESTS.get(_identify(path.stat())) or digest_local_file(path)
+    identity = _identify(path.stat())
+    with _READING.setdefault(identity, threading.Lock()):
+        digest = _DIGESTS.get(identity) or digest_local_file(path)
+    _READING.pop(identity, None)
+    return digest
+
+
+def mark_file(path: Path, sha256: str) -> str | None:
+    """What tells other processes that a file still has this digest; None if it is not known here.
+
+    Returns:
+        Inode, size and time of last write.
+    """
+    with suppress(OSError):  # gone or refused this moment: the reader explains it
+        status = path.stat()
+        if _DIGESTS.get(_identify(status)) == sha256:
+            return _show_mark(status)
+    return None
+
+
+def has_mark(path: Path, mark: str | None) -> bool:
+    """Whether a file is the one that was marked, unchanged."""
+    return mark is not None and _show_mark(path.stat()) == mark
+
+
+def _show_mark(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
 def _identify(status: os.stat_result) -> tuple[int, ...]:
@@ -55,14 +84,17 @@ def digest_stream(handle: Any) -> str:
 
 
 def walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Paths and states of all files below a folder; unlike fsspec's, leaves no fault out."""
+    """Paths and states of all files below a folder; unlike fsspec's, leaves no fault out.
+
+    The folder may be a link; links below it are files themselves, so nothing leads out of it.
+    """
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 yield from walk(entry.path)
                 continue
             with suppress(FileNotFoundError):  # gone this moment
-                yield entry.path, entry.stat()
+                yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def walk_named(folder: str, name: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -52,7 +52,9 @@ class FileReference(ArtifactReference):
     bytes: int
     rows: int | None
     sha256: str
-    etag: str | None = None
+    mark: str | None = None
+    """What tells that the file is the one the run found, without reading it: the store's entity
+    tag, or of a local file inode, size and time of last write."""
 
     @property
     def path(self) -> str:

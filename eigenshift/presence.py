@@ -28,6 +28,8 @@ from eigenshift.storage import Store
 logger = logging.getLogger(__name__)
 
 FOLDER = "present"
+CLOCK = f"{FOLDER}/clock"
+"""Put whenever somebody asks for the time, and left there."""
 RENEW_EVERY_SECONDS = 20.0
 STALE_AFTER_SECONDS = 600.0
 LOOK_EVERY_SECONDS = 1.0
@@ -147,10 +149,6 @@ def _read_all(store: Store, kind: Kind) -> list[tuple[Presence, float]]:
 
 def _read_clock(store: Store) -> float | None:
     """What time it is by the store's own clock: when it says that it put an object just now."""
-    path = f"{FOLDER}/clock-{uuid.uuid4().hex}"
-    store.write_bytes(path, b"")
-    try:
-        state = store.inspect(path)
-    finally:
-        store.remove(path)
+    store.write_bytes(CLOCK, b"")
+    state = store.inspect(CLOCK)
     return None if state is None else state.modified_at

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime, timezone
 
+from pydantic import ValidationError
+
 from eigenshift.errors import DamagedFileError
-from eigenshift.manifests import MANIFEST_NAME
+from eigenshift.manifests import MANIFEST_NAME, Manifest
 from eigenshift.releases import settle_current
 from eigenshift.storage import Store
 from eigenshift.verification import Verdict
@@ -50,12 +52,18 @@ def set_aside_damaged(store: Store, error: DamagedFileError) -> str | None:
     noticed.
 
     Returns:
-        What was done, None if there was nothing to do any more.
+        What was done, None if there is nothing to do: somebody has made it again already.
     """
-    folder, _, _ = error.path.rpartition("/")
+    folder, _, name = error.path.rpartition("/")
     path = f"{folder}/{MANIFEST_NAME}"
     data = store.find_bytes(path)
-    return None if data is None else _set_aside(store, path, data)
+    try:
+        files = [] if data is None else Manifest.model_validate_json(data).files
+    except ValidationError:  # the next run sees that by itself
+        return None
+    if data is None or all(file.stored_as != name for file in files):
+        return None
+    return _set_aside(store, path, data)
 
 
 def _set_aside(store: Store, path: str, data: bytes) -> str:

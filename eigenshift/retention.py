@@ -237,9 +237,10 @@ def _list_files(
 ) -> tuple[list[str], int, int]:
     """Files to remove, how many of them no manifest lists, and all their bytes.
 
-    A manifest that cannot be read is such a file, unless it is that of an artifact in use: then
-    the next run makes it again.
+    A manifest that is not sound is such a file, with what lies beside it, unless the artifact is in
+    use: then everything stays for the next run, or for a person.
     """
+    unclear = reached - set(manifests)
     listed = {
         f"artifacts/{kind}/{digest}/{file.stored_as}": (kind, digest) not in reached
         for (kind, digest), manifest in manifests.items()
@@ -255,6 +256,8 @@ def _list_files(
             if path in not_loose:
                 continue
             if path not in listed:
+                if tuple(path.split("/")[1:3]) in unclear:
+                    continue
                 if state.modified_at is None or state.modified_at > oldest:
                     continue
                 n_orphans += 1

@@ -19,10 +19,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-PREFIX = "eigenshift-"
+PREFIX = "eigenshift-scratch-"
 LOCK_NAME = ".in-use"
 YOUNG_SECONDS = 3600.0
-"""A folder without a holder may be one that another process is making at this moment."""
+"""A lock without a holder may be one that another process is about to take."""
+UNLOCKED_KEPT_SECONDS = 7 * 24 * 3600.0
+"""Of a folder without a lock: its process was killed before it had one, or cannot have one here."""
 
 _MAKING = threading.Lock()
 
@@ -43,7 +45,10 @@ def _make(_process_id: int) -> Path:
     _remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     lock = FileLock(folder / LOCK_NAME, thread_local=False)
-    lock.acquire()
+    try:
+        lock.acquire()
+    except OSError:  # some network filesystems have no locks
+        (folder / LOCK_NAME).unlink(missing_ok=True)
     # atexit alone is not asked in the workers of multiprocessing's pools
     util.Finalize(None, _remove, (folder, lock), exitpriority=0)
     return folder
@@ -56,10 +61,13 @@ def _remove(folder: Path, lock: FileLock) -> None:
 
 def _remove_abandoned() -> None:
     """Remove the folders of processes that were killed, wherever we may."""
-    for lock_file in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK_NAME}"):
-        folder = lock_file.parent
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         # another process was faster, it is another user's, or somebody holds it
         with suppress(OSError, Timeout):
-            if time.time() - folder.stat().st_mtime > YOUNG_SECONDS:
-                with FileLock(lock_file, timeout=0):
-                    shutil.rmtree(folder)
+            age = time.time() - folder.stat().st_mtime
+            if (folder / LOCK_NAME).exists():
+                if age > YOUNG_SECONDS:
+                    with FileLock(folder / LOCK_NAME, timeout=0):
+                        shutil.rmtree(folder)
+            elif age > UNLOCKED_KEPT_SECONDS:
+                shutil.rmtree(folder)

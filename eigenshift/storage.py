@@ -35,6 +35,8 @@ from eigenshift.filesystems import (
 from eigenshift.local_files import (
     digest_local_file,
     digest_stream,
+    has_mark,
+    mark_file,
     put_bytes,
     put_file,
     recall_digest,
@@ -212,26 +214,26 @@ class Store:
         """
         root = self._root.rstrip("/") + "/"
         if self.is_local:
+            found = self._ask(prefix, "list", lambda: list(walk(self._full(prefix))))
             current_meter().count()
-            with explain_faults(self.uri(prefix), "list"):
-                return {
-                    path[len(root) :]: ObjectState(status.st_size, None, status.st_mtime)
-                    for path, status in walk(self._full(prefix))
-                    if not path.endswith(".partial")
-                }
+            return {
+                path[len(root) :]: ObjectState(status.st_size, None, status.st_mtime)
+                for path, status in found
+                if not path.endswith(".partial")
+            }
 
         def look() -> Any:
             self._filesystem.invalidate_cache()
             return self._filesystem.find(self._full(prefix), detail=True)
 
         try:
-            found = self._ask(prefix, "list", look)
+            infos = self._ask(prefix, "list", look)
         except FileNotFoundError:
             return {}
         current_meter().count()
         return {
             path[len(root) :]: ObjectState.from_info(info)
-            for path, info in found.items()
+            for path, info in infos.items()
             if path.startswith(root)
         }
 
@@ -251,12 +253,13 @@ class Store:
                 for path, status in walk_named(str(root / prefix), name)
             }
 
-    def fetch(self, path: str, sha256: str) -> Path:
+    def fetch(self, path: str, sha256: str, mark: str | None = None) -> Path:
         """Return a local file with the object's content.
 
-        A local store's own file is returned, digested once by this process and again if it has
-        changed since; a remote object is copied into this process's scratch folder, under its
-        digest: once, whoever asks, from whatever thread.
+        A local store's own file is returned if it has the mark it was found with; without one, or
+        with another, it is digested, once by this process unless it changes. A remote object is
+        copied into this process's scratch folder, under its digest: once, whoever asks, from
+        whatever thread.
 
         Raises:
             ArtifactError: The object is missing.
@@ -265,11 +268,14 @@ class Store:
         """
         if self.is_local:
             local = Path(self._full(path))
-            with explain_faults(self.uri(path), "read"):
-                try:
-                    found = recall_digest(local)
-                except (FileNotFoundError, IsADirectoryError) as error:
-                    raise self._describe_missing(path) from error
+
+            def ask() -> str:
+                return sha256 if has_mark(local, mark) else recall_digest(local)
+
+            try:
+                found = self._ask(path, "read", ask)
+            except FileNotFoundError as error:
+                raise self._describe_missing(path) from error
             if found != sha256:
                 raise self._describe_damage(path, f"sha256 {sha256[:12]}", found[:12])
             return local
@@ -374,20 +380,29 @@ class Store:
             raise ValueError(f"{self.root} is not a folder of this machine")
         return Path(self._full(path))
 
-    def check_mark(self, path: str, etag: str | None) -> None:
-        """Check that an object which is read by parts still has its entity tag.
+    def mark_local(self, path: str, sha256: str) -> str | None:
+        """What tells later that a local object still has this digest (`local_files.mark_file`)."""
+        return mark_file(self.local_path(path), sha256)
+
+    def check_mark(self, path: str, n_bytes: int, sha256: str, etag: str | None) -> None:
+        """Check that an object which is read by parts is the one that was found.
+
+        Its entity tag says so at once; with another, as after a move of the store, its content.
 
         Raises:
             ArtifactError: It is missing.
-            DamagedFileError: It has another one.
+            DamagedFileError: Its bytes do not have the given digest.
         """
         if etag is None:
             return
         state = self.inspect(path)
         if state is None:
             raise self._describe_missing(path)
-        if state.etag != etag:
-            raise self._describe_damage(path, f"entity tag {etag}", str(state.etag))
+        if state.etag == etag:
+            return
+        found = self.digest(path, n_bytes)
+        if found != sha256:
+            raise self._describe_damage(path, f"sha256 {sha256[:12]}", found[:12])
 
     def _download(self, path: str, local: Path) -> None:
         def get() -> None:
@@ -441,14 +456,14 @@ class StoredFile:
         path: Relative to the store's root.
         n_bytes: Its size.
         sha256: Its digest.
-        etag: Its entity tag, where the store has them.
+        mark: What tells that it is unchanged (`FileReference.mark`).
     """
 
     store: Store
     path: str
     n_bytes: int
     sha256: str
-    etag: str | None = None
+    mark: str | None = None
 
     @property
     def uri(self) -> str:
@@ -457,7 +472,7 @@ class StoredFile:
 
     def fetch(self) -> Path:
         """Return a local file with its content (`Store.fetch`)."""
-        return self.store.fetch(self.path, self.sha256)
+        return self.store.fetch(self.path, self.sha256, self.mark)
 
     def find_near(self) -> Path | None:
         """A file of this machine with its content, without any request; None if there is none.
@@ -469,7 +484,7 @@ class StoredFile:
 
     def check_mark(self) -> None:
         """Check that it was not replaced (`Store.check_mark`)."""
-        self.store.check_mark(self.path, self.etag)
+        self.store.check_mark(self.path, self.n_bytes, self.sha256, self.mark)
 
     def reader(self) -> RangeReader:
         """Return a reader of its ranges (`Store.reader`)."""

@@ -76,6 +76,8 @@ class Verdict:
     damaged: dict[str, str] = field(default_factory=dict)
     """Manifests and run records that are wrong, or whose files are: to be set aside. Path -> sha256
     of the object then, so that one made again meanwhile is left alone."""
+    n_unread: int = 0
+    """Objects that storage did not give: a problem, but perhaps none of theirs."""
     unsettled_models: list[str] = field(default_factory=list)
     """Models whose release pointer does not agree with the history."""
     n_artifacts: int = 0
@@ -119,6 +121,12 @@ class Verdict:
         """What to do about the problems, None if there are none."""
         if self.is_fine:
             return None
+        if self.n_unread:
+            return (
+                f"{self.n_unread} objects could not be read; they may be sound, and --repair "
+                "leaves them alone. Mend storage, credentials or the disk for temporary files "
+                "first, then verify again. What can never be read again is best deleted by hand."
+            )
         if self.damaged:
             return (
                 f"{len(self.damaged)} objects are damaged, and what depends on them is named too. "
@@ -150,9 +158,13 @@ def verify_store(store_url: str) -> Verdict:
     releases = _read_records(store, "releases", Release, "a release record", verdict)
     runs = _read_records(store, "runs", RunRecord, "a run record", verdict)
     manifests = _read_manifests(store, verdict)
+    findings = _examine_files(store, manifests)
     for path, (manifest, digest) in manifests.items():
+        unread = [item for item in findings[path] if isinstance(item, _Unread)]
+        verdict.problems.extend(item.problem for item in unread)
+        verdict.n_unread += len(unread)
         n_before = len(verdict.problems)
-        _check_manifest(store, path, manifest, verdict)
+        _check_manifest(store, path, manifest, findings[path], verdict)
         if len(verdict.problems) > n_before:
             verdict.damaged[path] = digest
     by_key = {(found.kind, found.fingerprint): found for found, _ in manifests.values()}
@@ -210,6 +222,7 @@ def _read_objects(
             continue
         if isinstance(data, StorageError):
             verdict.problems.append(str(data))
+            verdict.n_unread += 1
             objects.append((path, None, ""))
             continue
         digest = hashlib.sha256(data).hexdigest()
@@ -223,7 +236,9 @@ def _read_objects(
     return objects
 
 
-def _check_manifest(store: Store, path: str, manifest: Manifest, verdict: Verdict) -> None:
+def _check_manifest(
+    store: Store, path: str, manifest: Manifest, findings: Sequence[_Finding], verdict: Verdict
+) -> None:
     """Place, fingerprint and files of one artifact, then the accounting of its rows."""
     place = store.uri(path)
     expected = f"artifacts/{manifest.kind}/{manifest.fingerprint}/{MANIFEST_NAME}"
@@ -242,15 +257,11 @@ def _check_manifest(store: Store, path: str, manifest: Manifest, verdict: Verdic
             f"{place}: expected fingerprint {computed[:12]} (of its settings and inputs), found "
             f"{manifest.fingerprint[:12]}. The manifest was edited."
         )
-    folder = path.removesuffix(MANIFEST_NAME)
     verdict.n_files += len(manifest.files)
     verdict.n_bytes += manifest.bytes
-    found = store.ask_all(
-        lambda file: _examine_file(store, folder, manifest.kind, file), manifest.files
-    )
-    verdict.problems.extend(finding for finding in found if isinstance(finding, str))
-    counts = [finding for finding in found if isinstance(finding, _RowCounts)]
-    if manifest.kind == "samples" and len(counts) == len(found):
+    verdict.problems.extend(item.problem for item in findings if isinstance(item, _Damage))
+    counts = [item for item in findings if isinstance(item, _RowCounts)]
+    if manifest.kind == "samples" and len(counts) == len(findings):
         verdict.problems.extend(f"{place}: {problem}" for problem in _find_lost_rows(counts))
 
 
@@ -262,9 +273,43 @@ class _RowCounts:
     found: Counter[str] = field(default_factory=Counter)
 
 
-def _examine_file(store: Store, folder: str, kind: str, file: FileRecord) -> _RowCounts | str:
+@dataclass(frozen=True)
+class _Damage:
+    """A file that is missing or not what its manifest says."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A file that could not be read now."""
+
+    problem: str
+
+
+_Finding = _RowCounts | _Damage | _Unread
+
+
+def _examine_files(
+    store: Store, manifests: Mapping[str, tuple[Manifest, str]]
+) -> dict[str, list[_Finding]]:
+    """What is found of the files of each manifest, by the manifest's path and in its order."""
+    files = [
+        (path, manifest.kind, file)
+        for path, (manifest, _) in manifests.items()
+        for file in manifest.files
+    ]
+    findings: dict[str, list[_Finding]] = {path: [] for path in manifests}
+    found = store.ask_all(lambda item: _examine_file(store, *item), files)
+    for (path, _, _), finding in zip(files, found, strict=True):
+        findings[path].append(finding)
+    return findings
+
+
+def _examine_file(store: Store, manifest_path: str, kind: str, file: FileRecord) -> _Finding:
     """Read a file once: what its rows come from, or what is wrong with it."""
-    path = f"{folder}{file.stored_as}"
+    path = f"{manifest_path.removesuffix(MANIFEST_NAME)}{file.stored_as}"
+    place = store.uri(path)
     try:
         with store.borrow(path) as local:
             problem = _find_content_problem(file, local) or find_format_problem(kind, file, local)
@@ -272,9 +317,11 @@ def _examine_file(store: Store, folder: str, kind: str, file: FileRecord) -> _Ro
                 return _count_rows(file.name, local) if kind == "samples" else _RowCounts()
     except ArtifactError:
         problem = "expected a file (manifest), found none."
-    except (StorageError, OSError) as error:
-        problem = f"expected to read it, found {type(error).__name__}: {error}"
-    return f"{store.uri(path)}: {problem}"
+    except StorageError as error:
+        return _Unread(str(error))
+    except OSError as error:
+        return _Unread(f"{place}: expected to read it, found {type(error).__name__}: {error}.")
+    return _Damage(f"{place}: {problem}")
 
 
 def _find_content_problem(file: FileRecord, local: Path) -> str | None:

@@ -101,7 +101,8 @@ class RunJournal:
                 finish_run(self.record, "failed", error=reason)
                 if isinstance(error, DamagedFileError):
                     with logging_faults("the damaged artifact could not be set aside"):
-                        logger.warning("%s", set_aside_damaged(store, error))
+                        done = set_aside_damaged(store, error)
+                        logger.warning("%s", done or "the damaged artifact was made again already")
                 with logging_faults("the run's record could not be written"):
                     write_run(store, self.record)
                 setattr(error, FAILED_RUN, describe_failure(self.record, self.root))

@@ -109,6 +109,22 @@ def test_damage_that_only_a_reader_noticed_is_made_again(
     assert len(store.list_paths("damaged")) == 1
 
 
+def test_what_another_run_made_again_is_not_set_aside(tmp_path: Path) -> None:
+    """The damage one run met is of a file that is no longer the artifact's."""
+    url = f"memory://{tmp_path.name}"
+    store = Store(url)
+    (file,) = make(url, 1).files
+    store.write_bytes(file.path, b"damaged")
+    again = make(url, 1)
+    assert not again.was_cached
+    store.write_bytes(file.path, b"damaged")  # the former attempt's, whoever still refers to it
+    journal = RunJournal("refresh", make_settings(url))
+    with pytest.raises(DamagedFileError), journal.recording():
+        ArtifactStore(url).locate(file).fetch()
+    assert store.list_paths("damaged") == []
+    assert make(url, 1).was_cached
+
+
 def test_a_record_is_written_again_only_if_a_stage_made_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

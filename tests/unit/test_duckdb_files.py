@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from eigenshift import duckdb_files
 from eigenshift.duckdb_files import TAIL_BYTES, read_schemas, register_files
-from eigenshift.errors import ArtifactError
+from eigenshift.errors import ArtifactError, DamagedFileError
 from eigenshift.storage import Store, StoredFile
 from eigenshift.traffic import Traffic, metering
 
@@ -72,14 +72,19 @@ def ask_repeatedly(files: list[StoredFile], n_times: int, n_threads: int) -> set
 @pytest.fixture
 def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads take a random moment, so that threads interleave in every way."""
-    read, stream = MemoryFileSystem.cat_file, random.Random(1)
+    read, get, stream = MemoryFileSystem.cat_file, MemoryFileSystem.get_file, random.Random(1)
 
     def cat_file(self: MemoryFileSystem, path: str, start: int, end: int) -> bytes:
         time.sleep(stream.random() * 0.0004)
         found: bytes = read(self, path, start=start, end=end)
         return found
 
+    def get_file(self: MemoryFileSystem, *arguments: Any, **keywords: Any) -> None:
+        time.sleep(0.05)
+        get(self, *arguments, **keywords)
+
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
 
 
 @pytest.fixture
@@ -203,11 +208,18 @@ def test_more_small_files_than_there_is_room_for_are_read_in_place(
 
 
 @pytest.mark.usefixtures("in_place")
-def test_a_large_file_that_was_replaced_is_an_error() -> None:
-    """Its size and the ranges that would be read may be right; its entity tag is not."""
-    files, _ = write_files(f"memory://{uuid.uuid4().hex}")
-    marked = [replace(file, etag="of another content") for file in files]
-    with pytest.raises(ArtifactError, match="expected entity tag of another content"):
+@pytest.mark.parametrize("is_moved", [True, False])
+def test_a_large_file_with_another_entity_tag_is_compared_by_content(is_moved: bool) -> None:
+    """A store that was moved has other tags for the same bytes; a replaced file has other bytes."""
+    files, expected = write_files(f"memory://{uuid.uuid4().hex}")
+    marked = [replace(file, mark="of before") for file in files]
+    if is_moved:
+        assert ask_repeatedly(marked, 1, 2) == {expected}
+        return
+    data = bytearray(files[2].store.read_bytes(files[2].path))
+    data[len(data) // 2] ^= 1
+    files[2].store.write_bytes(files[2].path, bytes(data))
+    with pytest.raises(DamagedFileError, match="expected sha256"):
         ask_repeatedly(marked, 1, 2)
 
 

@@ -205,6 +205,11 @@ def test_clocks_that_differ_make_nobody_dead_or_immortal(
         announcing = present(store, "run", "run-1")
         data = store.read_bytes(announcing.__enter__().path)
     assert [found.name for found in list_present(store, "run")] == ["run-1"]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(time, "time", lambda: clock() + skew)
+        with present(store, "collection", "c"):
+            assert [found.name for found in list_present(store, "run")] == ["run-1"]
+            assert len(list_present(store, "collection")) == 1
     announcing.__exit__(None, None, None)
     store.write_bytes("present/run-run-1.json", data)  # as a kill would have left it
     monkeypatch.setattr(presence, "STALE_AFTER_SECONDS", -5.0)
@@ -220,7 +225,7 @@ def test_announcements_are_renewed(url: str, monkeypatch: pytest.MonkeyPatch) ->
         while list_present(store, "run")[0].renewed_at <= announced.began_at:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    assert store.list_paths("present") == []
+    assert store.list_paths("present") == [presence.CLOCK]
 
 
 def test_a_collection_cut_off_anywhere_leaves_no_broken_artifact(
@@ -292,3 +297,21 @@ def test_loose_files_go_when_they_are_old_enough(tmp_path: Path) -> None:
     collect_garbage(url, keep=1, delete=True, grace_hours=0)
     assert not young.parent.exists()
     assert list_artifacts(url) == keys(kept)
+
+
+def test_what_lies_beside_a_damaged_manifest_in_use_stays(url: str) -> None:
+    """The next run can make an artifact again, but not the patch of an old release."""
+    released = make(url, "patch", 1)
+    record(url, "run-1", released)
+    promote_patch(Store(url), "model", "run-1", released, "test")
+    unused = make(url, "step", 2)
+    store = Store(url)
+    for reference in (released, unused):
+        path = f"{reference.folder}/manifest.json"
+        edited = store.read_bytes(path).replace(b'"elapsed_seconds": ', b'"elapsed_seconds": 1')
+        store.write_bytes(path, edited)
+    before = store.list_paths(released.folder)
+    assert len(before) == 2
+    assert collect_garbage(url, keep=1, delete=True, grace_hours=-1).is_done
+    assert store.list_paths(released.folder) == before
+    assert store.list_paths(unused.folder) == []

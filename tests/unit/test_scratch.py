@@ -14,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from eigenshift.scratch import LOCK_NAME, PREFIX, YOUNG_SECONDS, scratch_folder
+from eigenshift.scratch import (
+    LOCK_NAME,
+    PREFIX,
+    UNLOCKED_KEPT_SECONDS,
+    YOUNG_SECONDS,
+    scratch_folder,
+)
 from eigenshift.storage import Store
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +28,8 @@ MAKE = "from eigenshift.scratch import scratch_folder; folder = scratch_folder()
 FILL = "(folder / 'copy').write_text('x'); print(folder, flush=True); "
 POOL = """
 import multiprocessing, sys
-from eigenshift.scratch import scratch_folder
+from filelock import FileLock, Timeout
+from eigenshift.scratch import LOCK_NAME, scratch_folder
 
 def make(_):
     folder = scratch_folder()
@@ -35,7 +42,13 @@ if __name__ == "__main__":
         other = pool.apply(make, (0,))
         pool.close()
         pool.join()
-    print(other, mine, (scratch_folder() / "copy").exists())
+    folder = scratch_folder()
+    try:
+        FileLock(folder / LOCK_NAME, timeout=0, is_singleton=False).acquire()
+        is_held = False
+    except Timeout:
+        is_held = True
+    print(other, mine, (folder / "copy").exists() and is_held)
 """
 
 
@@ -50,9 +63,9 @@ def start(*words: str, temp: Path) -> subprocess.Popen[str]:
     )
 
 
-def age(folder: Path) -> None:
+def age(folder: Path, seconds: float = YOUNG_SECONDS) -> None:
     """Let a folder look as old as one may be that nobody holds."""
-    past = folder.stat().st_mtime - YOUNG_SECONDS - 1
+    past = folder.stat().st_mtime - seconds - 1
     os.utime(folder, (past, past))
 
 
@@ -105,15 +118,18 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     for process in (killed, living):
         assert process.stdout is not None
         folders.append(Path(process.stdout.readline().strip()))
-    foreign = tmp_path / f"{PREFIX}data"
-    foreign.mkdir()
+    foreign, unlocked = tmp_path / "eigenshift-store", tmp_path / f"{PREFIX}unlocked"
+    for folder in (foreign, unlocked):
+        folder.mkdir()
+    age(foreign, 100 * UNLOCKED_KEPT_SECONDS)
+    age(unlocked, UNLOCKED_KEPT_SECONDS)
     try:
         killed.send_signal(signal.SIGKILL)
         killed.wait(60)
-        for folder in (folders[1], foreign):
-            age(folder)
+        age(folders[1])
         start("-c", MAKE, temp=tmp_path).communicate(timeout=60)
         assert folders[0].is_dir()  # young
+        assert not unlocked.exists()
         age(folders[0])
         start("-c", MAKE, temp=tmp_path).communicate(timeout=60)
         assert not folders[0].exists()
@@ -124,3 +140,18 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
         living.kill()
         living.communicate()
         killed.communicate()
+
+
+def test_a_disk_without_locks_has_a_folder_all_the_same(tmp_path: Path) -> None:
+    """As some network filesystems; it is removed as ever, but by its own process only."""
+    refuse = (
+        "import fcntl, errno\n"
+        "def flock(*_): raise OSError(errno.ENOLCK, 'No locks available')\n"
+        "fcntl.flock = flock\n"
+    )
+    look = f"\nassert not (folder / '{LOCK_NAME}').exists()"
+    process = start("-c", refuse + MAKE + FILL.rstrip("; ") + look, temp=tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert Path(output.strip()).parent == tmp_path
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ import pytest
 from pydantic import ValidationError
 
 from eigenshift import verification
+from eigenshift.filesystems import RetryPolicy
 from eigenshift.manifests import MANIFEST_NAME, Manifest
+from eigenshift.repair import repair_store
 from eigenshift.retention import collect_garbage
 from eigenshift.runs import RunRecord, write_run
 from eigenshift.scratch import scratch_folder
 from eigenshift.storage import Store
 from eigenshift.traffic import metering
 from eigenshift.verification import verify_store
+from tests.support.faulty_filesystem import faults
 from tests.support.small_store import SmallStore, build_small_store
 
 
@@ -238,6 +242,30 @@ def test_what_cannot_be_read_is_listed_with_the_rest(
     assert sorted(bad.name in line or damaged.name in line for line in problems) == [True, True]
 
 
+@pytest.mark.parametrize("fault", [TimeoutError("timed out"), PermissionError("expired")])
+def test_storage_that_does_not_answer_damages_nothing(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """What could not be read is listed, and left alone by a repair; what was read is judged."""
+    policy = RetryPolicy(2, first_wait_seconds=0.0001, max_wait_seconds=0.001)
+    monkeypatch.setattr("eigenshift.storage.RETRIES", policy)
+    small = build_small_store(f"faulty://{uuid.uuid4().hex}")
+    store = small.artifacts.store
+    paths = store.list_paths("artifacts")
+    with faults(lambda _, path: ("before", fault) if path.endswith(".parquet") else None):
+        verdict = verify_store(small.url)
+    n_tables = sum(path.endswith(".parquet") for path in paths)
+    assert (verdict.n_unread, len(verdict.problems), verdict.damaged) == (n_tables, n_tables, {})
+    assert "could not be read" in (verdict.advice or "")
+    (record,) = store.list_paths("runs")
+    with faults(lambda _, path: ("before", fault) if path.endswith(record) else None):
+        verdict = verify_store(small.url)
+    assert (verdict.n_unread, verdict.damaged) == (1, {})
+    assert repair_store(small.url, verdict) == []
+    assert store.list_paths("artifacts") == paths
+    assert verify_store(small.url).is_fine
+
+
 def test_numbers_that_json_has_not_are_damage(small: SmallStore) -> None:
     """They end neither a verification nor a collection."""
     path = Path(small.url) / small.references["layers-0"].folder / MANIFEST_NAME
@@ -249,7 +277,7 @@ def test_numbers_that_json_has_not_are_damage(small: SmallStore) -> None:
 
 
 def test_a_remote_store_is_read_once_and_leaves_no_copies(tmp_path: Path) -> None:
-    """Its files pass through scratch space one at a time, not all of them at once."""
+    """Its files pass through scratch space, a few at a time."""
     small = build_small_store(f"memory://{tmp_path.name}")
     before = set(scratch_folder().iterdir())
     with metering() as meter:
