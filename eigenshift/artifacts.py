@@ -249,38 +249,31 @@ class ArtifactStore:
             logger.warning("artifact damaged, made again: %s", problem)
         return None if problems else artifact
 
-    def check(self, artifact: Artifact, *, read_content: bool = False) -> list[str]:
+    def check(self, artifact: Artifact) -> list[str]:
         """Return what is wrong with an artifact's files, nothing if all is well.
 
         A file is known by its size and digest. Where the store marks content itself (S3: ETag), an
-        unchanged mark stands for an unchanged digest and nothing is read.
-
-        Args:
-            artifact: An opened artifact.
-            read_content: Digest every byte, whatever the mark says.
+        unchanged mark stands for an unchanged digest and nothing is read; `verification.py` reads
+        every byte.
         """
 
         def look(file: FileRecord) -> str | None:
             path = f"{artifact.reference.folder}/{file.stored_as}"
-            problem = self.find_damage(path, file, read_content=read_content)
+            problem = self.find_damage(path, file)
             return None if problem is None else f"{self.store.uri(path)}: {problem}"
 
         found = self.store.ask_all(look, artifact.manifest.files)
         return [problem for problem in found if problem is not None]
 
-    def find_damage(self, path: str, file: FileRecord, *, read_content: bool) -> str | None:
+    def find_damage(self, path: str, file: FileRecord) -> str | None:
         """Compare an object with what the manifest says of it; None if they agree."""
         state = self.store.inspect(path)
         if state is None:
             return "expected a file (manifest), found none."
-        if state.n_bytes != file.bytes:
-            return f"expected {file.bytes} bytes (manifest), found {state.n_bytes}."
-        if not read_content and file.etag is not None and state.etag == file.etag:
-            return None
-        digest = self.store.digest(path, state.n_bytes)
-        if digest != file.sha256:
-            return f"expected sha256 {file.sha256[:12]} (manifest), found {digest[:12]}."
-        return None
+        n_bytes, has_same_mark = state.n_bytes, file.etag is not None and state.etag == file.etag
+        return file.find_difference(
+            n_bytes, lambda: file.sha256 if has_same_mark else self.store.digest(path, n_bytes)
+        )
 
     def produce(
         self,
@@ -377,7 +370,9 @@ class ArtifactStore:
             with closing(work(workspaces)) as pieces:
                 while True:
                     started = time.perf_counter()
-                    with explain_full_disk(str(next(iter(workspaces.values())).folder)):
+                    with explain_full_disk(
+                        next(iter(workspaces.values())).folder, in_scratch=not self.store.is_local
+                    ):
                         names = next(pieces, None)
                     if names is None:
                         break

@@ -248,7 +248,7 @@ def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
                 "the same command again; finished work is kept."
             ) from cause
         if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise _describe_full_disk(place, error) from cause
+            raise _describe_full_disk(place, error, in_scratch=False) from cause
         if is_passing(error):
             raise StorageError(
                 f"{place}: expected to {verb} it, found {found} at each of {attempts} attempts. "
@@ -273,23 +273,12 @@ def logging_faults(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def explain_full_disk(place: str) -> Iterator[None]:
+def explain_full_disk(folder: Path, *, in_scratch: bool) -> Iterator[None]:
     """Explain a full disk met by code that writes local files with its own libraries.
 
-    Raises:
-        StorageError: The disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise _describe_full_disk(place, error) from error
-        raise
-
-
-@contextmanager
-def explain_full_scratch(folder: Path) -> Iterator[None]:
-    """Explain a disk that has no room for the copy of a remote object.
+    Args:
+        folder: Where it writes.
+        in_scratch: Whether that is this process's scratch folder, not a local store.
 
     Raises:
         StorageError: The disk is full.
@@ -298,19 +287,17 @@ def explain_full_scratch(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_SPACE:
-            raise StorageError(
-                f"{folder}: expected room for copies of remote files, found "
-                f"{type(error).__name__}: {error.strerror or error}. Free some space, or set "
-                "TMPDIR to a folder with more; finished work is kept."
-            ) from error
+            raise _describe_full_disk(str(folder), error, in_scratch=in_scratch) from error
         raise
 
 
-def _describe_full_disk(place: str, error: OSError) -> StorageError:
+def _describe_full_disk(place: str, error: OSError, *, in_scratch: bool) -> StorageError:
+    remedy = "(`eigenshift gc` removes what no run needs) or choose another --store"
+    if in_scratch:
+        remedy = "or set TMPDIR to a folder with more"
     return StorageError(
         f"{place}: expected room to write, found {type(error).__name__}: {error.strerror or error}."
-        " The disk or the quota is full. Free some space (`eigenshift gc` removes what no run "
-        "needs) or choose another --store; finished work is kept."
+        f" The disk or the quota is full. Free some space {remedy}; finished work is kept."
     )
 
 

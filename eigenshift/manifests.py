@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from typing import Any
@@ -112,6 +112,20 @@ class FileRecord(BaseModel):
     """The store's own mark of the object's content, where it has one: checks without reading."""
     columns_digest: str | None = None
     """Of a table's column names and types: tables that share it are read alike, unopened."""
+
+    def find_difference(self, n_bytes: int, compute_sha256: Callable[[], str]) -> str | None:
+        """What is wrong with the object that should be this file; None if it is this file.
+
+        Args:
+            n_bytes: The object's size.
+            compute_sha256: Digests it; asked only if the size is right.
+        """
+        if n_bytes != self.bytes:
+            return f"expected {self.bytes} bytes (manifest), found {n_bytes}."
+        sha256 = compute_sha256()
+        if sha256 != self.sha256:
+            return f"expected sha256 {self.sha256[:12]} (manifest), found {sha256[:12]}."
+        return None
 
     @model_serializer(mode="wrap")
     def _leave_out_unknown(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Who is at work on a store right now: runs, and a garbage collection.
 
 Writes `present/<kind>-<name>.json` when somebody begins, again every few seconds, and deletes it at
-the end. One that has not been renewed for `STALE_AFTER_SECONDS` was killed and counts no more, so
-nobody waits for the dead; that is judged by the store's clock alone, where it has one, since those
-of the machines may differ. No lock is involved: each side announces itself *before* it looks for
-the other, so of two that begin at once at least one sees the other, and a collection gives way.
+the end; and `present/clock`, to read the store's clock. One that has not been renewed for
+`STALE_AFTER_SECONDS` was killed and counts no more, so nobody waits for the dead; that is judged by
+the store's clock alone, where it has one, since those of the machines may differ. No lock is
+involved: each side announces itself *before* it looks for the other, so of two that begin at once
+at least one sees the other, and a collection gives way.
 """
 
 from __future__ import annotations

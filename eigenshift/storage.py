@@ -27,7 +27,7 @@ from eigenshift.errors import ArtifactError, DamagedFileError, SettingsError, St
 from eigenshift.filesystems import (
     RETRIES,
     explain_faults,
-    explain_full_scratch,
+    explain_full_disk,
     is_local_filesystem,
     open_filesystem,
     read_whole,
@@ -406,7 +406,7 @@ class Store:
 
     def _download(self, path: str, local: Path) -> None:
         def get() -> None:
-            with explain_full_scratch(local.parent):
+            with explain_full_disk(local.parent, in_scratch=True):
                 self._filesystem.get_file(self._full(path), str(local))
 
         try:
@@ -438,8 +438,8 @@ class Store:
     def _describe_damage(self, path: str, expected: str, found: str) -> DamagedFileError:
         return DamagedFileError(
             f"{self.uri(path)}: expected {expected}, found {found}. The object was damaged or "
-            "replaced after it was written. Start the same command again; only this shard is "
-            "redone.",
+            "replaced after it was written. Start the same refresh again; only this shard is "
+            "redone. If it comes back, `eigenshift verify --repair` sets it aside.",
             path,
         )
 

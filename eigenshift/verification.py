@@ -312,7 +312,9 @@ def _examine_file(store: Store, manifest_path: str, kind: str, file: FileRecord)
     place = store.uri(path)
     try:
         with store.borrow(path) as local:
-            problem = _find_content_problem(file, local) or find_format_problem(kind, file, local)
+            problem = file.find_difference(
+                local.stat().st_size, lambda: digest_local_file(local)
+            ) or find_format_problem(kind, file, local)
             if problem is None:
                 return _count_rows(file.name, local) if kind == "samples" else _RowCounts()
     except ArtifactError:
@@ -322,16 +324,6 @@ def _examine_file(store: Store, manifest_path: str, kind: str, file: FileRecord)
     except OSError as error:
         return _Unread(f"{place}: expected to read it, found {type(error).__name__}: {error}.")
     return _Damage(f"{place}: {problem}")
-
-
-def _find_content_problem(file: FileRecord, local: Path) -> str | None:
-    n_bytes = local.stat().st_size
-    if n_bytes != file.bytes:
-        return f"expected {file.bytes} bytes (manifest), found {n_bytes}."
-    digest = digest_local_file(local)
-    if digest != file.sha256:
-        return f"expected sha256 {file.sha256[:12]} (manifest), found {digest[:12]}."
-    return None
 
 
 def find_format_problem(kind: str, file: FileRecord, local: Path) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from eigenshift.artifacts import ArtifactStore
+from eigenshift.errors import DamagedFileError
 from eigenshift.filesystems import RetryPolicy
 from eigenshift.manifests import MANIFEST_NAME
 from eigenshift.repair import repair_store
@@ -68,6 +69,41 @@ def test_only_what_is_damaged_is_made_again(
         "compute_neuron_statistics": 1,
         "score_continuations": 1,
     }
+    assert verify_store(settings.store).problems == []
+
+
+@pytest.mark.parametrize("runner", ["threads", "processes"])
+def test_damage_between_two_stages_ends_the_run_and_only_that_shard_is_made_again(
+    load_small: Load, finished_store: Path, monkeypatch: pytest.MonkeyPatch, runner: str
+) -> None:
+    """Found sound, changed before it is read: no number rests on it, in any kind of worker."""
+    from flows import detection_stages
+    from flows.refresh import run_refresh
+
+    settings = load_small("statistics.ridge=10", f"execution.runner={runner}")
+    shutil.copytree(finished_store, settings.store)
+    store = Path(settings.store)
+    compare = detection_stages._compare_datasets
+
+    def damage_first(*arguments: Any) -> None:
+        found = sorted((store / "artifacts" / "activations").glob("*/*.parquet"))
+        data = bytearray(found[0].read_bytes())
+        data[len(data) // 2] ^= 4
+        found[0].write_bytes(bytes(data))
+        compare(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(detection_stages, "_compare_datasets", damage_first)
+        with pytest.raises(DamagedFileError, match="only this shard"):
+            run_refresh(settings)
+    assert len(list((store / "damaged").glob(f"*/artifacts/activations/*/{MANIFEST_NAME}"))) == 1
+    work = count_work(run_refresh(settings))
+    assert set(work) == {
+        "extract_activations",
+        "compute_layer_statistics",
+        "compute_layer_transfers",
+    }
+    assert work["extract_activations"] == 1
     assert verify_store(settings.store).problems == []
 
 
