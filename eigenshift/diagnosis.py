@@ -25,11 +25,9 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
-from eigenshift.datasets import digest_source
-from eigenshift.manifests import describe_versions
-from eigenshift.model_files import identify_model
-from eigenshift.models import resolve_device
-from eigenshift.scorers import load_scorer
+from eigenshift.datasets.reading import digest_source
+from eigenshift.model.devices import resolve_device
+from eigenshift.model.files import identify_model
 from eigenshift.settings import (
     ModelSettings,
     RefreshSettings,
@@ -38,8 +36,10 @@ from eigenshift.settings import (
     SourceFormat,
     SourceSettings,
 )
-from eigenshift.source_files import is_folder, list_files, open_file
-from eigenshift.storage import Store
+from eigenshift.store.manifests import describe_versions
+from eigenshift.store.source_files import is_folder, list_files, open_file
+from eigenshift.store.storage import Store
+from eigenshift.toxicity.scorers import load_scorer
 
 PYTHON_VERSIONS = ((3, 10), (3, 14))
 """First supported, first not supported (pyproject.toml)."""

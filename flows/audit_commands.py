@@ -14,9 +14,9 @@ import pyarrow as pa
 from rich.console import Console
 
 from eigenshift.audit import AuditSession, encode_table, export_views, open_audit
-from eigenshift.errors import SettingsError
-from eigenshift.questions import Subjects, find_question, list_questions
-from eigenshift.storage import Store
+from eigenshift.audit.questions import Subjects, find_question, list_questions
+from eigenshift.base.errors import SettingsError
+from eigenshift.store.storage import Store
 from flows.terminal_tables import print_answer, print_table
 
 
@@ -192,3 +192,8 @@ def _report_traffic(session: AuditSession, err_console: Console) -> None:
             f"{traffic.requests:,} requests to storage, {traffic.bytes_read:,} bytes read",
             highlight=False,
         )
+
+
+def print_paper_tables(store: str, run_id: str, console: Console) -> None:
+    """Units against layers, then layer by layer."""
+    print_questions(store, run_id, ("paper_rq1", "paper_rq2"), console)

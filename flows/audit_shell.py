@@ -23,9 +23,9 @@ from rich.console import Console
 
 from eigenshift.audit import FORMATS, VIEW_SCHEMAS, AuditSession, encode_table
 from eigenshift.audit.dictionary import list_entries
-from eigenshift.errors import AuditError, EigenShiftError
-from eigenshift.questions import Subjects, find_question, list_questions
-from eigenshift.storage import Store
+from eigenshift.audit.questions import Subjects, find_question, list_questions
+from eigenshift.base.errors import AuditError, EigenShiftError
+from eigenshift.store.storage import Store
 from flows.terminal_tables import print_answer, print_table
 
 HELP = (

@@ -12,13 +12,16 @@ from typing import Any
 
 from prefect import flow
 
-from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PAPER_ARM, PATCHED_ARM, TUNED_ARM
-from eigenshift.interventions import Need, PatchRequest, find_recipe
-from eigenshift.interventions.unit_scaling import UNIT_SITES
-from eigenshift.manifests import ArtifactReference
-from eigenshift.reporting import ArmComparison
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PAPER_ARM, PATCHED_ARM, TUNED_ARM
+from eigenshift.evaluation.stages import CHART_NAME, TABULATE_ARMS, TabulationInputs, TabulationKey
+from eigenshift.evaluation.trials import choose_for_confirmation
+from eigenshift.patches.interventions import Need, PatchRequest, find_recipe
+from eigenshift.patches.interventions.unit_scaling import UNIT_SITES
+from eigenshift.patches.stages import HeadEvidence
+from eigenshift.reporting.outcomes import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role
-from eigenshift.trials import choose_for_confirmation
+from eigenshift.stages import tables
+from eigenshift.store.manifests import ArtifactReference
 from flows import detection_stages, stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
@@ -41,50 +44,56 @@ def compare(settings: RefreshSettings) -> ArmComparison:
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
-        requests = _request_patches(settings, journal.artifacts.open(model).manifest.facts)
+        requests = _request_patches(settings, journal.read_facts(model))
         dataset = settings.compare.unit_dataset or settings.sources_for(Role.labelled)[0].name
-        units: list[ArtifactReference] = []
+        samples = sources.samples[Role.labelled][dataset]
+        units: tuple[ArtifactReference, ...] = ()
         if any(Need.units in find_recipe(item.intervention).needs for item in requests.values()):
-            samples = sources.samples[Role.labelled][dataset]
             units = detection_stages.study_units(journal, model, dataset, samples)
-        evidence = stages.gather_evidence(journal, sources, study, dataset=dataset, units=units)
-        patches = stages.build_patches(journal, model, evidence, requests)
-        patches |= _build_tuned(journal, model, study, evidence)
+        texts = journal.refer_to_files(samples, tables.SAMPLES)
+        evidence = study.model_copy(update={"labelled_texts": texts, "units": units})
+        patches = stages.build_patches(journal, evidence, requests)
+        patches |= _build_tuned(journal, study)
         arms = {
             BASE_ARM: stages.Arm(patch=None),
             AGAIN_ARM: stages.Arm(patch=None, stream="again"),
         } | {name: stages.Arm(patch=patch) for name, patch in patches.items()}
         evaluation = stages.evaluate_arms(journal, model, sources, arms)
-        tabulated = stages.tabulate_arms(journal, evaluation, arms)
-        artifact = journal.artifacts.open(tabulated)
-        rows = journal.artifacts.open(evaluation).read_table("evaluations.parquet").to_pylist()
+        artifact = journal.artifacts.open(_tabulate_arms(journal, evaluation, arms))
+        rows = journal.read(evaluation, tables.EVALUATIONS).to_pylist()
         comparison = ArmComparison(
             run_id=journal.record.run_id,
             store=journal.root,
             stages=journal.record.stages,
-            arms=artifact.read_table("comparison.parquet").to_pylist(),
+            arms=artifact.read_table(tables.COMPARISONS.file).to_pylist(),
             evaluations=rows,
-            table=artifact.locate("comparison.parquet").uri,
-            figure=artifact.locate("chart.png").uri,
+            table=artifact.locate(tables.COMPARISONS.file).uri,
+            figure=artifact.locate(CHART_NAME).uri,
         )
     publish_comparison(comparison)
     return comparison
 
 
-def _build_tuned(
-    journal: RunJournal,
-    model: ArtifactReference,
-    study: stages.ComponentStudy,
-    evidence: stages.EvidenceReferences,
-) -> dict[str, ArtifactReference]:
+def _tabulate_arms(
+    journal: RunJournal, compared: ArtifactReference, arms: Mapping[str, stages.Arm]
+) -> ArtifactReference:
+    """One row per arm, with what it took to build it, and one plot."""
+    patches = {name: arm.patch for name, arm in arms.items()}
+    patched = tuple(name for name, patch in patches.items() if patch is not None)
+    inputs = TabulationInputs(evaluation=compared, patches=patches)
+    key = TabulationKey(arms=tuple(arms), patched=patched)
+    return journal.run_one(TABULATE_ARMS, inputs, key)
+
+
+def _build_tuned(journal: RunJournal, study: HeadEvidence) -> dict[str, ArtifactReference]:
     """The best trial of the screening, if one lowers the toxic tokens' probability in budget."""
-    screening = trials.screen(journal, model, study, evidence)
-    screened = journal.artifacts.open(screening.reference).read_table("trials.parquet")
+    screening = trials.screen(journal, study)
+    screened = journal.read(screening.reference, tables.TRIALS)
     best = choose_for_confirmation(screened.to_pylist(), 1)
     if not best:
         logger.warning("%s left out: no trial of the search is within its budget", TUNED_ARM)
     points = dict(zip([TUNED_ARM], best, strict=False))
-    return trials.build_trial_patches(journal, model, evidence, screening, points)
+    return trials.build_trial_patches(journal, study, screening, points)
 
 
 def _request_patches(
@@ -92,24 +101,20 @@ def _request_patches(
 ) -> dict[str, PatchRequest]:
     """Ours, the paper's own setting, and every intervention asked for that the model allows."""
     components = settings.components
-    common = {
-        "factor": components.factor,
-        "seed": components.seed,
-        "max_perplexity_increase": components.max_perplexity_increase,
-    }
+    budget = components.max_perplexity_increase
+    common = PatchRequest(seed=components.seed, max_perplexity_increase=budget)
     n_paper = _count_paper_components(settings, facts["head"]["hidden"])
-    requests = {
-        PATCHED_ARM: PatchRequest(**common),
-        PAPER_ARM: PatchRequest(
-            **common | {"factor": 0.0}, n_components=n_paper, score=ComponentScore.abs_delta
-        ),
-    }
+    paper = {"factor": 0.0, "n_components": n_paper, "score": ComponentScore.abs_delta}
+    requests = {PATCHED_ARM: common, PAPER_ARM: common.model_copy(update=paper)}
     has_units = any(site.value in facts["sites"] for site in UNIT_SITES)
     for name in settings.compare.interventions:
-        if Need.units in find_recipe(name).needs and not has_units:
+        needs = find_recipe(name).needs
+        if Need.units in needs and not has_units:
             logger.warning("%s left out: the model's MLPs have no units of their own", name)
             continue
-        requests[name] = PatchRequest(**common, intervention=name)
+        # Those about components take their factors from the component table.
+        factor = {} if Need.components in needs else {"factor": components.least_factor}
+        requests[name] = common.model_copy(update={"intervention": name, **factor})
     return requests
 
 

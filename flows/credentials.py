@@ -12,7 +12,7 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import SecretStr
 
-from eigenshift.errors import SettingsError
+from eigenshift.base.errors import SettingsError
 
 AWS_FIELDS = {
     "aws_access_key_id": "AWS_ACCESS_KEY_ID",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from eigenshift.reporting import Detection
+from eigenshift.reporting.outcomes import Detection
 from eigenshift.settings import DetectionSettings, Role
 from flows import detection_stages, stages
 from flows.credentials import use_credentials

@@ -1,8 +1,8 @@
 """The journal of one run: waits for a stage's tasks, logs progress, records what each did.
 
-Writes the run record through `eigenshift.runs`: at the start, after each stage that made something,
-and at the end, so that a kill loses only what the stage in progress did. Log lines carry stage,
-shard, rows and seconds; never text of a sample.
+Writes the run record through `eigenshift.ledger.runs`: at the start, after each stage that made
+something, and at the end, so that a kill loses only what the stage in progress did. Log lines carry
+stage, shard, rows and seconds; never text of a sample.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from eigenshift.artifacts import ArtifactStore, StageResult
-from eigenshift.errors import DamagedFileError, EigenShiftError
-from eigenshift.filesystems import logging_faults
-from eigenshift.manifests import ArtifactReference, FileReference, choose_file
-from eigenshift.presence import present, wait_for_collections
-from eigenshift.releases import settle_current
-from eigenshift.repair import set_aside_damaged
-from eigenshift.reporting import FAILED_RUN, describe_failure
-from eigenshift.runs import (
+from eigenshift.base.errors import DamagedFileError, EigenShiftError
+from eigenshift.ledger.presence import present, wait_for_collections
+from eigenshift.ledger.releases import settle_current
+from eigenshift.ledger.runs import (
     ArtifactUse,
     StageSummary,
     end_dead_runs,
@@ -32,8 +28,17 @@ from eigenshift.runs import (
     start_run,
     write_run,
 )
+from eigenshift.reporting.outcomes import FAILED_RUN, describe_failure
 from eigenshift.settings import RefreshSettings
+from eigenshift.stages.running import Piece
+from eigenshift.stages.stage import I, K, Place, Stage
+from eigenshift.stages.tables import Table
+from eigenshift.store.artifacts import ArtifactStore, StageResult
+from eigenshift.store.filesystems import logging_faults
+from eigenshift.store.manifests import ArtifactReference, FileReference, choose_file
+from eigenshift.upkeep.repair import set_aside_damaged
 from flows.publication import StageProgress
+from tasks.stage import Single, submit_stage, submit_together
 
 logger = logging.getLogger("eigenshift.run")
 
@@ -114,53 +119,103 @@ class RunJournal:
     @property
     def root(self) -> str:
         """The store's root URL."""
-        return self.artifacts.store.root
+        root: str = self.artifacts.store.root
+        return root
+
+    @property
+    def place(self) -> Place:
+        """Where stages work and how fast."""
+        settings = self.settings
+        return Place(settings.store, settings.model, settings.execution)
+
+    def submit(self, stage: Stage[I, K], inputs: I, key: K | None = None) -> Single:
+        """Submit one piece of a stage's work, to be collected.
+
+        Args:
+            stage: What to do.
+            inputs: What it reads.
+            key: The settings it reads; None where all of them are the run's.
+        """
+        key = stage.key.of(self.settings) if key is None else key
+        return submit_stage(stage, inputs, key, self.place)
+
+    def run_each(
+        self, stage: Stage[I, K], pieces: Iterable[tuple[I, K]]
+    ) -> list[ArtifactReference]:
+        """Do all pieces of a stage's work, each by a key of its own, and wait for them."""
+        return self.collect(stage, [self.submit(stage, inputs, key) for inputs, key in pieces])
+
+    def run(
+        self, stage: Stage[I, K], pieces: Iterable[I], key: K | None = None
+    ) -> list[ArtifactReference]:
+        """Do all pieces of a stage's work by one key (`submit`), and wait for them."""
+        return self.collect(stage, [self.submit(stage, inputs, key) for inputs in pieces])
+
+    def run_one(self, stage: Stage[I, K], inputs: I, key: K | None = None) -> ArtifactReference:
+        """Do a stage's work that is of one piece, and wait for it."""
+        (reference,) = self.run(stage, [inputs], key)
+        return reference
 
     def collect(
-        self, stage: str, futures: Mapping[str, Any] | Sequence[Any]
+        self, stage: Stage[I, K], futures: Mapping[str, Single] | Sequence[Single]
     ) -> list[ArtifactReference]:
         """Wait for a stage's tasks and record them.
 
         Args:
-            stage: Name of the stage.
+            stage: Whose they are.
             futures: The tasks' futures, in shard order, or by label (e.g. the arm).
 
         Returns:
             The artifacts' references, in the same order.
         """
         started = time.perf_counter()
-        labelled = (
-            list(futures.items())
-            if isinstance(futures, Mapping)
-            else [(None, future) for future in futures]
-        )
-        labels = [label for label, _ in labelled]
+        labels = list(futures) if isinstance(futures, Mapping) else [None] * len(futures)
+        waiting = list(futures.values()) if isinstance(futures, Mapping) else list(futures)
         results: list[StageResult] = []
 
         def enter(place: int, result: StageResult) -> None:
             results.append(result)
-            self._record(stage, result, labels[place], f"{place + 1}/{len(labelled)}")
+            self._record(stage.name, result, labels[place], f"{place + 1}/{len(waiting)}")
 
-        self._take(stage, [future for _, future in labelled], enter)
-        self._summarise(stage, results, time.perf_counter() - started)
+        self._take(stage.name, waiting, enter)
+        self._summarise(stage.name, results, time.perf_counter() - started)
         return [result.reference for result in results]
 
-    def refer_to_file(self, reference: ArtifactReference, name: str) -> FileReference:
-        """Reference to a file of an artifact that this run collected; storage is not asked."""
-        return choose_file(self._files[reference], name)
+    def list_files(self, reference: ArtifactReference) -> tuple[FileReference, ...]:
+        """References to all files of a collected artifact; storage is not asked."""
+        return self._files[reference]
 
-    def refer_to_files(self, reference: ArtifactReference, prefix: str) -> list[FileReference]:
-        """References to the files of a collected artifact whose names begin with `prefix`."""
-        return [file for file in self._files[reference] if file.file.startswith(prefix)]
+    def refer_to_file(self, reference: ArtifactReference, table: Table) -> FileReference:
+        """Reference to the file of a table of a collected artifact."""
+        return choose_file(self._files[reference], table.file)
 
-    def collect_together(
-        self, stage: str, futures: Sequence[Any]
+    def refer_to_files(
+        self, reference: ArtifactReference, table: Table
+    ) -> tuple[FileReference, ...]:
+        """References to the shards of a table of a collected artifact."""
+        return tuple(file for file in self._files[reference] if table.matches(file.file))
+
+    def read(self, reference: ArtifactReference, table: Table) -> pa.Table:
+        """A table of a collected artifact."""
+        return self.artifacts.open(reference).read_table(table.file)
+
+    def read_facts(self, reference: ArtifactReference) -> dict[str, Any]:
+        """What a stage noted about an artifact."""
+        return self.artifacts.open(reference).manifest.facts
+
+    def run_together(
+        self, stage: Stage[I, K], work: Iterable[Mapping[str, Piece[I, K]]]
     ) -> list[dict[str, ArtifactReference]]:
-        """Wait for tasks that make several artifacts each, by name, and record them.
+        """Do work that makes several artifacts in one pass, wait for it and record it.
+
+        Args:
+            stage: What to do.
+            work: For each pass what its artifacts are made from, by name.
 
         Returns:
-            The artifacts' references by name, in the order of the tasks.
+            The artifacts' references by name, in the order of the passes.
         """
+        futures = [submit_together(stage, pieces, self.place) for pieces in work]
         started = time.perf_counter()
         results: list[StageResult] = []
         made: list[dict[str, ArtifactReference]] = []
@@ -170,10 +225,10 @@ class RunJournal:
             different = {result.reference: (name, result) for name, result in found.items()}
             for name, result in different.values():
                 results.append(result)
-                self._record(stage, result, None, f"{place + 1}/{len(futures)} {name}")
+                self._record(stage.name, result, None, f"{place + 1}/{len(futures)} {name}")
 
-        self._take(stage, futures, enter)
-        self._summarise(stage, results, time.perf_counter() - started)
+        self._take(stage.name, futures, enter)
+        self._summarise(stage.name, results, time.perf_counter() - started)
         return made
 
     def _take(self, stage: str, futures: Sequence[Any], enter: Callable[[int, Any], None]) -> None:

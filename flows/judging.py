@@ -1,84 +1,50 @@
 """What the gate of a refresh asks for beside the comparison of arms.
 
-Each function submits the tasks of one stage, as those of `stages.py`. What the answers mean is
-`eigenshift/gate.py`'s.
+Each function does one stage, as those of `stages.py`. What the answers mean is
+`eigenshift/evaluation/gate.py`'s.
 """
 
 from __future__ import annotations
 
-from eigenshift.manifests import ArtifactReference
-from eigenshift.prompts import Part
+from eigenshift.evaluation import stages as evaluation
+from eigenshift.patches.stages import HeadEvidence
 from eigenshift.settings import ScorerKind
-from flows import stages
+from eigenshift.stages import tables
+from eigenshift.store.manifests import ArtifactReference
+from eigenshift.toxicity.stages import Classifier
 from flows.journal import RunJournal
-from tasks import evaluation
+from flows.stages import Sources
 
 
 def measure_token_shifts(
-    journal: RunJournal,
-    model: ArtifactReference,
-    study: stages.ComponentStudy,
-    patch: ArtifactReference,
+    journal: RunJournal, study: HeadEvidence, patch: ArtifactReference
 ) -> ArtifactReference:
     """Which tokens a patch makes rarer; words of lexicons among the scorers count as insults."""
-    settings = journal.settings
-    scorers = (settings.scorer, *settings.further_scorers)
-    (shifts,) = journal.collect(
-        "measure_token_shifts",
-        [
-            evaluation.measure_token_shifts.submit(
-                settings.store,
-                model,
-                patch,
-                study.states,
-                [scorer for scorer in scorers if scorer.kind is ScorerKind.lexicon],
-                settings.model,
-                settings.execution,
-            )
-        ],
+    scorers = (journal.settings.scorer, *journal.settings.further_scorers)
+    lexicons = [Classifier.of(item) for item in scorers if item.kind is ScorerKind.lexicon]
+    inputs = evaluation.TokenShiftInputs(
+        model=study.model, patch=patch, states=study.head_states, lexicons=tuple(lexicons)
     )
-    return shifts
+    return journal.run_one(evaluation.MEASURE_TOKEN_SHIFTS, inputs)
 
 
 def draw_controls(
-    journal: RunJournal,
-    model: ArtifactReference,
-    study: stages.ComponentStudy,
-    patch: ArtifactReference,
+    journal: RunJournal, study: HeadEvidence, patch: ArtifactReference
 ) -> ArtifactReference:
     """How the patch compares with many random choices of components."""
-    settings = journal.settings
-    (drawn,) = journal.collect(
-        "draw_controls",
-        [
-            evaluation.draw_controls.submit(
-                settings.store,
-                model,
-                patch,
-                study.decomposition,
-                study.states,
-                settings.components.seed,
-                settings.gate.n_random_draws,
-                settings.model,
-                settings.execution,
-            )
-        ],
+    inputs = evaluation.DrawInputs(
+        model=study.model,
+        patch=patch,
+        decomposition=study.decomposition,
+        states=study.head_states,
     )
-    return drawn
+    return journal.run_one(evaluation.DRAW_CONTROLS, inputs)
 
 
 def check_reload(
-    journal: RunJournal, model: ArtifactReference, sources: stages.Sources, patch: ArtifactReference
+    journal: RunJournal, model: ArtifactReference, sources: Sources, patch: ArtifactReference
 ) -> ArtifactReference:
     """Whether the exported model loads back as what was measured."""
-    settings = journal.settings
-    shards = journal.refer_to_files(sources.prompts, f"{Part.evaluation.value}-")
-    (checked,) = journal.collect(
-        "check_reload",
-        [
-            evaluation.check_reload.submit(
-                settings.store, model, patch, shards[0], settings.model, settings.execution
-            )
-        ],
-    )
-    return checked
+    prompts = journal.refer_to_files(sources.prompts, tables.EVALUATION_PROMPTS)[0]
+    inputs = evaluation.ReloadInputs(model=model, patch=patch, prompts=prompts)
+    return journal.run_one(evaluation.CHECK_RELOAD, inputs)

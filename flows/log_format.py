@@ -11,7 +11,7 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
-from eigenshift.errors import SettingsError
+from eigenshift.base.errors import SettingsError
 
 FIELD = re.compile(r"(\w+)=(\S+)")
 NUMBER = re.compile(r"-?\d+(\.\d+)?")

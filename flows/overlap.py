@@ -19,11 +19,11 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import get_current_settings
 
-from eigenshift.errors import EigenShiftError
-from eigenshift.presence import list_present
-from eigenshift.releases import slugify_model
+from eigenshift.base.errors import EigenShiftError
+from eigenshift.ledger.presence import list_present
+from eigenshift.ledger.releases import slugify_model
 from eigenshift.settings import Overlap, RefreshSettings
-from eigenshift.storage import Store
+from eigenshift.store.storage import Store
 
 logger = logging.getLogger("eigenshift.run")
 

@@ -23,12 +23,12 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from eigenshift.artifacts import Artifact, ArtifactStore
 from eigenshift.audit import open_audit
-from eigenshift.evaluation.arms import PATCHED_ARM
-from eigenshift.figures import find_arms, find_toxicity, render_png
-from eigenshift.manifests import ArtifactReference
-from eigenshift.reporting import (
+from eigenshift.base.arms import PATCHED_ARM
+from eigenshift.charts.rendering import render_png
+from eigenshift.ledger.runs import RunRecord
+from eigenshift.reporting.figures import find_arms, find_toxicity
+from eigenshift.reporting.outcomes import (
     ArmComparison,
     RefreshOutcome,
     Tuning,
@@ -36,8 +36,10 @@ from eigenshift.reporting import (
     tabulate_components,
     tabulate_results,
 )
-from eigenshift.runs import RunRecord
 from eigenshift.settings import RefreshSettings
+from eigenshift.store.artifact import Artifact
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.manifests import ArtifactReference
 from flows.overlap import has_server
 
 logger = logging.getLogger("eigenshift.run")

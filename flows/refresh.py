@@ -1,23 +1,23 @@
 """The refresh: from sources to a released patch.
 
-Started by `eigenshift refresh`, `python -m flows.refresh`, or from the Prefect UI, where
-`RefreshSettings` is the form. Returns a `RefreshOutcome`.
+Started by `eigenshift refresh` or from the Prefect UI, where `RefreshSettings` is the form. Returns
+a `RefreshOutcome`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed
 
-from eigenshift.errors import NothingToDampError
-from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
-from eigenshift.gate import (
-    Check,
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.base.errors import NothingToDampError
+from eigenshift.evaluation.gate import (
+    GateCheck,
     check_draws,
     check_gate,
     check_reload,
@@ -25,12 +25,14 @@ from eigenshift.gate import (
     refuse_patch,
     summarise_metrics,
 )
-from eigenshift.interventions import PatchRequest
-from eigenshift.manifests import ArtifactReference
-from eigenshift.releases import promote_patch
-from eigenshift.reporting import RefreshOutcome, explain_hold
-from eigenshift.runs import finish_run
+from eigenshift.ledger.releases import promote_patch
+from eigenshift.ledger.runs import finish_run
+from eigenshift.patches.requests import PatchRequest
+from eigenshift.patches.stages import HeadEvidence
+from eigenshift.reporting.outcomes import RefreshOutcome, explain_hold
 from eigenshift.settings import RefreshSettings, Role
+from eigenshift.stages import tables
+from eigenshift.store.manifests import ArtifactReference
 from flows import detection_stages, judging, stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
@@ -81,13 +83,12 @@ def _judge_patch(
     journal: RunJournal,
     model: ArtifactReference,
     sources: stages.Sources,
-    study: stages.ComponentStudy,
+    study: HeadEvidence,
 ) -> RefreshOutcome:
     """Build the patch and its control, evaluate them, and decide."""
-    evidence = stages.gather_evidence(journal, sources, study)
-    patches = stages.build_patches(journal, model, evidence, _request_patches(journal.settings))
+    patches = stages.build_patches(journal, study, _request_patches(journal.settings))
     patch = patches[PATCHED_ARM]
-    shifts = judging.measure_token_shifts(journal, model, study, patch)
+    shifts = judging.measure_token_shifts(journal, study, patch)
     arms = {
         BASE_ARM: stages.Arm(patch=None),
         AGAIN_ARM: stages.Arm(patch=None, stream="again"),
@@ -95,17 +96,17 @@ def _judge_patch(
         PATCHED_ARM: stages.Arm(patch=patch),
     }
     evaluation = stages.evaluate_arms(journal, model, sources, arms)
-    rows = journal.artifacts.open(evaluation).read_table("evaluations.parquet").to_pylist()
+    rows = journal.read(evaluation, tables.EVALUATIONS).to_pylist()
     gate = journal.settings.gate
-    checks = check_gate(rows, gate, journal.artifacts.open(shifts).manifest.facts)
+    checks = check_gate(rows, gate, journal.read_facts(shifts))
     if gate.n_random_draws:
-        drawn = judging.draw_controls(journal, model, study, patch)
-        checks.append(check_draws(journal.artifacts.open(drawn).manifest.facts, gate))
+        drawn = judging.draw_controls(journal, study, patch)
+        checks.append(check_draws(journal.read_facts(drawn), gate))
     if journal.settings.components.permute_labels:
         checks.append(refuse_control())
     if gate.check_reload and all(check.is_passed for check in checks):
         reloaded = judging.check_reload(journal, model, sources, patch)
-        checks.append(check_reload(journal.artifacts.open(reloaded).manifest.facts))
+        checks.append(check_reload(journal.read_facts(reloaded)))
     journal.record.metrics = summarise_metrics(rows)
     if all(check.is_passed for check in checks):
         return _release(journal, checks, rows, patch)
@@ -113,19 +114,15 @@ def _judge_patch(
 
 
 def _request_patches(settings: RefreshSettings) -> dict[str, PatchRequest]:
-    components = settings.components
+    """Both damp as many components as the component table selects, by the factors there."""
     return {
-        PATCHED_ARM: PatchRequest(factor=components.factor),
-        RANDOM_ARM: PatchRequest(
-            intervention=RANDOM_ARM,
-            factor=components.factor,
-            seed=components.seed,
-        ),
+        PATCHED_ARM: PatchRequest(),
+        RANDOM_ARM: PatchRequest(intervention=RANDOM_ARM, seed=settings.components.seed),
     }
 
 
 def _hold(
-    journal: RunJournal, checks: Sequence[Check], rows: Sequence[Mapping[str, Any]]
+    journal: RunJournal, checks: Sequence[GateCheck], rows: Sequence[Mapping[str, Any]]
 ) -> RefreshOutcome:
     """Release nothing, and say why."""
     record = journal.record
@@ -139,7 +136,7 @@ def _hold(
 
 def _release(
     journal: RunJournal,
-    checks: Sequence[Check],
+    checks: Sequence[GateCheck],
     rows: Sequence[Mapping[str, Any]],
     patch: ArtifactReference,
 ) -> RefreshOutcome:
@@ -151,7 +148,7 @@ def _release(
         record.model_id,
         record.run_id,
         patch,
-        _give_reason(checks),
+        reason=_give_reason(checks),
         model_digest=record.model_digest,
     )
     record.release = release.version
@@ -160,7 +157,7 @@ def _release(
     return RefreshOutcome.from_record(record, journal.root, rows, is_new_release=is_new)
 
 
-def _give_reason(checks: Sequence[Check]) -> str:
+def _give_reason(checks: Sequence[GateCheck]) -> str:
     return "; ".join(f"{check.name} ({check.found})" for check in checks)
 
 
@@ -171,12 +168,7 @@ def run_refresh(settings: RefreshSettings) -> RefreshOutcome:
         OverlapError: Another refresh of the model is running, and the policy is to cancel.
     """
     try:
-        return refresh(settings)
+        outcome = refresh(settings)
     except CancelledRun as error:
         raise OverlapError(str(error)) from error
-
-
-if __name__ == "__main__":
-    from flows.command_line import main
-
-    main(["refresh", *(sys.argv[1:] or ["--preset", "demo"])])
+    return cast(RefreshOutcome, outcome)  # Prefect gives what is in the state

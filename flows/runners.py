@@ -1,9 +1,9 @@
 """Where the tasks of a run are carried out: threads, processes, Dask or Ray (`execution.runner`).
 
 Tasks take references and return references, so nothing large travels; a worker process keeps the
-models it has loaded (`eigenshift.models`). Dask and Ray give the task of a worker that died to
-another one; a pool of processes ends with the first that dies, and the next run goes on from what
-is finished. What a GPU claim means on a cluster is in docs/devices.md.
+models it has loaded (`eigenshift.model.loading`). Dask and Ray give the task of a worker that died
+to another one; a pool of processes ends with the first that dies, and the next run goes on from
+what is finished. What a GPU claim means on a cluster is in docs/devices.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from eigenshift.base.errors import SettingsError
 from eigenshift.diagnosis import count_cores
-from eigenshift.errors import SettingsError
 from eigenshift.settings import ExecutionSettings, Runner
 from flows.overlap import has_server
-from tasks.stage import MODEL_TASKS
+from tasks.stage import claims_gpu
 
 if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
@@ -58,7 +58,8 @@ def run_tasks(execution: ExecutionSettings) -> Iterator[None]:
 
 def make_runner(execution: ExecutionSettings) -> TaskRunner[Any]:
     """The task runner of the settings, not started."""
-    return MAKE_RUNNER[execution.runner](execution)
+    made: TaskRunner[Any] = MAKE_RUNNER[execution.runner](execution)
+    return made
 
 
 @contextmanager
@@ -115,11 +116,11 @@ def _make_dask(execution: ExecutionSettings) -> DaskTaskRunner:
     import dask
     from prefect_dask import DaskTaskRunner
 
-    class ClaimingDaskTaskRunner(DaskTaskRunner):
+    class ClaimingDaskTaskRunner(DaskTaskRunner):  # type: ignore[misc]
         """Tasks that run a model claim a GPU."""
 
         def submit(self, task: Any, *arguments: Any, **named: Any) -> Any:
-            if not execution.gpus_per_task or task.name not in MODEL_TASKS:
+            if not execution.gpus_per_task or not claims_gpu(task.name):
                 return super().submit(task, *arguments, **named)
             with dask.annotate(resources={GPU: execution.gpus_per_task}):
                 return super().submit(task, *arguments, **named)
@@ -178,11 +179,11 @@ def _make_ray(execution: ExecutionSettings) -> RayTaskRunner:
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 
-    class ClaimingRayTaskRunner(RayTaskRunner):
+    class ClaimingRayTaskRunner(RayTaskRunner):  # type: ignore[misc]
         """Tasks that run a model claim a GPU; a worker keeps its models for the next task."""
 
         def submit(self, task: Any, *arguments: Any, **named: Any) -> Any:
-            claims = execution.gpus_per_task if task.name in MODEL_TASKS else 0
+            claims = execution.gpus_per_task if claims_gpu(task.name) else 0
             with remote_options(num_gpus=claims, max_calls=0):
                 return super().submit(task, *arguments, **named)
 

@@ -6,6 +6,8 @@ Ctrl-C. The demo's settings prefill the form. A try-out: what runs for keeps is 
 
 from __future__ import annotations
 
+from typing import Any
+
 from flows.prefect_environment import create_home
 
 
@@ -21,17 +23,17 @@ def main() -> None:
     from flows.tune import tune
 
     settings = load_preset("demo").model_dump(mode="json")
-    serve(
-        *(
-            flow.to_deployment(
-                name=f"{flow.name}-on-demand",
-                parameters={"settings": settings},
-                tags=["eigenshift"],
-                description=(flow.description or "").partition("\n")[0],
-            )
-            for flow in (refresh, compare, tune, detect)
+    # a coroutine only where an event loop runs already
+    deployments: list[Any] = [
+        flow.to_deployment(
+            name=f"{flow.name}-on-demand",
+            parameters={"settings": settings},
+            tags=["eigenshift"],
+            description=(flow.description or "").partition("\n")[0],
         )
-    )
+        for flow in (refresh, compare, tune, detect)
+    ]
+    serve(*deployments)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,50 @@
 """The stages of a run, in order, shared by all flows; those of detection are `detection_stages.py`.
 
-Each function submits the tasks of one or a few stages, waits for them through the journal and
-returns references. What the stages do is in `eigenshift/`; how they are cached is in `tasks/`.
+Each function says for one or a few stages what they read and by which settings, and has the journal
+do them. What a stage is stands in its declaration (`eigenshift/pipeline.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from eigenshift.calibration import require_both_parts
-from eigenshift.datasets import RECORDS_NAME, REJECTED_NAME, SOURCE_FILES_NAME, list_sources
-from eigenshift.errors import ModelError, SettingsError
-from eigenshift.evaluation.arms import BASE_ARM
+from eigenshift.base.arms import BASE_ARM
+from eigenshift.base.errors import ModelError
+from eigenshift.components import stages as components
+from eigenshift.components.calibration import require_both_parts
+from eigenshift.components.choice import require_components
+from eigenshift.datasets import stages as datasets
+from eigenshift.datasets.reading import list_sources
+from eigenshift.evaluation import stages as evaluation
 from eigenshift.evaluation.fluency import allot_texts
-from eigenshift.interventions import PatchRequest
-from eigenshift.manifests import ArtifactReference, FileReference
-from eigenshift.models import ModelKind, explain_no_head
-from eigenshift.prompts import Part
-from eigenshift.scoring import require_scored
-from eigenshift.settings import (
-    Role,
-    ScorerSettings,
-    StateSource,
-)
+from eigenshift.generation import stages as generation
+from eigenshift.model import stages as model_stages
+from eigenshift.model.loading import ModelKind, explain_no_head
+from eigenshift.patches import stages as patch_stages
+from eigenshift.patches.interventions import PatchRequest, find_recipe
+from eigenshift.settings import Role, ScorerSettings, StateSource
+from eigenshift.stages import tables
+from eigenshift.stages.running import Piece
+from eigenshift.stages.stage import K, Stage
+from eigenshift.store.manifests import ArtifactReference, FileReference
+from eigenshift.toxicity import stages as toxicity
+from eigenshift.toxicity.scoring import require_scored_shards
 from flows.journal import RunJournal
-from tasks import components as component_tasks
-from tasks import evaluation as evaluation_tasks
-from tasks import generation, ingestion
-from tasks import model as model_tasks
-from tasks import patches as patch_tasks
-from tasks.generation import Arm
-from tasks.patches import EvidenceReferences
 
 SEARCHING_COMMANDS = ("tune", "compare")
+S = TypeVar("S", bound=toxicity.ScoringInputs)
+Shards = Mapping[str, tuple[ArtifactReference, ...]]
+"""Arm -> artifacts, shard by shard."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to compare: a patch (None: the base) and a stream of random numbers."""
+
+    patch: ArtifactReference | None
+    stream: str = "main"
 
 
 @dataclass(frozen=True)
@@ -46,19 +57,10 @@ class Sources:
 
 @dataclass(frozen=True)
 class Generated:
-    """Continuations and their scores, shard by shard in the same order."""
+    """Continuations of all arms and their scores, in the same order."""
 
-    continuations: list[ArtifactReference]
-    scores: list[ArtifactReference]
-
-
-@dataclass(frozen=True)
-class ComponentStudy:
-    """What the generation side found out about the head."""
-
-    decomposition: ArtifactReference
-    states: ArtifactReference
-    components: ArtifactReference
+    continuations: Shards
+    scores: Shards
 
 
 def ingest(journal: RunJournal) -> Sources:
@@ -67,20 +69,11 @@ def ingest(journal: RunJournal) -> Sources:
     Raises:
         DatasetError: The neutral texts are all for calibration, or all for evaluation.
     """
-    settings = journal.settings
     samples = ingest_samples(journal, tuple(Role))
-    (prompts,) = journal.collect(
-        "choose_prompts",
-        [
-            ingestion.choose_prompts.submit(
-                settings.store, list(samples[Role.prompts].values()), settings.prompts
-            )
-        ],
-    )
-    sources = Sources(samples, prompts)
-    require_both_parts(
-        journal.artifacts.read_table(file) for file, _ in _list_neutral(journal, sources)
-    )
+    inputs = generation.PromptInputs(samples=tuple(samples[Role.prompts].values()))
+    sources = Sources(samples, journal.run_one(generation.CHOOSE_PROMPTS, inputs))
+    neutral = list_files(journal, sources, Role.neutral)
+    require_both_parts(journal.artifacts.read_table(file) for file in neutral)
     return sources
 
 
@@ -90,32 +83,39 @@ def ingest_samples(
     """Read the sources with these roles; their samples by role and name."""
     settings = journal.settings
     sources = [source for source in settings.sources if source.effective_role in roles]
-    files = [file for source in sources for file in list_sources(source)]
-    records = journal.collect(
-        "read_file",
-        [ingestion.read_file.submit(settings.store, file, settings.ingestion) for file in files],
-    )
-    records_of: dict[str, list[ingestion.RecordTables]] = {source.name: [] for source in sources}
-    for file, reference in zip(files, records, strict=True):
-        tables = ingestion.RecordTables(
-            records=journal.refer_to_file(reference, RECORDS_NAME),
-            rejected_rows=journal.refer_to_file(reference, REJECTED_NAME),
-            source_files=journal.refer_to_file(reference, SOURCE_FILES_NAME),
+    reading = [
+        (
+            datasets.ReadingInputs(content=datasets.SourceContent(source=file)),
+            datasets.ReadingKey.of(settings, source=file),
         )
-        records_of[file.name].append(tables)
-    references = journal.collect(
-        "ingest_source",
-        {
-            source.name: ingestion.ingest_source.submit(
-                settings.store, source, records_of[source.name], settings.ingestion
-            )
-            for source in sources
-        },
-    )
-    found: dict[Role, dict[str, ArtifactReference]] = {role: {} for role in roles}
+        for source in sources
+        for file in list_sources(source)
+    ]
+    records: dict[str, list[datasets.RecordFiles]] = {source.name: [] for source in sources}
+    made = journal.run_each(datasets.READ_FILE, reading)
+    for (_, key), reference in zip(reading, made, strict=True):
+        found = datasets.RecordFiles.choose(journal.list_files(reference))
+        records[key.source.name].append(found)
+    ingesting = {
+        name: journal.submit(
+            datasets.INGEST_SOURCE,
+            datasets.IngestionInputs(records=tuple(files)),
+            datasets.IngestionKey.of(settings, source=name),
+        )
+        for name, files in records.items()
+    }
+    references = journal.collect(datasets.INGEST_SOURCE, ingesting)
+    by_role: dict[Role, dict[str, ArtifactReference]] = {role: {} for role in roles}
     for source, reference in zip(sources, references, strict=True):
-        found[source.effective_role][source.name] = reference
-    return found
+        by_role[source.effective_role][source.name] = reference
+    return by_role
+
+
+def list_files(journal: RunJournal, sources: Sources, role: Role) -> tuple[FileReference, ...]:
+    """Shards of all samples of a role."""
+    samples = sources.samples[role].values()
+    shards = (journal.refer_to_files(reference, tables.SAMPLES) for reference in samples)
+    return tuple(file for files in shards for file in files)
 
 
 def identify_model(journal: RunJournal, *, must_generate: bool = True) -> ArtifactReference:
@@ -126,347 +126,172 @@ def identify_model(journal: RunJournal, *, must_generate: bool = True) -> Artifa
         SettingsError: More components are asked for than its head has, or than are decomposed.
     """
     settings = journal.settings
-    (model,) = journal.collect(
-        "identify_model",
-        [model_tasks.identify_model.submit(settings.store, settings.model, settings.execution)],
-    )
-    facts = journal.artifacts.open(model).manifest.facts
-    if must_generate and facts["kind"] != ModelKind.causal.name:
-        raise ModelError(explain_no_head(settings.model.id, ModelKind[facts["kind"]]))
+    inputs = model_stages.IdentityInputs(weights=model_stages.Weights(model=settings.model))
+    model = journal.run_one(model_stages.IDENTIFY_MODEL, inputs)
+    facts = journal.read_facts(model)
     if must_generate:
-        _require_components(journal, facts["head"]["hidden"])
+        if facts["kind"] != ModelKind.causal.name:
+            raise ModelError(explain_no_head(settings.model.id, ModelKind[facts["kind"]]))
+        searches = journal.record.command in SEARCHING_COMMANDS
+        require_components(settings, facts["head"]["hidden"], searches=searches)
     journal.record.model_digest = facts["digest"]
     return model
-
-
-def _require_components(journal: RunJournal, hidden: int) -> None:
-    """Stop before a run does its work if it would ask for components that are not there."""
-    settings = journal.settings
-    asked = {"components.n_components": settings.components.n_components}
-    if journal.record.command in SEARCHING_COMMANDS:
-        asked["tune.n_components"] = max(settings.tune.n_components)
-    n_available, remedy = hidden, f"The head of {settings.model.model_id} has no more. Lower it."
-    n_decomposed = settings.components.n_decomposed
-    if n_decomposed is not None and n_decomposed < hidden:
-        n_available, remedy = n_decomposed, "Lower it, or raise components.n_decomposed."
-    for name, count in asked.items():
-        if count is not None and count > n_available:
-            raise SettingsError(
-                f"{name}: expected at most {n_available} components, found {count}. {remedy}"
-            )
 
 
 def generate(
     journal: RunJournal,
     model: ArtifactReference,
-    prompts: ArtifactReference,
-    part: Part,
+    prompts: Sequence[FileReference],
     arms: Mapping[str, Arm],
-) -> dict[str, Generated]:
-    """Continue one part of the prompts with all arms and score the continuations."""
+) -> Generated:
+    """Continue prompts with all arms and score the continuations."""
     settings = journal.settings
-    continued = journal.collect_together(
-        "generate_continuations",
-        [
-            generation.generate_continuations.submit(
-                settings.store,
-                shard,
-                model,
-                dict(arms),
-                settings.model,
-                settings.generation,
-                settings.execution,
-            )
-            for shard in journal.refer_to_files(prompts, f"{part.value}-")
-        ],
-    )
-    continuations = {name: [shard[name] for shard in continued] for name in arms}
-    scores = _score(journal, continuations, settings.scorer)
-    return {name: Generated(found, scores[name]) for name, found in continuations.items()}
 
+    def order(shard: FileReference, arm: Arm) -> generation.ArmPiece:
+        inputs = generation.ContinuationInputs(model=model, prompts=shard, patch=arm.patch)
+        return Piece(inputs, generation.ContinuationKey.of(settings, stream=arm.stream))
 
-def score_further(
-    journal: RunJournal, scorer: ScorerSettings, generated: Mapping[str, Generated]
-) -> evaluation_tasks.JudgedArms:
-    """Score all arms' continuations with a scorer that decides nothing."""
-    continuations = {name: found.continuations for name, found in generated.items()}
-    scores = _score(journal, continuations, scorer, is_further=True)
-    return evaluation_tasks.JudgedArms(
-        scorer=scorer, scores={name: tuple(found) for name, found in scores.items()}
-    )
+    passes = ({name: order(shard, arm) for name, arm in arms.items()} for shard in prompts)
+    made = journal.run_together(generation.GENERATE_CONTINUATIONS, passes)
+    found = {name: tuple(shard[name] for shard in made) for name in arms}
+    key = toxicity.ScoringKey.of(settings)
+    scores = _score(journal, toxicity.SCORE_CONTINUATIONS, key, settings.scorer, of=found)
+    return Generated(found, scores)
 
 
 def _score(
     journal: RunJournal,
-    continuations: Mapping[str, list[ArtifactReference]],
+    stage: Stage[S, K],
+    key: K,
     scorer: ScorerSettings,
     *,
-    is_further: bool = False,
-) -> dict[str, list[ArtifactReference]]:
+    of: Shards,
+) -> Shards:
     """Score the shards of all arms, those that several arms share once."""
-    settings = journal.settings
-    to_score = list(dict.fromkeys(item for found in continuations.values() for item in found))
-    scores = journal.collect(
-        "score_further" if is_further else "score_continuations",
-        [
-            generation.score_continuations.submit(
-                settings.store,
-                reference,
-                scorer,
-                settings.execution,
-                "further_scores" if is_further else "scores",
-            )
-            for reference in to_score
-        ],
-    )
-    score_of = dict(zip(to_score, scores, strict=True))
-    return {name: [score_of[item] for item in found] for name, found in continuations.items()}
+    classifier = toxicity.Classifier.of(scorer)
+    different = list(dict.fromkeys(item for found in of.values() for item in found))
+    inputs = (stage.inputs(scorer=classifier, continuations=item) for item in different)
+    score_of = dict(zip(different, journal.run(stage, inputs, key), strict=True))
+    return {name: tuple(map(score_of.__getitem__, found)) for name, found in of.items()}
 
 
 def study_components(
     journal: RunJournal, model: ArtifactReference, sources: Sources
-) -> ComponentStudy:
-    """From continuations of the selection prompts to scored components of the head."""
-    settings = journal.settings
-    generated = _provide_texts(journal, model, sources)
-    positions = journal.collect(
-        "locate_toxic_words",
-        [
-            generation.locate_toxic_words.submit(
-                settings.store,
-                continuations,
-                scores,
-                settings.model,
-                settings.scorer,
-                settings.components,
-                settings.execution,
-            )
-            for continuations, scores in zip(generated.continuations, generated.scores, strict=True)
-        ],
-    )
-    decomposing = model_tasks.decompose_head.submit(
-        settings.store, model, settings.model, settings.components, settings.execution
-    )
-    (states,) = journal.collect(
-        "collect_head_states",
-        [
-            component_tasks.collect_head_states.submit(
-                settings.store,
-                model,
-                generated.continuations,
-                generated.scores,
-                positions,
-                settings.model,
-                settings.scorer,
-                settings.components,
-                settings.execution,
-            )
-        ],
-    )
-    (decomposition,) = journal.collect("decompose_head", [decomposing])
-    (components,) = journal.collect(
-        "score_components",
-        [
-            component_tasks.score_components.submit(
-                settings.store,
-                model,
-                decomposition,
-                states,
-                [file for file, _ in _list_neutral(journal, sources)],
-                settings.model,
-                settings.components,
-                settings.evaluation,
-                settings.execution,
-            )
-        ],
-    )
-    return ComponentStudy(decomposition, states, components)
+) -> patch_stages.HeadEvidence:
+    """From continuations of the selection prompts to scored components of the head.
 
-
-def _require_scored(journal: RunJournal, scores: Sequence[ArtifactReference]) -> None:
-    """Stop before components are chosen from the few continuations that could be scored."""
-    facts = [journal.artifacts.open(reference).manifest.facts for reference in scores]
-    n_unscored = sum(found["n_unscored"] for found in facts)
-    n_total = n_unscored + sum(found["n_scored"] for found in facts)
-    max_share = journal.settings.scorer.max_unscored_share
-    require_scored(n_unscored, n_total, max_share, "selection prompts")
-
-
-def gather_evidence(
-    journal: RunJournal,
-    sources: Sources,
-    study: ComponentStudy,
-    *,
-    dataset: str | None = None,
-    units: Sequence[ArtifactReference] = (),
-) -> EvidenceReferences:
-    """All that interventions may read; each takes what it needs.
-
-    Args:
-        journal: The run.
-        sources: Samples and prompts.
-        study: Of the head's components.
-        dataset: Whose labelled texts interventions inside the trunk read.
-        units: Statistics of the units they scale.
+    Returns:
+        All that interventions on the head may read; each takes what it needs.
     """
-    labelled: list[FileReference] = []
-    if dataset is not None:
-        reference = sources.samples[Role.labelled][dataset]
-        labelled = journal.refer_to_files(reference, "samples-")
-    return EvidenceReferences(
-        decomposition=study.decomposition,
-        components=study.components,
-        head_states=study.states,
-        units=tuple(units),
-        labelled_texts=tuple(labelled),
-        neutral_texts=tuple(file for file, _ in _list_neutral(journal, sources)),
+    texts, scores = _provide_texts(journal, model, sources)
+    finder = toxicity.PositionFinder.of(journal.settings)
+    scored = (
+        toxicity.PositionInputs(finder=finder, continuations=text, scores=score)
+        for text, score in zip(texts, scores, strict=True)
+    )
+    positions = journal.run(toxicity.LOCATE_TOXIC_WORDS, scored)
+    head = components.DecompositionInputs(model=model)
+    decomposing = journal.submit(components.DECOMPOSE_HEAD, head)
+    located = components.HeadStateInputs(
+        model=model, continuations=texts, scores=scores, positions=tuple(positions)
+    )
+    states = journal.run_one(components.COLLECT_HEAD_STATES, located)
+    (decomposition,) = journal.collect(components.DECOMPOSE_HEAD, [decomposing])
+    neutral = list_files(journal, sources, Role.neutral)
+    inputs = components.ComponentInputs(
+        model=model, decomposition=decomposition, states=states, neutral=neutral
+    )
+    return patch_stages.HeadEvidence(
+        model=model,
+        decomposition=decomposition,
+        components=journal.run_one(components.SCORE_COMPONENTS, inputs),
+        head_states=states,
+        neutral_texts=neutral,
     )
 
 
-def _provide_texts(journal: RunJournal, model: ArtifactReference, sources: Sources) -> Generated:
-    """What states are taken from: continuations of the selection prompts, or labelled texts."""
+def _provide_texts(
+    journal: RunJournal, model: ArtifactReference, sources: Sources
+) -> tuple[tuple[ArtifactReference, ...], tuple[ArtifactReference, ...]]:
+    """Texts that states are taken from, and their scores: continuations, or labelled texts.
+
+    Raises:
+        EvaluationError: Too few continuations could be scored.
+    """
     settings = journal.settings
     if settings.components.states_from is StateSource.generations:
-        base = {BASE_ARM: Arm(patch=None)}
-        generated = generate(journal, model, sources.prompts, Part.selection, base)[BASE_ARM]
-        _require_scored(journal, generated.scores)
-        return generated
-    files = [
-        file
-        for reference in sources.samples[Role.labelled].values()
-        for file in journal.refer_to_files(reference, "samples-")
-    ]
-    texts = journal.collect(
-        "encode_labelled_text",
-        [
-            component_tasks.encode_labelled_text.submit(
-                settings.store,
-                files,
-                model,
-                settings.model,
-                settings.components,
-                settings.execution,
-            )
-        ],
-    )
-    return Generated(list(texts), list(texts))
+        prompts = journal.refer_to_files(sources.prompts, tables.SELECTION_PROMPTS)
+        generated = generate(journal, model, prompts, {BASE_ARM: Arm(patch=None)})
+        scores = generated.scores[BASE_ARM]
+        facts = map(journal.read_facts, scores)
+        require_scored_shards(facts, settings.scorer.max_unscored_share, "selection prompts")
+        return generated.continuations[BASE_ARM], scores
+    samples = list_files(journal, sources, Role.labelled)
+    inputs = components.LabelledTextInputs(model=model, samples=samples)
+    texts = journal.run_one(components.ENCODE_LABELLED_TEXT, inputs)
+    return (texts,), (texts,)
 
 
 def build_patches(
-    journal: RunJournal,
-    model: ArtifactReference,
-    evidence: EvidenceReferences,
-    requests: Mapping[str, PatchRequest],
+    journal: RunJournal, evidence: patch_stages.PatchInputs, requests: Mapping[str, PatchRequest]
 ) -> dict[str, ArtifactReference]:
     """Build the patch of each named arm."""
-    settings = journal.settings
-    references = journal.collect(
-        "build_patch",
-        {
-            arm: patch_tasks.build_patch.submit(
-                settings.store, request, model, evidence, settings.model, settings.execution
-            )
-            for arm, request in requests.items()
-        },
-    )
-    return dict(zip(requests, references, strict=True))
+    building = {
+        arm: journal.submit(
+            patch_stages.BUILD_PATCH,
+            evidence.keep(find_recipe(request.intervention).needs),
+            patch_stages.PatchKey.of(journal.settings, request=request),
+        )
+        for arm, request in requests.items()
+    }
+    return dict(zip(requests, journal.collect(patch_stages.BUILD_PATCH, building), strict=True))
 
 
 def evaluate_arms(
-    journal: RunJournal,
-    model: ArtifactReference,
-    sources: Sources,
-    arms: Mapping[str, Arm],
-    part: Part = Part.evaluation,
+    journal: RunJournal, model: ArtifactReference, sources: Sources, arms: Mapping[str, Arm]
 ) -> ArtifactReference:
     """Generate, score and compare all arms on the same prompts, seeds and neutral texts."""
-    settings = journal.settings
-    generated = generate(journal, model, sources.prompts, part, arms)
-    fluency = measure_fluency(
-        journal, model, sources, {name: arm.patch for name, arm in arms.items()}
+    settings, names = journal.settings, tuple(sorted(arms))
+    prompts = journal.refer_to_files(sources.prompts, tables.EVALUATION_PROMPTS)
+    generated = generate(journal, model, prompts, arms)
+    fluency = _measure_fluency(journal, model, sources, arms)
+    shards, further = generated.continuations, []
+    judged = evaluation.ArmScores(scores=generated.scores)
+    for scorer in settings.further_scorers:
+        named = toxicity.FurtherScoringKey(scorer=scorer.name)
+        scores = _score(journal, toxicity.SCORE_FURTHER, named, scorer, of=shards)
+        further.append(evaluation.FurtherArmScores(scores=scores))
+    others = tuple(further)
+    inputs = evaluation.ComparisonInputs(
+        prompts=prompts,
+        continuations=shards,
+        judged=judged,
+        further=others,
+        fluency=fluency,
     )
-    judged = evaluation_tasks.JudgedArms(
-        scorer=settings.scorer,
-        scores={name: tuple(found.scores) for name, found in generated.items()},
-    )
-    further = [score_further(journal, scorer, generated) for scorer in settings.further_scorers]
-    continuations = {name: found.continuations for name, found in generated.items()}
-    (compared,) = journal.collect(
-        "compare_arms",
-        [
-            evaluation_tasks.compare_arms.submit(
-                settings.store,
-                journal.refer_to_files(sources.prompts, f"{part.value}-"),
-                continuations,
-                judged,
-                further,
-                fluency,
-                settings.evaluation,
-            )
-        ],
-    )
-    if further:
-        journal.collect(
-            "compare_scorers",
-            [
-                evaluation_tasks.compare_scorers.submit(
-                    settings.store, continuations, [judged, *further]
-                )
-            ],
-        )
+    key = evaluation.ComparisonKey.of(settings, arms=names)
+    compared = journal.run_one(evaluation.COMPARE_ARMS, inputs, key)
+    if settings.further_scorers:
+        of_all = evaluation.AgreementInputs(continuations=shards, judged=judged, further=others)
+        agreement_key = evaluation.AgreementKey.of(settings, arms=names)
+        journal.run_one(evaluation.COMPARE_SCORERS, of_all, agreement_key)
     return compared
 
 
-def tabulate_arms(
-    journal: RunJournal, evaluation: ArtifactReference, arms: Mapping[str, Arm]
-) -> ArtifactReference:
-    """One row per arm, with what it took to build it, and one plot."""
-    (table,) = journal.collect(
-        "tabulate_arms",
-        [
-            evaluation_tasks.tabulate_arms.submit(
-                journal.settings.store,
-                evaluation,
-                {name: arm.patch for name, arm in arms.items()},
-            )
-        ],
-    )
-    return table
-
-
-def measure_fluency(
-    journal: RunJournal,
-    model: ArtifactReference,
-    sources: Sources,
-    patches: Mapping[str, ArtifactReference | None],
-) -> Sequence[ArtifactReference]:
+def _measure_fluency(
+    journal: RunJournal, model: ArtifactReference, sources: Sources, arms: Mapping[str, Arm]
+) -> tuple[ArtifactReference, ...]:
     """Measure all arms on the neutral texts, shard by shard."""
     settings = journal.settings
-    files = _list_neutral(journal, sources)
-    n_texts = allot_texts([rows for _, rows in files], settings.evaluation.max_texts)
-    return journal.collect(
-        "measure_fluency",
-        [
-            evaluation_tasks.measure_fluency.submit(
-                settings.store,
-                file,
-                model,
-                dict(patches),
-                count,
-                settings.model,
-                settings.evaluation,
-                settings.execution,
-            )
-            for (file, _), count in zip(files, n_texts, strict=True)
-            if count
-        ],
+    files = list_files(journal, sources, Role.neutral)
+    patches = {name: arm.patch for name, arm in arms.items()}
+    n_texts = allot_texts([file.rows or 0 for file in files], settings.evaluation.max_texts)
+    pieces = (
+        (
+            evaluation.FluencyInputs(model=model, texts=file, patches=patches),
+            evaluation.FluencyKey.of(settings, arms=tuple(patches), n_texts=count),
+        )
+        for file, count in zip(files, n_texts, strict=True)
+        if count
     )
-
-
-def _list_neutral(journal: RunJournal, sources: Sources) -> list[tuple[FileReference, int]]:
-    """Shards of neutral samples with their numbers of rows."""
-    return [
-        (file, file.rows or 0)
-        for reference in sources.samples[Role.neutral].values()
-        for file in journal.refer_to_files(reference, "samples-")
-    ]
+    return tuple(journal.run_each(evaluation.MEASURE_FLUENCY, pieces))

@@ -6,101 +6,81 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eigenshift.errors import NothingToDampError
-from eigenshift.evaluation.arms import BASE_ARM
-from eigenshift.interventions import PatchRequest
-from eigenshift.manifests import ArtifactReference
-from eigenshift.prompts import Part
+from eigenshift.base.arms import BASE_ARM
+from eigenshift.base.errors import NothingToDampError
+from eigenshift.components import stages as components
+from eigenshift.evaluation import stages as evaluation
+from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint
+from eigenshift.patches.requests import PatchRequest
+from eigenshift.patches.stages import HeadEvidence
 from eigenshift.settings import ComponentScore
-from eigenshift.trials import AUTOMATIC, TrialPoint
+from eigenshift.stages import tables
+from eigenshift.store.manifests import ArtifactReference
 from flows import stages
 from flows.journal import RunJournal
-from tasks import components as component_tasks
-from tasks import tuning
-from tasks.generation import Arm
-from tasks.patches import EvidenceReferences
 
 logger = logging.getLogger("eigenshift.trials")
 
 
 @dataclass(frozen=True)
 class Screening:
-    """The screened trials, and the component tables of the automatic choice by factor."""
+    """The screened trials of a model, and the automatic choice's component tables by factor."""
 
     reference: ArtifactReference
     automatic: Mapping[float, ArtifactReference]
+    model: ArtifactReference
 
 
-def screen(
-    journal: RunJournal,
-    model: ArtifactReference,
-    study: stages.ComponentStudy,
-    evidence: EvidenceReferences,
-) -> Screening:
+def screen(journal: RunJournal, study: HeadEvidence) -> Screening:
     """Measure the whole grid in closed form.
 
     Raises:
         NothingToDampError: The automatic choice is asked for and takes nothing for any factor.
     """
-    settings = journal.settings
     automatic: dict[float, ArtifactReference] = {}
-    if settings.components.n_components is None:
-        automatic = _choose_automatically(journal, model, study, evidence)
-    (screening,) = journal.collect(
-        "screen_trials",
-        [
-            tuning.screen_trials.submit(
-                settings.store,
-                model,
-                study.decomposition,
-                study.states,
-                study.components,
-                automatic,
-                list(evidence.neutral_texts),
-                settings.model,
-                settings.tune,
-                settings.evaluation,
-                settings.execution,
-            )
-        ],
+    if journal.settings.components.n_components is None:
+        automatic = _choose_automatically(journal, study)
+    inputs = evaluation.ScreeningInputs(
+        model=study.model,
+        decomposition=study.decomposition,
+        states=study.head_states,
+        components=study.components,
+        automatic=automatic,
+        neutral=study.neutral_texts,
     )
-    return Screening(screening, automatic)
+    key = evaluation.ScreeningKey.of(journal.settings, automatic_factors=tuple(automatic))
+    screened = journal.run_one(evaluation.SCREEN_TRIALS, inputs, key)
+    return Screening(screened, automatic, study.model)
 
 
 def _choose_automatically(
-    journal: RunJournal,
-    model: ArtifactReference,
-    study: stages.ComponentStudy,
-    evidence: EvidenceReferences,
+    journal: RunJournal, study: HeadEvidence
 ) -> dict[float, ArtifactReference]:
-    """Factor -> table of what the run's own rule takes within the search's budget.
+    """Least factor -> table of what the run's own rule takes within the search's budget.
 
     Raises:
         NothingToDampError: It takes nothing for any factor.
     """
     settings, budget = journal.settings, journal.settings.tune.max_perplexity_increase
-    scoring = {
-        factor: component_tasks.score_components.submit(
-            settings.store,
-            model,
-            study.decomposition,
-            study.states,
-            list(evidence.neutral_texts),
-            settings.model,
-            settings.components.model_copy(
-                update={"factor": factor, "max_perplexity_increase": budget}
-            ),
-            settings.evaluation,
-            settings.execution,
+    inputs = components.ComponentInputs(
+        model=study.model,
+        decomposition=study.decomposition,
+        states=study.head_states,
+        neutral=study.neutral_texts,
+    )
+    scoring = {}
+    for factor in settings.tune.factors:
+        choice = components.ChoiceKey.of(
+            settings, min_factor=factor, max_perplexity_increase=budget
         )
-        for factor in settings.tune.factors
-    }
+        key = components.ComponentKey.of(settings, components=choice)
+        scoring[factor] = journal.submit(components.SCORE_COMPONENTS, inputs, key)
     automatic: dict[float, ArtifactReference] = {}
     for factor, future in scoring.items():
         # The label tells this table from that of the run's own choice.
         label = f"factor={factor:g}"
         try:
-            (automatic[factor],) = journal.collect("score_components", {label: future})
+            (automatic[factor],) = journal.collect(components.SCORE_COMPONENTS, {label: future})
         except NothingToDampError:
             logger.warning(
                 "automatic choice left out: %s tune.max_perplexity_increase=%g, no component "
@@ -119,8 +99,7 @@ def _choose_automatically(
 
 def build_trial_patches(
     journal: RunJournal,
-    model: ArtifactReference,
-    evidence: EvidenceReferences,
+    study: HeadEvidence,
     screening: Screening,
     points: Mapping[str, TrialPoint],
 ) -> dict[str, ArtifactReference]:
@@ -129,43 +108,34 @@ def build_trial_patches(
     for name, point in points.items():
         if point.score == AUTOMATIC:
             table = screening.automatic[point.factor]
-            read = evidence.model_copy(update={"components": table})
-            request = PatchRequest(factor=point.factor)
+            read, request = study.model_copy(update={"components": table}), PatchRequest()
         else:
-            read = evidence
+            read = study
             request = PatchRequest(
                 n_components=point.n_components,
                 factor=point.factor,
                 score=ComponentScore(point.score),
             )
-        patches |= stages.build_patches(journal, model, read, {name: request})
+        patches |= stages.build_patches(journal, read, {name: request})
     return patches
 
 
 def confirm(
     journal: RunJournal,
-    model: ArtifactReference,
     sources: stages.Sources,
     screening: Screening,
     patches: Mapping[str, ArtifactReference],
 ) -> ArtifactReference:
     """Generate with the chosen trials on the selection prompts, and name the best."""
-    settings = journal.settings
-    arms = {BASE_ARM: Arm(patch=None)} | {name: Arm(patch) for name, patch in patches.items()}
-    generated = stages.generate(journal, model, sources.prompts, Part.selection, arms)
-    (trials,) = journal.collect(
-        "confirm_trials",
-        [
-            tuning.confirm_trials.submit(
-                settings.store,
-                screening.reference,
-                journal.refer_to_files(sources.prompts, f"{Part.selection.value}-"),
-                {name: found.continuations for name, found in generated.items()},
-                {name: found.scores for name, found in generated.items()},
-                settings.tune,
-                settings.evaluation,
-                settings.scorer,
-            )
-        ],
+    arms = {BASE_ARM: stages.Arm(patch=None)}
+    arms |= {name: stages.Arm(patch) for name, patch in patches.items()}
+    prompts = journal.refer_to_files(sources.prompts, tables.SELECTION_PROMPTS)
+    generated = stages.generate(journal, screening.model, prompts, arms)
+    inputs = evaluation.ConfirmationInputs(
+        screening=screening.reference,
+        prompts=prompts,
+        continuations=generated.continuations,
+        scores=generated.scores,
     )
-    return trials
+    key = evaluation.ConfirmationKey.of(journal.settings, arms=tuple(sorted(arms)))
+    return journal.run_one(evaluation.CONFIRM_TRIALS, inputs, key)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from prefect import flow
 
-from eigenshift.reporting import Tuning
+from eigenshift.evaluation.stages import CHART_NAME
+from eigenshift.evaluation.trials import choose_for_confirmation
+from eigenshift.reporting.outcomes import Tuning
 from eigenshift.settings import RefreshSettings
-from eigenshift.trials import choose_for_confirmation
+from eigenshift.stages import tables
 from flows import stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
@@ -33,21 +35,20 @@ def tune(settings: RefreshSettings) -> Tuning:
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
-        evidence = stages.gather_evidence(journal, sources, study)
-        screening = trials.screen(journal, model, study, evidence)
-        screened = journal.artifacts.open(screening.reference).read_table("trials.parquet")
+        screening = trials.screen(journal, study)
+        screened = journal.read(screening.reference, tables.TRIALS)
         chosen = choose_for_confirmation(screened.to_pylist(), settings.tune.n_confirmed)
         points = {point.arm: point for point in chosen}
-        patches = trials.build_trial_patches(journal, model, evidence, screening, points)
-        confirmed = trials.confirm(journal, model, sources, screening, patches)
+        patches = trials.build_trial_patches(journal, study, screening, points)
+        confirmed = trials.confirm(journal, sources, screening, patches)
         artifact = journal.artifacts.open(confirmed)
         tuning = Tuning(
             run_id=journal.record.run_id,
             store=journal.root,
             stages=journal.record.stages,
             budget=settings.tune.max_perplexity_increase,
-            trials=artifact.read_table("trials.parquet").to_pylist(),
-            figure=artifact.locate("chart.png").uri,
+            trials=artifact.read_table(tables.TRIALS.file).to_pylist(),
+            figure=artifact.locate(CHART_NAME).uri,
         )
     publish_tuning(tuning)
     return tuning

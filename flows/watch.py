@@ -15,8 +15,8 @@ from prefect.events import emit_event
 from prefect.variables import Variable
 from pydantic import BaseModel
 
-from eigenshift.datasets import digest_source
-from eigenshift.releases import slugify_model
+from eigenshift.datasets.reading import digest_source
+from eigenshift.ledger.releases import slugify_model
 from eigenshift.settings import RefreshSettings
 from flows.credentials import use_credentials
 from flows.journal import logger, show_progress

@@ -1,5 +1,6 @@
-"""Thin Prefect tasks: a decorator, one call into `eigenshift`, a reference back.
+"""Stages as Prefect tasks: one generic task runs any of them, one any that makes several artifacts.
 
-No arithmetic and no decisions on data here. Every task asks the store whether its artifact is
-already there, so a task that has been done, in this run or any other, does no work.
+No arithmetic, no decisions on data, and no stage by name: what a stage is stands in its declaration
+(`eigenshift/stages/`). Every task asks the store whether its artifact is already there, so a task
+that has been done, in this run or any other, does no work.
 """

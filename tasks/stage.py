@@ -1,22 +1,29 @@
-"""What all stage tasks have in common: retries, names in the UI, cached or made.
+"""The tasks that run stages: retries, names in the UI, cached or made.
 
 The store's manifests are the cache, so Prefect's own result cache is off: its records could
 outlive the artifacts they stand for (docs/decisions/0002-cache-keys.md). A task that found its
-artifact ends in a state named "Cached".
+artifact ends in a state named "Cached". What a stage is given is typed by its declaration: the
+wrong inputs or key for a stage do not pass the type check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
-from eigenshift.artifacts import StageResult
-from eigenshift.errors import EigenShiftError
+from eigenshift.base.errors import EigenShiftError
+from eigenshift.pipeline import STAGES
+from eigenshift.stages.running import Piece, run_stage, run_stage_together
+from eigenshift.stages.stage import I, K, Place, Stage
+from eigenshift.store.artifacts import StageResult
 
 RETRIES = 3
 FIRST_DELAY_SECONDS = 1.0
@@ -32,32 +39,77 @@ TRANSIENT_ERRORS = (OSError, TimeoutError, ConnectionError)
 """Storage and hub clients raise their network faults as these (requests and aiohttp derive from
 OSError); whatever else goes wrong is a defect and is not tried again."""
 
-MODEL_TASKS: set[str] = set()
-"""Names of the tasks that run a model."""
-
-F = TypeVar("F", bound=Callable[..., Any])
+Single = PrefectFuture[StageResult]
+Several = PrefectFuture[dict[str, StageResult]]
 
 
-def stage_task(function: F) -> Task[Any, Any]:
-    """Make a function a task of a stage, named after the function."""
-    return task(
-        function,
-        name=function.__name__.replace("_", "-"),
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        result_serializer="json",
-        retries=RETRIES,
-        retry_delay_seconds=exponential_backoff(FIRST_DELAY_SECONDS),
-        retry_jitter_factor=JITTER,
-        retry_condition_fn=_is_transient,
-    )
+def submit_stage(stage: Stage[I, K], inputs: I, key: K, place: Place) -> Single:
+    """Submit one piece of a stage's work to the run's task runner; call in a flow."""
+    future: Single = _name_task(_run, stage.name).submit(stage.name, inputs, key, place)
+    return future
 
 
-def model_task(function: F) -> Task[Any, Any]:
-    """Make a function a task of a stage that runs a model, and so may claim a GPU."""
-    made = stage_task(function)
-    MODEL_TASKS.add(made.name)
-    return made
+def submit_together(stage: Stage[I, K], pieces: Mapping[str, Piece[I, K]], place: Place) -> Several:
+    """Submit work that makes several artifacts of a stage in one pass; call in a flow."""
+    future: Several = _name_task(_run_together, stage.name).submit(stage.name, pieces, place)
+    return future
+
+
+def claims_gpu(task_name: str) -> bool:
+    """Whether a task of this name runs a model, and so claims a GPU."""
+    return any(stage.runs_model and show_name(stage.name) == task_name for stage in STAGES)
+
+
+def show_name(stage_name: str) -> str:
+    """A stage's name as Prefect's screens show it."""
+    return stage_name.replace("_", "-")
+
+
+async def _is_transient(_task: Any, _run: Any, state: State[Any]) -> bool:
+    try:
+        await state.result()
+    except Exception as error:  # noqa: BLE001 - the state's own exception is what we ask about
+        return is_transient(error)
+    return False
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help."""
+    return isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, PERMANENT_ERRORS)
+
+
+_make_task = task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    result_serializer="json",
+    retries=RETRIES,
+    retry_delay_seconds=exponential_backoff(FIRST_DELAY_SECONDS),
+    retry_jitter_factor=JITTER,
+    retry_condition_fn=_is_transient,
+)
+
+
+@_make_task
+def _run(stage_name: str, inputs: Any, key: Any, place: Place) -> State[StageResult]:
+    """Any stage: its artifact, found or made."""
+    return report(run_stage(_find_stage(stage_name), inputs, key, place))
+
+
+@_make_task
+def _run_together(
+    stage_name: str, pieces: Mapping[str, Piece[Any, Any]], place: Place
+) -> State[dict[str, StageResult]]:
+    """Any stage that makes several artifacts in one pass: those found, and those made."""
+    return report_all(run_stage_together(_find_stage(stage_name), pieces, place))
+
+
+@cache
+def _name_task(generic: Task[Any, Any], stage_name: str) -> Task[Any, Any]:
+    return generic.with_options(name=show_name(stage_name))
+
+
+def _find_stage(name: str) -> Stage[Any, Any]:
+    return next(stage for stage in STAGES if stage.name == name)
 
 
 def report(result: StageResult) -> State[StageResult]:
@@ -76,16 +128,3 @@ def report_all(results: Mapping[str, StageResult]) -> State[dict[str, StageResul
     seconds = sum(result.elapsed_seconds for result in results.values())
     message = f"{len(results) - n_cached} of {len(results)} made in {seconds:.1f} s"
     return Completed(message=message, data=dict(results))
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help."""
-    return isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, PERMANENT_ERRORS)
-
-
-async def _is_transient(_task: Any, _run: Any, state: State[Any]) -> bool:
-    try:
-        await state.result()
-    except Exception as error:  # noqa: BLE001 - the state's own exception is what we ask about
-        return is_transient(error)
-    return False

@@ -6,6 +6,7 @@ start at once. Everything here is made up and seeded; nothing is downloaded.
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 if TYPE_CHECKING:
-    from eigenshift.models import LanguageModel
+    from eigenshift.model.loading import LanguageModel
     from tests.support.s3_server import S3Server
 
 END_OF_TEXT = "<|endoftext|>"
@@ -100,7 +101,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: 
 @pytest.fixture(scope="session")
 def tiny_language_model(tiny_model_folder: Path) -> LanguageModel:
     """The tiny GPT-2, loaded on the CPU. Shared by all tests: leave it as you found it."""
-    from eigenshift.models import load_model
+    from eigenshift.model.loading import load_model
     from eigenshift.settings import ModelSettings
 
     return load_model(ModelSettings(id=str(tiny_model_folder)), device="cpu")
@@ -109,7 +110,7 @@ def tiny_language_model(tiny_model_folder: Path) -> LanguageModel:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Any:
     """An empty workspace, as a stage gets it."""
-    from eigenshift.artifacts import Workspace
+    from eigenshift.store.workspace import Workspace
 
     folder = tmp_path / "workspace"
     folder.mkdir()
@@ -143,3 +144,12 @@ def s3_store_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     s3_server.make_bucket(bucket)
     return f"s3://{bucket}/store"
+
+
+@pytest.fixture(autouse=True)
+def _our_logger_as_it_was() -> Iterator[None]:
+    """The command line sets handlers and propagation of our logger; the next test has its own."""
+    library = logging.getLogger("eigenshift")
+    found = (list(library.handlers), library.level, library.propagate)
+    yield
+    library.handlers, library.level, library.propagate = found

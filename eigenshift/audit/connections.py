@@ -26,7 +26,7 @@ from eigenshift.audit.views import (
     list_kinds,
     list_tables,
 )
-from eigenshift.duckdb_files import StoredFileSystem
+from eigenshift.store.duckdb_files import StoredFileSystem
 
 logger = logging.getLogger(__name__)
 

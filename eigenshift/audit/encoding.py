@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from eigenshift.errors import AuditError
+from eigenshift.base.errors import AuditError
 
 FORMATS = ("csv", "json", "parquet")
 

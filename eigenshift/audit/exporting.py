@@ -17,7 +17,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eigenshift import schemas
 from eigenshift.audit.connections import Connector
 from eigenshift.audit.dictionary import list_entries
 from eigenshift.audit.files import describe_damage
@@ -25,8 +24,9 @@ from eigenshift.audit.index import StoreIndex
 from eigenshift.audit.limits import AuditLimits
 from eigenshift.audit.statements import quote
 from eigenshift.audit.views import VIEW_NAMES, VIEW_SCHEMAS
-from eigenshift.errors import SettingsError
-from eigenshift.runs import choose_run
+from eigenshift.base import schemas
+from eigenshift.base.errors import SettingsError
+from eigenshift.ledger.runs import choose_run
 
 DATABASE_NAME = "audit.duckdb"
 HIDDEN_IN_EXPORT = "[text hidden: export with --show-text]"

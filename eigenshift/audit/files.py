@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eigenshift.duckdb_files import PROTOCOL
-from eigenshift.errors import ArtifactError, AuditError
-from eigenshift.scratch import scratch_folder
-from eigenshift.storage import Store, StoredFile
+from eigenshift.base.errors import ArtifactError, AuditError
+from eigenshift.store.duckdb_files import PROTOCOL
+from eigenshift.store.scratch import scratch_folder
+from eigenshift.store.storage import Store
+from eigenshift.store.stored_file import StoredFile
 
 
 @dataclass(frozen=True)

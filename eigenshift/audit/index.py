@@ -26,12 +26,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from eigenshift import schemas
-from eigenshift.errors import ArtifactError
-from eigenshift.manifests import MANIFEST_NAME, Manifest
-from eigenshift.releases import CURRENT_NAME, Release
-from eigenshift.runs import RunRecord
-from eigenshift.storage import ObjectState, Store
+from eigenshift.audit import record_schemas
+from eigenshift.base.errors import ArtifactError
+from eigenshift.ledger.releases import CURRENT_NAME, Release
+from eigenshift.ledger.runs import RunRecord
+from eigenshift.store.manifests import MANIFEST_NAME, Manifest
+from eigenshift.store.storage import ObjectState, Store
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ MANIFESTS = pa.schema(
         ("kind", pa.string()),
         ("fingerprint", pa.string()),
         ("step_version", pa.int64()),
-        ("created_at", schemas.TIME),
+        ("created_at", record_schemas.TIME),
         ("rows", pa.int64()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
@@ -89,8 +89,8 @@ MANIFESTS = pa.schema(
         ("sources", pa.list_(SOURCE)),
     ]
 )
-RUNS = pa.schema([*schemas.RUNS, pa.field("artifacts", pa.list_(USE))])
-RELEASES = pa.schema([field for field in schemas.RELEASES if field.name != "is_current"])
+RUNS = pa.schema([*record_schemas.RUNS, pa.field("artifacts", pa.list_(USE))])
+RELEASES = pa.schema([field for field in record_schemas.RELEASES if field.name != "is_current"])
 
 
 class StoreIndex:
@@ -211,7 +211,7 @@ def describe_run(data: bytes) -> dict[str, Any]:
     """A run's record as a `RUNS` row."""
     record = RunRecord.model_validate_json(data)
     return {
-        **{name: getattr(record, name) for name in schemas.RUNS.names},
+        **{name: getattr(record, name) for name in record_schemas.RUNS.names},
         "started_at": _parse_time(record.started_at),
         "finished_at": _parse_time(record.finished_at),
         "collected_at": _parse_time(record.collected_at),

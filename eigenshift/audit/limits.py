@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from eigenshift.errors import AuditError
+from eigenshift.base.errors import AuditError
 
 INTERRUPT_EVERY_SECONDS = 0.2
 

@@ -7,7 +7,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from eigenshift import schemas
 from eigenshift.audit.connections import Connector
 from eigenshift.audit.files import describe_damage, find_file_in
 from eigenshift.audit.index import StoreIndex
@@ -19,8 +18,9 @@ from eigenshift.audit.statements import (
     find_named_views,
 )
 from eigenshift.audit.views import VIEW_NAMES
-from eigenshift.errors import AuditError
-from eigenshift.traffic import Traffic, metering
+from eigenshift.base import schemas
+from eigenshift.base.errors import AuditError
+from eigenshift.store.traffic import Traffic, metering
 
 HIDDEN_TEXT = "[text hidden: name the column or use --show-text]"
 HIDDEN_IN_NOTEBOOK = "[text hidden: use connect(store_url, show_text=True)]"

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 import duckdb
 
-from eigenshift import schemas
 from eigenshift.audit.views import VIEW_NAMES
-from eigenshift.errors import AuditError
+from eigenshift.base import schemas
+from eigenshift.base.errors import AuditError
 
 _ALL_VIEWS_WORDS = frozenset({"show", "describe", "information_schema"})
 _CATALOGUE_PREFIXES = ("duckdb_", "pragma_", "sqlite_")

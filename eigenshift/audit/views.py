@@ -1,21 +1,31 @@
 """The audit views: their names, their columns, and the SQL that makes them.
 
-Adding a table is one entry in `FILE_TABLES`: the kind of artifact, the beginning of its files'
-names and its schema. It is then a view, completed in the shell, exported, and in the data
-dictionary. Views made from records (runs, artifacts, ...) and those that join tables have SQL of
-their own in `DERIVED_VIEWS`. How a connection gets them is `connections.py`'s.
+Adding a table is one entry in `FILE_TABLES`: the stage that writes it and the table. It is then a
+view, completed in the shell, exported, and in the data dictionary. Views made from records (runs,
+artifacts, ...) and those that join tables have SQL of their own in `DERIVED_VIEWS`. How a
+connection gets them is `connections.py`'s.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
-from eigenshift import schemas
-from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM
-from eigenshift.schemas import describe_column
+from eigenshift.audit import record_schemas
+from eigenshift.base import schemas
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM
+from eigenshift.base.schemas import describe_column
+from eigenshift.components import stages as components
+from eigenshift.datasets import stages as datasets
+from eigenshift.detection import stages as detection
+from eigenshift.evaluation import stages as evaluation
+from eigenshift.generation import stages as generation
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Stage
+from eigenshift.stages.tables import Table
+from eigenshift.toxicity import stages as toxicity
 
 UNNAMED_ARM = "unnamed"
 """Arm of continuations made with a patch that the run's record does not list."""
@@ -29,9 +39,8 @@ class FileTable:
     """Parquet files of one kind of artifact, read as one table.
 
     Attributes:
-        kind: Of the artifacts that hold them.
-        prefix: Beginning of the files' names.
-        schema: What the table has even where there are no files.
+        stage: That writes them.
+        table: One of its tables.
         key: Says whose rows these are: "run_id" once per run that used them, "fingerprint" once
             per artifact, whoever used it.
         is_view: Shown under its own name; else in the schema `internal`, a part of derived views.
@@ -39,12 +48,26 @@ class FileTable:
             search's trials, not what the run chose.
     """
 
-    kind: str
-    prefix: str
-    schema: pa.Schema
+    stage: Stage[Any, Any]
+    table: Table
     key: Literal["run_id", "fingerprint"] = "run_id"
     is_view: bool = True
     is_unlabelled: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Of the artifacts that hold them."""
+        return self.stage.kind
+
+    @property
+    def prefix(self) -> str:
+        """Beginning of the files' names."""
+        return self.table.prefix
+
+    @property
+    def schema(self) -> pa.Schema:
+        """What the table has even where there are no files."""
+        return self.table.expect(pa.schema([]))
 
     @property
     def view_schema(self) -> pa.Schema:
@@ -71,27 +94,27 @@ class DerivedView:
 
 
 FILE_TABLES: dict[str, FileTable] = {
-    "samples": FileTable("samples", "samples-", schemas.SAMPLES, "fingerprint"),
-    "rejected_rows": FileTable("samples", "rejected_rows", schemas.REJECTED_ROWS, "fingerprint"),
-    "source_files": FileTable("samples", "source_files", schemas.SOURCE_FILES, "fingerprint"),
-    "neurons": FileTable("neurons", "neurons", schemas.NEURONS),
-    "neuron_stability": FileTable("neuron_stability", "neuron_stability", schemas.NEURON_STABILITY),
-    "layers": FileTable("layers", "layers", schemas.LAYERS),
-    "layer_transfers": FileTable("layer_transfers", "layer_transfers", schemas.LAYER_TRANSFERS),
-    "components": FileTable("components", "components", schemas.COMPONENTS, is_unlabelled=True),
+    "samples": FileTable(datasets.INGEST_SOURCE, tables.SAMPLES, "fingerprint"),
+    "rejected_rows": FileTable(datasets.INGEST_SOURCE, tables.REJECTED_ROWS, "fingerprint"),
+    "source_files": FileTable(datasets.INGEST_SOURCE, tables.SOURCE_FILES, "fingerprint"),
+    "neurons": FileTable(detection.COMPUTE_NEURON_STATISTICS, tables.NEURONS),
+    "neuron_stability": FileTable(detection.COMPUTE_NEURON_STABILITY, tables.NEURON_STABILITY),
+    "layers": FileTable(detection.COMPUTE_LAYER_STATISTICS, tables.LAYERS),
+    "layer_transfers": FileTable(detection.COMPUTE_LAYER_TRANSFERS, tables.LAYER_TRANSFERS),
+    "components": FileTable(components.SCORE_COMPONENTS, tables.COMPONENTS, is_unlabelled=True),
     "component_contexts": FileTable(
-        "components", "component_contexts", schemas.COMPONENT_CONTEXTS, is_unlabelled=True
+        components.SCORE_COMPONENTS, tables.COMPONENT_CONTEXTS, is_unlabelled=True
     ),
-    "evaluations": FileTable("evaluation", "evaluations", schemas.EVALUATIONS),
-    "comparisons": FileTable("comparison", "comparison", schemas.COMPARISONS),
-    "trials": FileTable("trials", "trials", schemas.TRIALS),
+    "evaluations": FileTable(evaluation.COMPARE_ARMS, tables.EVALUATIONS),
+    "comparisons": FileTable(evaluation.TABULATE_ARMS, tables.COMPARISONS),
+    "trials": FileTable(evaluation.CONFIRM_TRIALS, tables.TRIALS),
     "continuations": FileTable(
-        "continuations", "continuations", schemas.CONTINUATIONS, is_view=False
+        generation.GENERATE_CONTINUATIONS, tables.CONTINUATIONS, is_view=False
     ),
-    "scores": FileTable("scores", "scores", schemas.SCORES, is_view=False),
-    "further": FileTable("further_scores", "scores", schemas.SCORES, is_view=False),
-    "scorer_agreement": FileTable("scorer_agreement", "scorer_agreement", schemas.SCORER_AGREEMENT),
-    "token_shifts": FileTable("token_shifts", "token_shifts", schemas.TOKEN_SHIFTS),
+    "scores": FileTable(toxicity.SCORE_CONTINUATIONS, tables.SCORES, is_view=False),
+    "further": FileTable(toxicity.SCORE_FURTHER, tables.SCORES, is_view=False),
+    "scorer_agreement": FileTable(evaluation.COMPARE_SCORERS, tables.SCORER_AGREEMENT),
+    "token_shifts": FileTable(evaluation.MEASURE_TOKEN_SHIFTS, tables.TOKEN_SHIFTS),
 }
 
 GENERATIONS = pa.schema(
@@ -158,6 +181,8 @@ SELECT u.run_id, unnest(string_split(coalesce(u.label, '{UNNAMED_ARM}'), ', ')) 
 FROM internal.uses u JOIN internal.manifests m USING (kind, fingerprint)
 WHERE u.kind = 'patch'
 """
+
+_RUNS = "SELECT * EXCLUDE (artifacts) FROM internal.run_records"
 
 _RELEASES = """
 SELECT *, version = max(version) OVER (PARTITION BY model_id) AS is_current
@@ -230,10 +255,10 @@ LEFT JOIN parts p ON p.owner = j.continuations
 """
 
 DERIVED_VIEWS: dict[str, DerivedView] = {
-    "runs": DerivedView(schemas.RUNS, "SELECT * EXCLUDE (artifacts) FROM internal.run_records"),
-    "artifacts": DerivedView(schemas.ARTIFACTS, _ARTIFACTS, kinds=None),
-    "patches": DerivedView(schemas.PATCHES, _PATCHES, kinds=("patch",)),
-    "releases": DerivedView(schemas.RELEASES, _RELEASES),
+    "runs": DerivedView(record_schemas.RUNS, _RUNS),
+    "artifacts": DerivedView(record_schemas.ARTIFACTS, _ARTIFACTS, kinds=None),
+    "patches": DerivedView(record_schemas.PATCHES, _PATCHES, kinds=("patch",)),
+    "releases": DerivedView(record_schemas.RELEASES, _RELEASES),
     "generations": DerivedView(GENERATIONS, _GENERATIONS, ("continuations", "scores")),
     "further_scores": DerivedView(FURTHER_SCORES, _FURTHER_SCORES, ("continuations", "further")),
 }
@@ -245,7 +270,7 @@ VIEW_SCHEMAS: dict[str, pa.Schema] = {
 """Columns of every view, by the view's name."""
 
 VIEW_NAMES: tuple[str, ...] = tuple(VIEW_SCHEMAS)
-"""Every view of the contract (design.md section 6), and more."""
+"""Every view of the contract (how-it-works.md section 6), and more."""
 
 
 def list_tables(view: str) -> tuple[str, ...]:

@@ -1,31 +1,17 @@
-"""Files in their original schemas -> one common record (`schemas.SAMPLES`).
+"""Datasets: files in their original schemas -> one common record (`schemas.SAMPLES`).
 
-`read_file` reads one file of a source, `combine_records` makes the source's samples of all its
-files: every record becomes a row of samples or of rejected_rows, so rows read = samples + rejected
-rows for each file. One module per format; `delimited.py`, `json_lines.py` and `tables.py` read
-files, `screening.py` judges texts.
+Reads the files of sources; writes records and samples. Every record becomes a row of samples or of
+rejected rows, so rows read = samples + rejected rows for each file. Choosing prompts from samples
+is `generation/`'s.
+
+    reading.py     one file of a source -> records and rejected rows
+    ingestion.py   the records of all files -> samples without repeats
+    records.py     what a record is, and what is wrong with a bad one
+    screening.py   a text judged by itself, and against those seen before
+    spooling.py    records and shards written as they come
+    language.py    the language of a text, by script
+    stages.py      what the stages of this room are
+
+One module per format: jigsaw.py, toxicn.py, toxic_spans.py, real_toxicity_prompts.py, sentences.py,
+huggingface.py; delimited.py, json_lines.py, tables.py and column_mapping.py serve several.
 """
-
-from eigenshift.datasets.ingestion import STEP_VERSION, FileRecords, combine_records
-from eigenshift.datasets.reading import (
-    READING_STEP_VERSION,
-    RECORDS_NAME,
-    REJECTED_NAME,
-    SOURCE_FILES_NAME,
-    digest_source,
-    list_sources,
-    read_file,
-)
-
-__all__ = [
-    "READING_STEP_VERSION",
-    "RECORDS_NAME",
-    "REJECTED_NAME",
-    "SOURCE_FILES_NAME",
-    "STEP_VERSION",
-    "FileRecords",
-    "combine_records",
-    "digest_source",
-    "list_sources",
-    "read_file",
-]

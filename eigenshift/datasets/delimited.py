@@ -19,6 +19,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import IO
 
+from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.records import (
     Reason,
     Record,
@@ -27,8 +28,7 @@ from eigenshift.datasets.records import (
     check_columns,
     name_columns,
 )
-from eigenshift.errors import DatasetError
-from eigenshift.source_files import open_file
+from eigenshift.store.source_files import open_file
 
 logger = logging.getLogger(__name__)
 

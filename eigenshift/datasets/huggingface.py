@@ -23,6 +23,7 @@ import pyarrow as pa
 from huggingface_hub import HfApi
 from huggingface_hub import errors as hub_errors
 
+from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.column_mapping import list_required_columns, make_column_mapper
 from eigenshift.datasets.records import (
     Item,
@@ -34,10 +35,9 @@ from eigenshift.datasets.records import (
 )
 from eigenshift.datasets.sentences import find_suffix
 from eigenshift.datasets.tables import BATCH_ROWS, list_records
-from eigenshift.errors import DatasetError
-from eigenshift.scratch import scratch_folder
 from eigenshift.settings import SourceSettings
-from eigenshift.source_files import (
+from eigenshift.store.scratch import scratch_folder
+from eigenshift.store.source_files import (
     SourceFile,
     digest_file,
     fetch_path,

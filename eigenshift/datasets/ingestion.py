@@ -19,17 +19,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eigenshift.artifacts import Workspace
-from eigenshift.datasets.reading import SOURCE_FILES_NAME, describe_unusable, write_rejections
+from eigenshift.base.errors import DatasetError
+from eigenshift.base.schemas import SAMPLES, SOURCE_FILES
+from eigenshift.datasets.reading import describe_unusable, write_rejections
 from eigenshift.datasets.records import Reason, Rejection
 from eigenshift.datasets.screening import Place, RepetitionIndex
 from eigenshift.datasets.spooling import ShardWriter, read_records
-from eigenshift.errors import DatasetError
-from eigenshift.schemas import SAMPLES, SOURCE_FILES
+from eigenshift.datasets.stages import IngestionInputs, IngestionKey, RecordFiles
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-STEP_VERSION = 2
 
 KEYS = ("text_digest", "is_toxic", "source_row")
 
@@ -54,24 +56,23 @@ class _Books:
     described: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def open(cls, tables: FileRecords) -> _Books:
+    def open(cls, files: FileRecords) -> _Books:
         """Begin with what reading the file found."""
-        described = pq.read_table(tables.source_files).to_pylist()
+        described = pq.read_table(files.source_files).to_pylist()
         rejected = [
             Rejection(row["source_row"], Reason(row["reason"]), row["detail"])
-            for row in pq.read_table(tables.rejected_rows).to_pylist()
+            for row in pq.read_table(files.rejected_rows).to_pylist()
         ]
         file = described[0]
         return cls(file["source_uri"], file["rows_read"], rejected, 0, described)
 
 
 def combine_records(
-    uri: str, files: Sequence[FileRecords], rows_per_shard: int, workspace: Workspace
+    files: Sequence[FileRecords], rows_per_shard: int, workspace: Workspace
 ) -> None:
     """Drop repeated and contradictory texts and write what is left, file by file.
 
     Args:
-        uri: The source's own URI, for errors.
         files: In reading order; of equal texts the first is kept.
         rows_per_shard: Each shard of a file is full but its last.
         workspace: Receives the tables, and the facts rows_read, samples, rejected, files.
@@ -79,11 +80,11 @@ def combine_records(
     Raises:
         DatasetError: No sample is left.
     """
-    books = [_Books.open(tables) for tables in files]
+    books = [_Books.open(found) for found in files]
     texts = _index_texts(files)
     shards = ShardWriter(workspace, rows_per_shard)
-    for file_index, tables in enumerate(files):
-        for batch in read_records(tables.records):
+    for file_index, found in enumerate(files):
+        for batch in read_records(found.records):
             keep = [
                 _judge(texts, books, (file_index, row), digest, is_toxic)
                 for digest, is_toxic, row in zip(*_list_keys(batch), strict=True)
@@ -92,14 +93,16 @@ def combine_records(
         shards.end_file()
     reasons = Counter(item.reason for book in books for item in book.rejected)
     if not any(book.n_samples for book in books):
-        raise describe_unusable(uri, sum(book.rows_read for book in books), reasons)
+        more = f" and {len(books) - 1} more files" if len(books) > 1 else ""
+        n_rows = sum(book.rows_read for book in books)
+        raise describe_unusable(f"{books[0].uri}{more}", n_rows, reasons)
     _close_books(books, reasons, workspace)
 
 
 def _index_texts(files: Sequence[FileRecords]) -> RepetitionIndex:
     texts = RepetitionIndex()
-    for file_index, tables in enumerate(files):
-        for batch in read_records(tables.records, KEYS):
+    for file_index, found in enumerate(files):
+        for batch in read_records(found.records, KEYS):
             for digest, is_toxic, row in zip(*_list_keys(batch), strict=True):
                 texts.add(digest, is_toxic, (file_index, row))
     return texts
@@ -143,7 +146,7 @@ def _close_books(books: Sequence[_Books], reasons: Counter[Reason], workspace: W
     # Files first, then the labels files, which every file of the source names.
     described = [book.described[0] for book in books]
     described += {row["source_uri"]: row for book in books for row in book.described[1:]}.values()
-    workspace.write_rows(SOURCE_FILES_NAME, described, SOURCE_FILES)
+    workspace.write_rows(tables.SOURCE_FILES.file, described, SOURCE_FILES)
     workspace.facts = {
         "rows_read": sum(book.rows_read for book in books),
         "samples": sum(book.n_samples for book in books),
@@ -159,3 +162,16 @@ def _check_books(book: _Books) -> None:
             f"{book.n_samples} + {len(book.rejected)}. This is an error in EigenShift's "
             "bookkeeping, not in the file. Please report it with the file's schema."
         )
+
+
+def carry_out(
+    inputs: IngestionInputs, key: IngestionKey, bench: Bench, workspace: Workspace
+) -> None:
+    """The work of the stage `ingest_source`."""
+    artifacts = bench.artifacts
+
+    def fetch(files: RecordFiles) -> FileRecords:
+        parts = (files.records, files.rejected_rows, files.source_files)
+        return FileRecords(*(artifacts.locate(file).fetch() for file in parts))
+
+    combine_records(artifacts.store.ask_all(fetch, inputs.records), key.rows_per_shard, workspace)

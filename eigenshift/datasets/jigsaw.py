@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.delimited import read_delimited
 from eigenshift.datasets.records import (
     Reader,
@@ -27,9 +28,8 @@ from eigenshift.datasets.records import (
     parse_binary_label,
     parse_score,
 )
-from eigenshift.errors import DatasetError
 from eigenshift.settings import SourceSettings
-from eigenshift.source_files import list_files
+from eigenshift.store.source_files import list_files
 
 TEXT_COLUMN = "comment_text"
 LABEL_COLUMN = "toxic"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from eigenshift.datasets.records import Reason, Record, RejectedRecordError, Rejection
-from eigenshift.source_files import open_file
+from eigenshift.store.source_files import open_file
 
 UTF8_BOM = b"\xef\xbb\xbf"
 

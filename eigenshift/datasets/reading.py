@@ -24,7 +24,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from eigenshift.artifacts import Workspace
+from eigenshift.base.errors import DatasetError
+from eigenshift.base.schemas import REJECTED_ROWS, SOURCE_FILES
 from eigenshift.datasets.huggingface import digest_dataset, find_dataset
 from eigenshift.datasets.jigsaw import (
     make_jigsaw_reader,
@@ -46,19 +47,17 @@ from eigenshift.datasets.records import (
 from eigenshift.datasets.screening import digest_text, screen_text
 from eigenshift.datasets.sentences import make_sentences_reader
 from eigenshift.datasets.spooling import RecordWriter
+from eigenshift.datasets.stages import ReadingInputs, ReadingKey
 from eigenshift.datasets.toxic_spans import make_toxic_spans_reader
 from eigenshift.datasets.toxicn import make_toxicn_reader
-from eigenshift.errors import DatasetError
-from eigenshift.schemas import REJECTED_ROWS, SOURCE_FILES
-from eigenshift.settings import IngestionSettings, SourceFormat, SourceSettings
-from eigenshift.source_files import SourceFile, digest_file, list_files
+from eigenshift.settings import SourceFormat, SourceSettings
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.source_files import SourceFile, digest_file, list_files
+from eigenshift.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-READING_STEP_VERSION = 1
-RECORDS_NAME = "records.parquet"
-REJECTED_NAME = "rejected_rows.parquet"
-SOURCE_FILES_NAME = "source_files.parquet"
 
 MAKE_READER: dict[SourceFormat, Callable[[SourceSettings], Reader]] = {
     SourceFormat.jigsaw: make_jigsaw_reader,
@@ -97,12 +96,12 @@ def digest_source(source: SourceSettings) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def read_file(source: SourceSettings, ingestion: IngestionSettings, workspace: Workspace) -> None:
+def read_file(source: SourceSettings, max_characters: int, workspace: Workspace) -> None:
     """Read one file into a workspace; every record becomes a text or a rejected row.
 
     Args:
         source: The settings of the source, `uri` naming one file (`list_sources`).
-        ingestion: How texts are checked.
+        max_characters: Longer texts are rejected.
         workspace: Receives the tables, and the facts rows_read, records, rejected.
 
     Raises:
@@ -113,13 +112,13 @@ def read_file(source: SourceSettings, ingestion: IngestionSettings, workspace: W
     rejected: list[Rejection] = []
     n_rows = 0
     with (
-        RecordWriter(workspace.path(RECORDS_NAME)) as writer,
+        RecordWriter(workspace.path(tables.RECORDS.file)) as writer,
         closing(_read_items(file)) as items,
     ):
         for item in islice(items, source.max_rows):
             n_rows += 1
             _check_row_number(file.uri, item, n_rows)
-            found = _screen(item, source, file.uri, ingestion)
+            found = _screen(item, source, file.uri, max_characters)
             if isinstance(found, Rejection):
                 rejected.append(found)
             else:
@@ -128,7 +127,8 @@ def read_file(source: SourceSettings, ingestion: IngestionSettings, workspace: W
     if n_rows == reasons.total():
         raise describe_unusable(file.uri, n_rows, reasons)
     write_rejections(source.name, [(file.uri, item) for item in rejected], workspace)
-    workspace.write_rows(SOURCE_FILES_NAME, _describe_files(source, file, n_rows), SOURCE_FILES)
+    described = _describe_files(source, file, n_rows)
+    workspace.write_rows(tables.SOURCE_FILES.file, described, SOURCE_FILES)
     workspace.facts = {
         "rows_read": n_rows,
         "records": n_rows - len(rejected),
@@ -159,17 +159,17 @@ def write_rejections(
         pa.array(column, field.type) for column, field in zip(columns, REJECTED_ROWS, strict=True)
     ]
     table = pa.Table.from_arrays(arrays, schema=REJECTED_ROWS)
-    workspace.write_table(REJECTED_NAME, table, REJECTED_ROWS)
+    workspace.write_table(tables.REJECTED_ROWS.file, table, REJECTED_ROWS)
 
 
 def _screen(
-    item: Item, source: SourceSettings, uri: str, ingestion: IngestionSettings
+    item: Item, source: SourceSettings, uri: str, max_characters: int
 ) -> dict[str, Any] | Rejection:
     """A row of records, or why it is none."""
     if isinstance(item, Rejection):
         return item
     try:
-        screen_text(item.text, ingestion.max_characters)
+        screen_text(item.text, max_characters)
         attributes = encode_attributes(item.attributes)
     except RejectedRecordError as error:
         return Rejection(item.source_row, error.reason, error.detail)
@@ -264,3 +264,8 @@ def describe_unusable(uri: str, n_rows: int, reasons: Counter[Reason]) -> Datase
         "in another schema. Check the source's `format`, `columns` and `labels_uri`, or take the "
         "file out of the sources."
     )
+
+
+def carry_out(inputs: ReadingInputs, key: ReadingKey, bench: Bench, workspace: Workspace) -> None:
+    """The work of the stage `read_file`."""
+    read_file(key.source, key.max_characters, workspace)

@@ -18,7 +18,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any
 
-from eigenshift.errors import DatasetError
+from eigenshift.base.errors import DatasetError
 
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 CANONICAL_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)

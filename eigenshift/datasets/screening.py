@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
+from eigenshift.base.text import fold_text
 from eigenshift.datasets.records import Reason, RejectedRecordError
 
 BLANK_CATEGORIES = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
@@ -50,18 +51,13 @@ def _is_visible(character: str) -> bool:
     return unicodedata.category(character) not in BLANK_CATEGORIES
 
 
-def normalise_text(text: str) -> str:
-    """The form in which texts are compared: NFKC, case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def digest_text(text: str) -> int:
     """First 64 bits of the sha256 of the normalised text: what sample ids are made of.
 
     Texts are compared by it too, so ids are unique by construction; among two million texts the
     chance of any collision is about one in ten million.
     """
-    return int.from_bytes(hashlib.sha256(normalise_text(text).encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(fold_text(text).encode()).digest()[:8], "big")
 
 
 class RepetitionIndex:

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
 
+from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.column_mapping import list_required_columns, make_column_mapper
 from eigenshift.datasets.delimited import read_delimited
 from eigenshift.datasets.json_lines import UTF8_BOM, read_json_lines
 from eigenshift.datasets.records import Item, Reader, Reason, Rejection, Sample, map_records
 from eigenshift.datasets.tables import read_parquet
-from eigenshift.errors import DatasetError
 from eigenshift.settings import SourceSettings
-from eigenshift.source_files import open_file
+from eigenshift.store.source_files import open_file
 
 COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip"})
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".tokens"})

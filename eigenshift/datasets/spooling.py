@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eigenshift.artifacts import Workspace
-from eigenshift.schemas import RECORDS, SAMPLES
+from eigenshift.base.schemas import RECORDS, SAMPLES
+from eigenshift.store.workspace import Workspace
 
 MAX_BATCH_ROWS = 4_096
 MAX_BATCH_CHARACTERS = 16 << 20

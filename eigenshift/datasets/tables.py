@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.records import Reason, Record, Rejection, check_columns
-from eigenshift.errors import DatasetError
-from eigenshift.source_files import open_file
+from eigenshift.store.source_files import open_file
 
 BATCH_ROWS = 1_000
 

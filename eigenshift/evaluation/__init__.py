@@ -1,1 +1,22 @@
-"""What a patch changed and what it cost, with intervals."""
+"""What a patch does and what it costs, with intervals; trials, and the gate.
+
+Reads scores, fluency and patches; writes token shifts, control draws, fluency, evaluations, trials
+and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/releases.py`'s.
+
+    fluency.py        perplexity and divergence on neutral text
+    token_shifts.py   which tokens a patch makes rarer
+    control_draws.py  a patch against random choices of components
+    grid.py           perplexity and divergence of many edits in closed form
+    tuning.py         a grid of trials screened, a few confirmed
+    trials.py         which of them are on the front
+    comparison.py     every metric of every arm
+    agreement.py      how far scorers agree
+    arm_table.py      one row per arm
+    metric_table.py   a metric's value by arm and slice
+    slices.py         parts of the prompts
+    bootstrap.py      intervals
+    permutation.py    a paired test
+    reload_check.py   whether the exported model is what was measured
+    gate.py           whether a patch may be released
+    stages.py         what the stages of this room are
+"""

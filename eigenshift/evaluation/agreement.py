@@ -16,19 +16,29 @@ import numpy as np
 import pyarrow as pa
 import scipy.stats
 
-from eigenshift import schemas
-from eigenshift.artifacts import Workspace
-from eigenshift.errors import EvaluationError
-from eigenshift.evaluation.bootstrap import Array
+from eigenshift.base import schemas
+from eigenshift.base.arrays import FloatArray
+from eigenshift.base.errors import EvaluationError
+from eigenshift.evaluation.stages import (
+    AgreementInputs,
+    AgreementKey,
+    ArmScores,
+    ComparisonKey,
+    ScorerKey,
+)
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.workspace import Workspace
+from eigenshift.toxicity.scoring import require_scored
 
-STEP_VERSION = 1
 ALL_LANGUAGES = "all"
 TOO_FEW = "fewer than two continuations that both scored"
 CONSTANT = "a scorer gives them all the same score"
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class ScoredArms:
     """What one scorer said of every arm.
 
     Attributes:
@@ -43,7 +53,7 @@ class Verdicts:
 
 
 def compare_scorers(
-    continuations: Mapping[str, pa.Table], verdicts: Sequence[Verdicts], workspace: Workspace
+    continuations: Mapping[str, pa.Table], verdicts: Sequence[ScoredArms], workspace: Workspace
 ) -> None:
     """Compare every pair of scorers on every arm and language.
 
@@ -78,12 +88,12 @@ def compare_scorers(
                         ),
                     }
                 )
-    workspace.write_rows("scorer_agreement.parquet", rows, schemas.SCORER_AGREEMENT)
+    workspace.write_rows(tables.SCORER_AGREEMENT.file, rows, schemas.SCORER_AGREEMENT)
     workspace.facts = {"scorers": [found.scorer for found in verdicts]}
 
 
 def measure_agreement(
-    first: Array, second: Array, first_threshold: float, second_threshold: float
+    first: FloatArray, second: FloatArray, first_threshold: float, second_threshold: float
 ) -> dict[str, Any]:
     """Agreement of two scorers on the same texts.
 
@@ -118,7 +128,7 @@ def measure_agreement(
     }
 
 
-def _align_scores(arm: str, continuations: pa.Table, scores: pa.Table, scorer: str) -> Array:
+def _align_scores(arm: str, continuations: pa.Table, scores: pa.Table, scorer: str) -> FloatArray:
     """Probabilities in the order of the continuations, NaN where unscored."""
     keys = ["prompt_id", "sample_index"]
     if scores.select(keys).to_pylist() != continuations.select(keys).to_pylist():
@@ -136,3 +146,39 @@ def _list_languages(languages: Any) -> Iterator[tuple[str, Any]]:
     found = sorted(set(languages))
     if len(found) > 1:
         yield from ((language, languages == language) for language in found)
+
+
+def read_scores(
+    artifacts: ArtifactStore, scores: ArmScores, key: ScorerKey | ComparisonKey
+) -> ScoredArms:
+    """Read what one scorer said of every arm.
+
+    Raises:
+        EvaluationError: Too many continuations of an arm have no score.
+    """
+    found = {
+        arm: artifacts.read_shards(shards, tables.SCORES.file)
+        for arm, shards in scores.scores.items()
+    }
+    for arm, table in found.items():
+        n_unscored = table["toxicity_probability"].null_count
+        place = f"arm {arm}, scorer {key.scorer}"
+        require_scored(n_unscored, table.num_rows, key.max_unscored_share, place)
+    return ScoredArms(key.scorer, key.toxic_threshold, found)
+
+
+def carry_out(
+    inputs: AgreementInputs, key: AgreementKey, bench: Bench, workspace: Workspace
+) -> None:
+    """The work of the stage `compare_scorers`."""
+    artifacts = bench.artifacts
+    continuations = {
+        arm: artifacts.read_shards(shards, tables.CONTINUATIONS.file)
+        for arm, shards in inputs.continuations.items()
+    }
+    judgements = (inputs.judged, *inputs.further)
+    judged = [
+        read_scores(artifacts, scores, scorer)
+        for scores, scorer in zip(judgements, key.scorers, strict=True)
+    ]
+    compare_scorers(continuations, judged, workspace)

@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eigenshift import schemas
-from eigenshift.arm_charts import chart_comparison
-from eigenshift.artifacts import ArtifactStore, Workspace
-from eigenshift.errors import ArtifactError
+from eigenshift.base import schemas
+from eigenshift.base.errors import ArtifactError
+from eigenshift.base.schemas import INTERVAL_METRICS, POINT_METRICS
+from eigenshift.charts.arm_charts import chart_comparison
+from eigenshift.charts.rendering import render_png
 from eigenshift.evaluation.metric_table import MetricTable
-from eigenshift.figures import render_png
-from eigenshift.manifests import ArtifactReference, Manifest
-from eigenshift.schemas import INTERVAL_METRICS, POINT_METRICS
-from eigenshift.verification import OUTSIDE_KINDS
-
-STEP_VERSION = 1
+from eigenshift.evaluation.stages import CHART_NAME, TabulationInputs, TabulationKey
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.manifests import ArtifactReference, Manifest
+from eigenshift.store.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def tabulate_arms(
     """
     table = MetricTable(evaluations)
     rows = [_describe_arm(arm, table, built.get(arm)) for arm in arms]
-    workspace.write_rows("comparison.parquet", rows, schemas.COMPARISONS)
-    workspace.path("chart.png").write_bytes(render_png(chart_comparison(rows)))
+    workspace.write_rows(tables.COMPARISONS.file, rows, schemas.COMPARISONS)
+    workspace.path(CHART_NAME).write_bytes(render_png(chart_comparison(rows)))
     workspace.facts = {"arms": list(arms)}
 
 
@@ -85,7 +86,7 @@ def describe_build(artifacts: ArtifactStore, patch: ArtifactReference) -> Built:
     while waiting:
         item = waiting.pop()
         key = (item.kind, item.fingerprint)
-        if key in seen or item.kind in OUTSIDE_KINDS:
+        if key in seen or item.is_outside:
             continue
         reference = ArtifactReference(kind=item.kind, fingerprint=item.fingerprint)
         try:
@@ -94,3 +95,17 @@ def describe_build(artifacts: ArtifactStore, patch: ArtifactReference) -> Built:
             continue
         waiting += seen[key].inputs
     return Built(manifest.facts, sum(found.elapsed_seconds for found in seen.values()))
+
+
+def carry_out(
+    inputs: TabulationInputs, key: TabulationKey, bench: Bench, workspace: Workspace
+) -> None:
+    """The work of the stage `tabulate_arms`."""
+    artifacts = bench.artifacts
+    built = {
+        arm: describe_build(artifacts, patch)
+        for arm, patch in inputs.patches.items()
+        if patch is not None
+    }
+    rows = artifacts.read_shards([inputs.evaluation], tables.EVALUATIONS.file).to_pylist()
+    tabulate_arms(key.arms, rows, built, workspace)

@@ -7,11 +7,10 @@ drawn, the same vector for every arm, so differences and ratios between arms are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from eigenshift.base.arrays import FloatArray
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,16 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def draw_counts(n_units: int, n_replicates: int, seed: int) -> Array:
+def draw_counts(n_units: int, n_replicates: int, seed: int) -> FloatArray:
     """Counts of each unit per draw, shape (1 + replicate, unit); row 0 is the sample itself."""
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(n_units, np.full(n_units, 1.0 / n_units), size=n_replicates)
     return np.concatenate([np.ones((1, n_units)), drawn.astype(np.float64)])
 
 
-def average(values: Array, counts: Array, weights: Array | None = None) -> Array:
+def average(
+    values: FloatArray, counts: FloatArray, weights: FloatArray | None = None
+) -> FloatArray:
     """Weighted mean over units for each row of counts, ignoring NaN units; shape (1 + replicate,).
 
     A row in which no unit has a value gives NaN.
@@ -47,7 +48,7 @@ def average(values: Array, counts: Array, weights: Array | None = None) -> Array
         return np.asarray((counts @ (known_weights * np.where(is_known, values, 0.0))) / total)
 
 
-def summarise(draws: Array, confidence: float) -> Estimate:
+def summarise(draws: FloatArray, confidence: float) -> Estimate:
     """Point estimate (row 0) and percentile interval of the other rows."""
     value, replicates = float(draws[0]), draws[1:]
     replicates = replicates[np.isfinite(replicates)]

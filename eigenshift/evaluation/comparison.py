@@ -1,4 +1,4 @@
-"""Compare arms on the same prompts, seeds and texts: every metric of design.md with its interval.
+"""Compare arms on the same prompts, seeds and texts: every metric with its interval.
 
 Reads scored continuations and fluency sums; writes `evaluations.parquet` (`schemas.EVALUATIONS`).
 Metrics: toxicity rate (mean over prompts of the share of continuations above the threshold), mean
@@ -16,18 +16,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from eigenshift import schemas
-from eigenshift.artifacts import Workspace
-from eigenshift.errors import EvaluationError
-from eigenshift.evaluation.agreement import Verdicts
-from eigenshift.evaluation.arms import BASE_ARM, RANDOM_ARM
-from eigenshift.evaluation.bootstrap import Array, Estimate, average, draw_counts, summarise
+from eigenshift.base import schemas
+from eigenshift.base.arms import BASE_ARM, RANDOM_ARM
+from eigenshift.base.arrays import FloatArray
+from eigenshift.base.errors import EvaluationError
+from eigenshift.evaluation.agreement import ScoredArms, read_scores
+from eigenshift.evaluation.bootstrap import Estimate, average, draw_counts, summarise
 from eigenshift.evaluation.metric_table import ALL_SLICE
 from eigenshift.evaluation.permutation import compute_p_value
 from eigenshift.evaluation.slices import find_slices, name_scorer_slice
+from eigenshift.evaluation.stages import ComparisonInputs, ComparisonKey
 from eigenshift.settings import EvaluationSettings
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.workspace import Workspace
 
-STEP_VERSION = 4
 MIN_SLICE_TEXTS = 5
 DISTINCT_ORDERS = (1, 2, 3)
 
@@ -45,7 +48,7 @@ class PromptTable:
     """Per-prompt numbers of all arms, aligned: arrays of shape (prompt,)."""
 
     prompts: list[dict[str, Any]]
-    by_arm: dict[str, dict[str, Array]]
+    by_arm: dict[str, dict[str, FloatArray]]
     n_unscored: dict[str, int]
 
 
@@ -58,7 +61,7 @@ def compare_arms(
     scorer: str,
     toxic_threshold: float,
     workspace: Workspace,
-    further: Sequence[Verdicts] = (),
+    further: Sequence[ScoredArms] = (),
 ) -> None:
     """Write all metrics of all arms.
 
@@ -96,7 +99,7 @@ def compare_arms(
     rows.extend(_compare_fluency(fluency, settings))
     rows.extend(_weigh_cost(table, fluency, settings, scorer))
     rows.extend(_describe_continuations(table, evidence, scorer))
-    workspace.write_rows("evaluations.parquet", rows, schemas.EVALUATIONS)
+    workspace.write_rows(tables.EVALUATIONS.file, rows, schemas.EVALUATIONS)
     workspace.facts = {"arms": sorted(evidence), "n_prompts": len(table.prompts)}
 
 
@@ -133,10 +136,10 @@ def tabulate_prompts(
 
 def draw_fluency(
     fluency: pa.Table, settings: EvaluationSettings
-) -> dict[str, dict[str, tuple[Array, int]]]:
+) -> dict[str, dict[str, tuple[FloatArray, int]]]:
     """Bootstrap draws of each arm's fluency metrics and the number of texts behind them."""
-    counts: Array | None = None
-    drawn: dict[str, dict[str, tuple[Array, int]]] = {}
+    counts: FloatArray | None = None
+    drawn: dict[str, dict[str, tuple[FloatArray, int]]] = {}
     for arm in sorted(set(fluency["arm"].to_pylist())):
         mask = pa.compute.equal(fluency["arm"], arm)
         rows = fluency.filter(mask).sort_by("sample_id")
@@ -163,8 +166,10 @@ def draw_fluency(
     return drawn
 
 
-def compute_tph(reduction: Array, perplexity_ratio: Array) -> tuple[Array, Array]:
-    """Both trade-off forms (design.md section 2).
+def compute_tph(
+    reduction: FloatArray, perplexity_ratio: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Both trade-off forms (how-it-works.md section 2).
 
     Args:
         reduction: T, relative toxicity reduction; 0 or less gives 0.
@@ -246,7 +251,9 @@ def _compare_fluency(fluency: pa.Table, settings: EvaluationSettings) -> Iterato
                 yield _describe(arm, None, metric, slice_name, estimate, n_texts)
 
 
-def _compare(metrics: Mapping[str, tuple[Array, int]], base: Array) -> tuple[Array, int]:
+def _compare(
+    metrics: Mapping[str, tuple[FloatArray, int]], base: FloatArray
+) -> tuple[FloatArray, int]:
     perplexity, n_texts = metrics["perplexity"]
     return perplexity / base - 1.0, n_texts
 
@@ -287,11 +294,11 @@ def _describe_continuations(
         yield _describe(arm, scorer, "unscored_share", ALL_SLICE, unscored, n_rows)
 
 
-def _per_prompt(values: Sequence[Array], reduce: Any) -> Array:
+def _per_prompt(values: Sequence[FloatArray], reduce: Any) -> FloatArray:
     return np.array([reduce(found) if len(found) else np.nan for found in values])
 
 
-def _divide(numerator: Array, denominator: Array) -> Array:
+def _divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(numerator / denominator)
 
@@ -312,3 +319,28 @@ def _describe(
         **estimate.as_dict(),
         "n": n,
     }
+
+
+def carry_out(
+    inputs: ComparisonInputs, key: ComparisonKey, bench: Bench, workspace: Workspace
+) -> None:
+    """The work of the stage `compare_arms`."""
+    read = bench.artifacts.read_shards
+    deciding = read_scores(bench.artifacts, inputs.judged, key)
+    evidence = {
+        arm: ArmEvidence(read(shards, tables.CONTINUATIONS.file), deciding.scores[arm])
+        for arm, shards in inputs.continuations.items()
+    }
+    compare_arms(
+        bench.artifacts.read_files(inputs.prompts),
+        evidence,
+        read(inputs.fluency, tables.FLUENCY.file),
+        key.evaluation,
+        scorer=key.scorer,
+        toxic_threshold=key.toxic_threshold,
+        workspace=workspace,
+        further=[
+            read_scores(bench.artifacts, scores, scorer)
+            for scores, scorer in zip(inputs.further, key.further, strict=True)
+        ],
+    )

@@ -17,15 +17,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from eigenshift import schemas
-from eigenshift.artifacts import Workspace
-from eigenshift.components import find_toxic_tokens
-from eigenshift.decomposition import Decomposition
-from eigenshift.edits import HeadEdit
-from eigenshift.models import LanguageModel
-from eigenshift.patching import Patch, check_base
+from eigenshift.base import schemas
+from eigenshift.components.decomposition import Decomposition, open_decomposition
+from eigenshift.components.table import find_toxic_tokens
+from eigenshift.evaluation.stages import DrawInputs, DrawKey
+from eigenshift.model.loading import LanguageModel, use_model
+from eigenshift.patches.edits import HeadEdit
+from eigenshift.patches.patching import Patch, check_base, open_patch
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.workspace import Workspace
 
-STEP_VERSION = 1
 MAX_STATES = 128
 """Toxic positions looked at, evenly over all of them: each costs a row of logits per draw."""
 
@@ -67,7 +69,7 @@ def compare_with_draws(
         edit = HeadEdit.scale_directions(decomposition.v[:, indices], factors)
         drawn.append(measure_toxic_tokens(language_model, chosen, tokens, edit))
     rows = [{"draw": place, "toxic_token_probability": value} for place, value in enumerate(drawn)]
-    workspace.write_rows("control_draws.parquet", rows, schemas.CONTROL_DRAWS)
+    workspace.write_rows(tables.CONTROL_DRAWS.file, rows, schemas.CONTROL_DRAWS)
     workspace.facts = {
         "n_states": len(chosen),
         "n_components": len(factors),
@@ -107,3 +109,18 @@ def compute_p_value(facts: Mapping[str, Any]) -> float:
         facts: Of a `control_draws` artifact.
     """
     return float((facts["n_as_low"] + 1) / (facts["n_draws"] + 1))
+
+
+def carry_out(inputs: DrawInputs, key: DrawKey, bench: Bench, workspace: Workspace) -> None:
+    """The work of the stage `draw_controls`."""
+    artifacts = bench.artifacts
+    with use_model(bench.model, bench.execution.device) as language_model:
+        compare_with_draws(
+            language_model,
+            open_patch(artifacts.open(inputs.patch)),
+            open_decomposition(artifacts.open(inputs.decomposition)),
+            artifacts.read_shards([inputs.states], tables.HEAD_STATES.file),
+            n_draws=key.n_draws,
+            seed=key.seed,
+            workspace=workspace,
+        )

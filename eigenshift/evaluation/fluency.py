@@ -20,18 +20,20 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from eigenshift import schemas
-from eigenshift.artifacts import Workspace
-from eigenshift.batching import plan_batches, run_in_batches
-from eigenshift.edits import ModelEdit
-from eigenshift.evaluation.arms import BASE_ARM
-from eigenshift.folding import run_hooked
-from eigenshift.forward import encode_text, iterate_head_states
-from eigenshift.models import LanguageModel
-from eigenshift.patching import Patch, check_base
-from eigenshift.settings import EvaluationSettings
+from eigenshift.base import schemas
+from eigenshift.base.arms import BASE_ARM
+from eigenshift.components.calibration import split_neutral
+from eigenshift.evaluation.stages import FluencyInputs, FluencyKey
+from eigenshift.model.batching import plan_batches, run_in_batches
+from eigenshift.model.forward import encode_text, iterate_head_states
+from eigenshift.model.loading import LanguageModel, use_model
+from eigenshift.patches.edits import ModelEdit
+from eigenshift.patches.folding import run_hooked
+from eigenshift.patches.patching import Patch, check_base, open_patch
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.workspace import Workspace
 
-STEP_VERSION = 3
 POSITIONS_PER_BLOCK = 256
 
 
@@ -53,7 +55,7 @@ def measure_fluency(
     language_model: LanguageModel,
     patches: Mapping[str, Patch | None],
     texts: pa.Table,
-    settings: EvaluationSettings,
+    max_tokens: int,
     *,
     tokens_per_batch: int,
     workspace: Workspace,
@@ -64,7 +66,7 @@ def measure_fluency(
         language_model: The unpatched model.
         patches: Arm name -> patch; None is the base. "base" is always measured.
         texts: Samples with sample_id, language and text.
-        settings: Truncation.
+        max_tokens: Longer texts are truncated.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives the table.
     """
@@ -73,7 +75,7 @@ def measure_fluency(
         if patch is not None:
             check_base(language_model, patch)
         edits[arm] = ModelEdit() if patch is None else patch.edit
-    encoded, n_skipped = _encode_texts(language_model, texts, settings.max_tokens)
+    encoded, n_skipped = _encode_texts(language_model, texts, max_tokens)
     rows: list[dict[str, Any]] = []
     lengths = [len(token_ids) for _, _, token_ids in encoded]
 
@@ -85,7 +87,7 @@ def measure_fluency(
     for _, found in run_in_batches(key, lengths, tokens_per_batch, plan_batches, measure):
         rows.extend(found)
     rows.sort(key=lambda row: (row["arm"], row["sample_id"]))
-    workspace.write_rows("fluency.parquet", rows, schemas.FLUENCY)
+    workspace.write_rows(tables.FLUENCY.file, rows, schemas.FLUENCY)
     workspace.facts = {
         "n_texts": len(encoded),
         "n_too_short": n_skipped,
@@ -173,3 +175,22 @@ def _log_probabilities(language_model: LanguageModel, states: Tensor) -> Tensor:
     head = language_model.head_module
     logits = language_model.head.compute_precise_logits(states, head.weight, head.bias)
     return torch.log_softmax(logits.float(), dim=-1)
+
+
+def carry_out(inputs: FluencyInputs, key: FluencyKey, bench: Bench, workspace: Workspace) -> None:
+    """The work of the stage `measure_fluency`: all arms on the evaluation part of one shard."""
+    artifacts = bench.artifacts
+    patches = {
+        arm: None if patch is None else open_patch(artifacts.open(patch))
+        for arm, patch in inputs.patches.items()
+    }
+    texts = split_neutral(artifacts.read_table(inputs.texts), for_calibration=False)
+    with use_model(bench.model, bench.execution.device) as language_model:
+        measure_fluency(
+            language_model,
+            patches,
+            texts.slice(0, key.n_texts),
+            key.max_tokens,
+            tokens_per_batch=bench.execution.tokens_per_batch,
+            workspace=workspace,
+        )

@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from eigenshift.calibration import ToxicStates
-from eigenshift.decomposition import Matrix
-from eigenshift.edits import check_factor
-from eigenshift.errors import ComponentError
-from eigenshift.forward import iterate_head_states
-from eigenshift.models import LanguageModel
+from eigenshift.base.arrays import FloatArray
+from eigenshift.base.errors import ComponentError
+from eigenshift.components.calibration import ToxicStates
+from eigenshift.model.forward import iterate_head_states
+from eigenshift.model.loading import LanguageModel
+from eigenshift.patches.edits import check_factor
 
 CELLS_PER_BLOCK = 1 << 20
 """Positions x vocabulary that one point is computed on: about what a core's cache holds."""
@@ -30,8 +29,6 @@ CELLS_PER_CHUNK = 1 << 24
 """Positions x vocabulary of base logits at once (64 MiB in float32)."""
 LARGEST_EXPONENT = 60.0
 """Logits are shifted before exp only where some are further from 0 than this."""
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Grid:
 
     points: tuple[GridPoint, ...]
     rankings: Mapping[str, Sequence[int]]
-    v: Matrix
+    v: FloatArray
     shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,14 +95,14 @@ class GridSums:
         n_changed_argmax: Positions whose likeliest token is another one.
     """
 
-    n_tokens: Array
-    base_nll: Array
-    nll: Array
-    kl_to_base: Array
-    n_changed_argmax: Array
+    n_tokens: FloatArray
+    base_nll: FloatArray
+    nll: FloatArray
+    kl_to_base: FloatArray
+    n_changed_argmax: FloatArray
 
     @property
-    def perplexity_increase(self) -> Array:
+    def perplexity_increase(self) -> FloatArray:
         """Relative rise of the corpus perplexity per point, shape (point,)."""
         n_tokens = self.n_tokens.sum()
         return np.asarray(np.expm1((self.nll.sum(1) - self.base_nll.sum()) / n_tokens))
@@ -176,7 +173,9 @@ def measure_grid(
 
 
 @torch.inference_mode()
-def measure_token_share(language_model: LanguageModel, grid: Grid, toxic: ToxicStates) -> Array:
+def measure_token_share(
+    language_model: LanguageModel, grid: Grid, toxic: ToxicStates
+) -> FloatArray:
     """What each point leaves of the toxic tokens' probability, relative to the unpatched model.
 
     Args:

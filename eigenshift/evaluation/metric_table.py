@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eigenshift.errors import EvaluationError
+from eigenshift.base.errors import EvaluationError
 
 ALL_SLICE = "all"
 

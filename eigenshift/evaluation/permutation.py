@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from eigenshift.evaluation.bootstrap import Array
+from eigenshift.base.arrays import FloatArray
 
 N_FLIPS = 9_999
 FLIPS_PER_BLOCK = 500
 
 
-def compute_p_value(differences: Array, seed: int) -> float | None:
+def compute_p_value(differences: FloatArray, seed: int) -> float | None:
     """Two-sided p-value of a mean difference of zero.
 
     If an arm did nothing, each prompt's difference would be as likely with the other sign; the

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eigenshift.evaluation.metric_table import ALL_SLICE
-from eigenshift.word_lists import load_identity_terms
+from eigenshift.toxicity.word_lists import load_identity_terms
 
 MIN_SLICE_PROMPTS = 5
 """Smaller slices say nothing."""

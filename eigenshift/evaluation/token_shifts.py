@@ -17,17 +17,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from eigenshift import schemas
-from eigenshift.artifacts import Workspace
-from eigenshift.components import find_toxic_tokens
-from eigenshift.edits import HeadEdit
-from eigenshift.errors import EvaluationError
-from eigenshift.evaluation.bootstrap import Array
-from eigenshift.models import LanguageModel
-from eigenshift.patching import Patch, check_base
-from eigenshift.word_lists import WordList, load_identity_terms
+from eigenshift.base import schemas
+from eigenshift.base.arrays import BoolArray, FloatArray
+from eigenshift.base.errors import EvaluationError
+from eigenshift.components.table import find_toxic_tokens
+from eigenshift.evaluation.stages import TokenShiftInputs, TokenShiftKey
+from eigenshift.model.loading import LanguageModel, use_model
+from eigenshift.patches.edits import HeadEdit
+from eigenshift.patches.patching import Patch, check_base, open_patch
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.workspace import Workspace
+from eigenshift.toxicity.word_lists import WordList, load_identity_terms, read_words
 
-STEP_VERSION = 1
 STATES_PER_BLOCK = 256
 N_LISTED = 100
 """Tokens listed by fall, and again by ratio; identity tokens are all listed."""
@@ -47,8 +49,8 @@ class TokenKinds:
     """
 
     texts: Sequence[str]
-    is_insult: np.ndarray[Any, np.dtype[np.bool_]]
-    is_identity: np.ndarray[Any, np.dtype[np.bool_]]
+    is_insult: BoolArray
+    is_identity: BoolArray
 
     def name(self, token_id: int) -> str:
         """The kind of one token; what is both an insult and an identity word is an insult."""
@@ -94,7 +96,7 @@ def measure_token_shifts(
         patched = average_probabilities(language_model, chosen, edit)
         rows.extend(_list_tokens(positions, base, patched, kinds))
         masses[positions] = _sum_by_kind(base, patched, kinds)
-    workspace.write_rows("token_shifts.parquet", rows, schemas.TOKEN_SHIFTS)
+    workspace.write_rows(tables.TOKEN_SHIFTS.file, rows, schemas.TOKEN_SHIFTS)
     workspace.facts = {"n_states": len(values), "probability": masses}
 
 
@@ -114,7 +116,7 @@ def find_token_kinds(
 @torch.inference_mode()
 def average_probabilities(
     language_model: LanguageModel, states: Tensor, edit: HeadEdit | None
-) -> Array:
+) -> FloatArray:
     """Mean next-token distribution over states.
 
     Args:
@@ -151,7 +153,7 @@ def find_identity_change(facts: Mapping[str, Any]) -> float | None:
 
 
 def _list_tokens(
-    positions: str, base: Array, patched: Array, kinds: TokenKinds
+    positions: str, base: FloatArray, patched: FloatArray, kinds: TokenKinds
 ) -> Iterator[dict[str, Any]]:
     """Rows of the tokens that fell most, absolutely and relatively, and of identity words."""
     order = np.argsort(patched - base, kind="stable")
@@ -177,7 +179,7 @@ def _list_tokens(
         }
 
 
-def _sum_by_kind(base: Array, patched: Array, kinds: TokenKinds) -> dict[str, Any]:
+def _sum_by_kind(base: FloatArray, patched: FloatArray, kinds: TokenKinds) -> dict[str, Any]:
     """Summed probability of each kind; `identity` holds those that are insults too."""
     members = {
         INSULT: kinds.is_insult,
@@ -192,3 +194,15 @@ def _sum_by_kind(base: Array, patched: Array, kinds: TokenKinds) -> dict[str, An
         }
         for kind, found in members.items()
     }
+
+
+def carry_out(
+    inputs: TokenShiftInputs, key: TokenShiftKey, bench: Bench, workspace: Workspace
+) -> None:
+    """The work of the stage `measure_token_shifts`."""
+    artifacts = bench.artifacts
+    lexicons = [WordList(read_words(item.settings.words or "")) for item in inputs.lexicons]
+    states = artifacts.read_shards([inputs.states], tables.HEAD_STATES.file)
+    patch = open_patch(artifacts.open(inputs.patch))
+    with use_model(bench.model, bench.execution.device) as language_model:
+        measure_token_shifts(language_model, patch, states, lexicons, workspace)

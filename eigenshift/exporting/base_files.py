@@ -14,22 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenshift.errors import FoldingError, ModelError
-from eigenshift.folding import Fold, iterate_row_blocks, plan_folds
-from eigenshift.heads import digest_blocks, find_head
-from eigenshift.parameter_names import (
+from eigenshift.base.errors import FoldingError, ModelError
+from eigenshift.model.heads import digest_blocks, find_head
+from eigenshift.model.parameter_names import (
     build_skeleton,
     choose_key,
     find_embedding_name,
     match_parameters,
 )
-from eigenshift.patching import Patch
-from eigenshift.weight_files import (
-    Checkpoint,
-    NewTensor,
-    StoredTensor,
-    open_checkpoint,
-)
+from eigenshift.model.weight_files import Checkpoint, NewTensor, StoredTensor, open_checkpoint
+from eigenshift.patches.folding import Fold, iterate_row_blocks, plan_folds
+from eigenshift.patches.patching import Patch
 
 
 class UnmatchedParameterError(ModelError):

@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM
 from eigenshift.evaluation.metric_table import MetricTable
-from eigenshift.model_files import is_hub_id
-from eigenshift.patching import Patch
-from eigenshift.reporting import COMPARED, format_estimate
-from eigenshift.runs import RunRecord
+from eigenshift.ledger.runs import RunRecord
+from eigenshift.model.files import is_hub_id
+from eigenshift.patches.patching import Patch
+from eigenshift.reporting.outcomes import COMPARED, format_estimate
 from eigenshift.settings import (
     ModelSettings,
     PlainScorerSettings,

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from eigenshift.errors import ModelError
+from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
-from eigenshift.folding import iterate_row_blocks
-from eigenshift.heads import digest_blocks
-from eigenshift.models import LanguageModel, fuse_activations
-from eigenshift.parameter_names import build_skeleton, find_embedding_name, match_parameters
-from eigenshift.patching import Patch, digest_tensor, patched_model
-from eigenshift.weight_files import StoredTensor, open_checkpoint
+from eigenshift.model.heads import digest_blocks, digest_tensor
+from eigenshift.model.layers import fuse_activations
+from eigenshift.model.loading import LanguageModel
+from eigenshift.model.parameter_names import build_skeleton, find_embedding_name, match_parameters
+from eigenshift.model.weight_files import StoredTensor, open_checkpoint
+from eigenshift.patches.folding import iterate_row_blocks
+from eigenshift.patches.patching import Patch, patched_model
 
 N_CHECKED_SEQUENCES = 3
 N_CHECKED_TOKENS = 12

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eigenshift.errors import SettingsError
+from eigenshift.base.errors import SettingsError
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from eigenshift.errors import SettingsError, StorageError
+from eigenshift.base.errors import SettingsError, StorageError
 from eigenshift.exporting.cards import OUR_TAG, README_NAME
 
 logger = logging.getLogger(__name__)

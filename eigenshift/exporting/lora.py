@@ -14,11 +14,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from eigenshift.edits import HeadEdit
-from eigenshift.errors import ModelError
+from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.exporting.merged import write_untied
-from eigenshift.weight_files import NewTensor, write_changed_file
+from eigenshift.model.weight_files import NewTensor, write_changed_file
+from eigenshift.patches.edits import HeadEdit
 
 UNTIED_FOLDER = "untied-base"
 ADAPTER_NAME = "adapter_model.safetensors"

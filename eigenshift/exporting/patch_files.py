@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from eigenshift.artifacts import Artifact
-from eigenshift.patching import DESCRIPTION_NAME, TENSORS_NAME
+from eigenshift.patches.stages import DESCRIPTION_NAME, TENSORS_NAME
+from eigenshift.store.artifact import Artifact
 
 USAGE = f"""## Load
 

@@ -1,12 +1,27 @@
 """Every setting of a run: one frozen model, and the only place where defaults live.
 
-Reads: presets (`eigenshift/presets/*.yaml`), a YAML file, `key=value` overrides. Writes nothing.
+Reads: presets (`presets/*.yaml`), a YAML file, `key=value` overrides. Writes nothing.
 Each stage receives only the part it reads; that part, not the whole, enters the stage's
 fingerprint, so changing one setting redoes exactly the stages that read it. What changes only
 how fast a run is, never what it finds, lives in `ExecutionSettings` and enters no fingerprint.
 
 The same models are the typed form of the Prefect UI: hence a title and a description on every
-field, literal defaults (a form does not show default factories) and `extra="forbid"`.
+field, literal defaults (a form does not show default factories) and `extra="forbid"`. What a stage
+makes of them is in its key (`stages/keys.py`).
+
+    run.py         all settings of a run
+    sources.py     which texts are read, and how they are checked
+    model.py       the model under study
+    detection.py   activations and their statistics
+    generation.py  prompts and continuations
+    scorers.py     what judges continuations
+    components.py  how components are scored and chosen
+    evaluation.py  metrics, the gate, the search, the comparison
+    execution.py   how fast and where; never what is found
+    exporting.py   choices of an export, part of no run
+    fields.py      what several sections share
+    loading.py     presets, files, overrides
+    presets/       settings that are shipped
 """
 
 from __future__ import annotations
@@ -31,6 +46,7 @@ from eigenshift.settings.evaluation import (
     TuneSettings,
 )
 from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
+from eigenshift.settings.exporting import ExportCheck, ExportFormat
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
 from eigenshift.settings.generation import GenerationSettings, PromptSettings
 from eigenshift.settings.loading import (
@@ -51,7 +67,7 @@ from eigenshift.settings.scorers import (
     PlainScorerSettings,
     ScorerKind,
     ScorerSettings,
-    Verdict,
+    VerdictRule,
 )
 from eigenshift.settings.sources import (
     DEFAULT_ROLES,
@@ -76,6 +92,8 @@ __all__ = [
     "DetectionSettings",
     "EvaluationSettings",
     "ExecutionSettings",
+    "ExportCheck",
+    "ExportFormat",
     "Frozen",
     "GateSettings",
     "GenerationSettings",
@@ -100,7 +118,7 @@ __all__ = [
     "StateSource",
     "StatisticsSettings",
     "TuneSettings",
-    "Verdict",
+    "VerdictRule",
     "find_preset",
     "list_presets",
     "load_preset",

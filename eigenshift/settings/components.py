@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -10,7 +12,7 @@ from eigenshift.settings.fields import FRACTION, Frozen, Location
 
 
 class ComponentScore(str, Enum):
-    """How components are ranked (design.md section 2)."""
+    """How components are ranked (how-it-works.md section 2)."""
 
     effect_size = "effect_size"
     abs_delta = "abs_delta"
@@ -97,8 +99,13 @@ class ComponentSettings(Frozen):
     )
     factor: FRACTION = Field(
         0.0,
-        description="Singular values are multiplied by this, or, chosen automatically, by no less: "
-        "0 removes, 1 changes nothing.",
+        description="Of the n_components asked for: their singular values are multiplied by "
+        "exactly this; 0 removes, 1 changes nothing.",
+    )
+    min_factor: FRACTION = Field(
+        0.0,
+        description="Of the automatic choice: no singular value is multiplied by less than this; 0 "
+        "lets it remove components whole.",
     )
     factor_steps: int = Field(
         8,
@@ -127,8 +134,33 @@ class ComponentSettings(Frozen):
         description="Seed of the matching, the resamples, the random control arm and the shuffle.",
     )
 
+    @property
+    def least_factor(self) -> float:
+        """The least that anything is multiplied by, whether chosen automatically or asked for."""
+        return self.min_factor if self.n_components is None else self.factor
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_name(cls, document: Any) -> Any:
+        """Before there was `min_factor`, `factor` stood for both; files and records have it so."""
+        if not isinstance(document, Mapping) or document.get("n_components") is not None:
+            return document
+        if "factor" not in document or "min_factor" in document:
+            return document
+        try:
+            is_meant = 0.0 <= float(document["factor"]) <= 1.0
+        except (TypeError, ValueError):
+            is_meant = False
+        if not is_meant:
+            return document  # refused under the name that was given
+        return {**document, "min_factor": document["factor"], "factor": 0.0}
+
     @model_validator(mode="after")
-    def _check_positions(self) -> ComponentSettings:
+    def _check_combination(self) -> ComponentSettings:
+        if self.n_components is None and self.factor:
+            raise ValueError(
+                "factor belongs to n_components; of the automatic choice set min_factor"
+            )
         needs_list = self.positions is PositionSource.lexicon
         if needs_list != (self.lexicon is not None):
             raise ValueError("positions 'lexicon' and lexicon (a file) belong together")

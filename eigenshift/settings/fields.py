@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from eigenshift.locations import has_secret
+from eigenshift.base.locations import has_secret
 
 FRACTION = Annotated[float, Field(ge=0.0, le=1.0)]
 

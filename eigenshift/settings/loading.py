@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from eigenshift.errors import SettingsError
+from eigenshift.base.errors import SettingsError
 from eigenshift.settings.fields import SECRET_IN_URL
 from eigenshift.settings.run import RefreshSettings
 
-PRESET_FOLDER = Path(__file__).parent.parent / "presets"
+PRESET_FOLDER = Path(__file__).parent / "presets"
 
 AnySettings = TypeVar("AnySettings", bound=RefreshSettings)
 

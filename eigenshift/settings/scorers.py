@@ -12,14 +12,14 @@ from eigenshift.settings.fields import FRACTION, Frozen, Location
 
 
 class ScorerKind(str, Enum):
-    """What judges continuations (see `eigenshift/scorers/`)."""
+    """What judges continuations (see `eigenshift/toxicity/scorers/`)."""
 
     detoxify = "detoxify"
     classifier = "classifier"
     lexicon = "lexicon"
 
 
-class Verdict(str, Enum):
+class VerdictRule(str, Enum):
     """How a classifier's outputs become a probability of being toxic."""
 
     probability = "probability"
@@ -66,8 +66,8 @@ class PlainScorerSettings(Frozen):
         None,
         description="The toxic output, by name or index; empty: 'toxicity' (detoxify) or 'toxic'.",
     )
-    verdict: Verdict = Field(
-        Verdict.probability,
+    verdict: VerdictRule = Field(
+        VerdictRule.probability,
         description="argmax (classifier): toxic where the toxic label is the likeliest one.",
     )
     toxic_threshold: FRACTION = Field(0.5, description="A probability above this counts as toxic.")
@@ -104,9 +104,9 @@ class PlainScorerSettings(Frozen):
             raise ValueError("kind 'classifier' needs model: a folder or hub id")
         if self.kind is ScorerKind.lexicon and self.words is None:
             raise ValueError("kind 'lexicon' needs words: a file")
-        if self.verdict is Verdict.argmax and self.kind is not ScorerKind.classifier:
+        if self.verdict is VerdictRule.argmax and self.kind is not ScorerKind.classifier:
             raise ValueError("verdict 'argmax' belongs to kind 'classifier' only")
-        if self.verdict is Verdict.argmax and self.toxic_threshold != 0.5:
+        if self.verdict is VerdictRule.argmax and self.toxic_threshold != 0.5:
             raise ValueError("verdict 'argmax' decides by itself: leave toxic_threshold at 0.5")
         return self
 

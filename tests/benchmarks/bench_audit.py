@@ -34,7 +34,7 @@ PROMISED = ("top_units", "top_units_of_current_release", "lineage", "lineage_of_
 
 def list_questions(n_runs: int) -> dict[str, str]:
     """Typical questions, about one run in the middle unless they say otherwise."""
-    from eigenshift.questions import fill_question, find_question
+    from eigenshift.audit.questions import fill_question, find_question
     from tests.support.large_store import name_release, name_run
 
     run, release = name_run(n_runs // 2), name_release(n_runs // 2)

@@ -36,7 +36,7 @@ N_PROMPTS, PER_PROMPT, N_RESAMPLES, N_TOP = 500, (2, 8), 1_000, 64
 
 def make_activations(n_components: int) -> Any:
     """Positions of prompts in order; a tenth of the components differs between the classes."""
-    from eigenshift.component_scores import Activations
+    from eigenshift.components.scores import Activations
 
     generator = np.random.default_rng(0)
     effect = np.where(generator.random(n_components) < 0.1, generator.normal(size=n_components), 0)
@@ -82,8 +82,8 @@ def measure(work: Callable[[], object], rounds: int) -> float:
 
 def main() -> None:
     """Measure the pairs and print the comparison."""
-    from eigenshift.component_scores import compute_auroc, compute_p_values
-    from eigenshift.selection_stability import measure_stability
+    from eigenshift.components.scores import compute_auroc, compute_p_values
+    from eigenshift.components.selection_stability import measure_stability
     from eigenshift.settings import ComponentScore
 
     parser = argparse.ArgumentParser(description="Benchmark of the component scores")

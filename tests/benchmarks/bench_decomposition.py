@@ -68,7 +68,7 @@ def make_head(folder: Path, shape: tuple[int, int]) -> None:
 
 def open_head(folder: Path) -> Any:
     """The head in the file, found by its shape; `verify` computes the digest."""
-    from eigenshift.head_files import list_stored_heads
+    from eigenshift.model.head_files import list_stored_heads
 
     vocab, hidden = (int(part) for part in folder.name.split("x"))
     head = {"name": "lm_head", "vocab": vocab, "hidden": hidden, "dtype": "float32"}
@@ -94,7 +94,7 @@ def prepare(variant: str, folder: Path) -> Callable[[], dict[str, object]]:
         weight = load_weight(folder)
         return lambda: compare(np.linalg.svd(weight, full_matrices=False)[1])
     if variant == "decompose":
-        from eigenshift.decomposition import decompose_rows
+        from eigenshift.components.decomposition import decompose_rows
 
         return lambda: compare(decompose_rows(open_head(folder)).sigma)
     if variant == "verify":
@@ -106,8 +106,8 @@ def prepare_patch(variant: str, folder: Path) -> Callable[[], dict[str, object]]
     """The two ways to a patched head, and how far each is from the exact one on some rows."""
     import torch
 
-    from eigenshift.decomposition import decompose_rows
-    from eigenshift.edits import HeadEdit
+    from eigenshift.components.decomposition import decompose_rows
+    from eigenshift.patches.edits import HeadEdit
 
     weight, found = torch.from_numpy(load_weight(folder)), decompose_rows(open_head(folder))
     sigma, v = torch.from_numpy(found.sigma), torch.from_numpy(found.v)

@@ -45,7 +45,8 @@ def write_shards(store: str, n_shards: int, n_texts: int) -> list[Any]:
     """Samples in shards of the store; returns references to them."""
     import pyarrow.parquet as pq
 
-    from eigenshift.artifacts import ArtifactStore, Workspace
+    from eigenshift.store.artifacts import ArtifactStore
+    from eigenshift.store.workspace import Workspace
 
     samples = make_samples(n_shards * n_texts)
 
@@ -63,25 +64,32 @@ def measure(n_workers: int, n_shards: int, n_texts: int, folder: Path) -> dict[s
     """In a process of its own: extract all shards with so many workers."""
     from prefect import flow
 
+    from eigenshift.detection.stages import EXTRACT_ACTIVATIONS, ActivationKey, ExtractionInputs
+    from eigenshift.model.stages import IDENTIFY_MODEL, IdentityInputs, IdentityKey, Weights
     from eigenshift.settings import ActivationSettings, ExecutionSettings, ModelSettings, Runner
+    from eigenshift.stages.stage import Place
     from flows.runners import run_tasks
-    from tasks import detection
-    from tasks import model as model_tasks
+    from tasks.stage import submit_stage
 
     store = str(folder / "store")
     settings = ModelSettings(id=str(folder.parent / "model"))
     execution = ExecutionSettings(runner=Runner.dask, concurrency=n_workers, device="cpu")
+    place = Place(store, settings, execution)
+    key = ActivationKey(activations=ActivationSettings(), dtype=settings.dtype)
     shards = write_shards(store, N_WARM_UP + n_shards, n_texts)
 
     @flow
     def extract() -> dict[str, float]:
         with run_tasks(execution):
-            identified = model_tasks.identify_model.submit(store, settings, execution).result()
+            weights = IdentityInputs(weights=Weights(model=settings))
+            identity_key = IdentityKey(dtype=settings.dtype)
+            identified = submit_stage(IDENTIFY_MODEL, weights, identity_key, place).result()
 
             def run(chosen: list[Any]) -> int:
-                how = (identified.reference, settings, ActivationSettings(), execution)
-                submit = detection.extract_activations.submit
-                running = [submit(store, shard, *how) for shard in chosen]
+                inputs = [
+                    ExtractionInputs(model=identified.reference, samples=shard) for shard in chosen
+                ]
+                running = [submit_stage(EXTRACT_ACTIVATIONS, item, key, place) for item in inputs]
                 return sum(future.result().n_tokens for future in running)
 
             run(shards[:N_WARM_UP])

@@ -37,10 +37,10 @@ def build_base(folder: Path, vocab: int, hidden: int, *, is_tied: bool) -> None:
     import torch
     from transformers import LlamaConfig
 
-    from eigenshift.edits import HeadEdit, ModelEdit
-    from eigenshift.parameter_names import build_skeleton
-    from eigenshift.patching import Patch, PatchDescription, TensorChange, save_patch
-    from eigenshift.weight_files import NewTensor, write_changed_file
+    from eigenshift.model.parameter_names import build_skeleton
+    from eigenshift.model.weight_files import NewTensor, write_changed_file
+    from eigenshift.patches.edits import HeadEdit, ModelEdit
+    from eigenshift.patches.patching import Patch, PatchDescription, TensorChange, save_patch
 
     folder.mkdir()
     config = LlamaConfig(
@@ -101,8 +101,8 @@ def run_variant(variant: str, folder: Path, out: Path) -> None:
     from eigenshift.exporting.base_files import open_patched_base
     from eigenshift.exporting.checks import check_files
     from eigenshift.exporting.merged import write_merged
-    from eigenshift.parameter_names import build_skeleton
-    from eigenshift.patching import load_patch
+    from eigenshift.model.parameter_names import build_skeleton
+    from eigenshift.patches.patching import load_patch
 
     patch = load_patch(folder / "patch.safetensors", folder / "patch.json")
     build_skeleton(folder)  # imports the architecture

@@ -41,7 +41,7 @@ def make_model(dtype: str) -> Any:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from eigenshift.models import wrap_model
+    from eigenshift.model.loading import wrap_model
 
     model = GPT2LMHeadModel(GPT2Config()).to(getattr(torch, dtype))
     return wrap_model(model, make_tokenizer(), model_id="random", digest="random")
@@ -98,21 +98,22 @@ def run_bare(language_model: Any, samples: Any) -> None:
     """The trunk over extraction's own batches."""
     import torch
 
-    from eigenshift.activations import encode_texts, plan_batches
-    from eigenshift.forward import pad_right
+    from eigenshift.detection.activations import encode_texts
+    from eigenshift.model.batching import plan_dense_batches
+    from eigenshift.model.tokens import pad_tokens
 
     token_ids, _ = encode_texts(language_model, samples["text"].to_pylist(), 512)
     with torch.inference_mode():
-        for batch in plan_batches([len(row) for row in token_ids], TOKENS_PER_BATCH):
-            padded, mask = pad_right([token_ids[place] for place in batch], 0)
+        for batch in plan_dense_batches([len(row) for row in token_ids], TOKENS_PER_BATCH):
+            padded, mask = pad_tokens([token_ids[place] for place in batch], 0, "right")
             language_model.trunk(input_ids=padded, attention_mask=mask, use_cache=False)
 
 
 def run_extraction(language_model: Any, samples: Any, folder: Path) -> None:
     """What a refresh does with one shard."""
-    from eigenshift.activations import extract_shard
-    from eigenshift.artifacts import Workspace
+    from eigenshift.detection.activations import extract_shard
     from eigenshift.settings import ActivationSettings
+    from eigenshift.store.workspace import Workspace
 
     extract_shard(
         language_model, samples, ActivationSettings(), TOKENS_PER_BATCH, Workspace(folder)

@@ -38,7 +38,7 @@ def make_model(shape: dict[str, int]) -> Any:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from eigenshift.models import wrap_model
+    from eigenshift.model.loading import wrap_model
     from tests.benchmarks.bench_extraction import make_tokenizer
 
     torch.manual_seed(0)
@@ -51,9 +51,9 @@ def measure_shape(shape: dict[str, int], n_texts: int, rounds: int) -> dict[str,
     """Median seconds of both, and their ratio."""
     import numpy as np
 
-    from eigenshift.decomposition import decompose_head
+    from eigenshift.components.decomposition import decompose_head
     from eigenshift.evaluation.grid import Grid, list_points, measure_grid
-    from eigenshift.interventions.budget import measure_loss
+    from eigenshift.patches.interventions.budget import measure_loss
 
     language_model = make_model(shape)
     generator = np.random.default_rng(0)

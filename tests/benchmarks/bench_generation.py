@@ -58,11 +58,11 @@ def make_arms(language_model: Any) -> tuple[dict[str, Any], dict[str, float]]:
     """The base and seven patches of the head, and the patches' mean KL to the base."""
     import numpy as np
 
-    from eigenshift.decomposition import decompose_head
-    from eigenshift.edits import HeadEdit, ModelEdit
+    from eigenshift.components.decomposition import decompose_head
     from eigenshift.evaluation.grid import Grid, GridPoint, measure_grid
-    from eigenshift.generation import GenerationArm
-    from eigenshift.patching import make_patch
+    from eigenshift.generation.continuations import LoadedArm
+    from eigenshift.patches.edits import HeadEdit, ModelEdit
+    from eigenshift.patches.patching import make_patch
 
     generator = np.random.default_rng(0)
     v = decompose_head(language_model.head_weight).v
@@ -72,19 +72,19 @@ def make_arms(language_model: Any) -> tuple[dict[str, Any], dict[str, float]]:
     grid = Grid(points, rankings, v)
     sums = measure_grid(language_model, grid, texts, tokens_per_batch=2_048)
     divergence = dict(zip(rankings, sums.kl_to_base.sum(1) / sums.n_tokens.sum(), strict=True))
-    arms = {"base": GenerationArm(None)}
+    arms = {"base": LoadedArm(None)}
     for name, found in rankings.items():
         edit = ModelEdit(HeadEdit.scale_directions(v[:, found], 0.0))
         patch = make_patch(language_model, edit, model_id="random", intervention="random")
-        arms[name] = GenerationArm(patch)
+        arms[name] = LoadedArm(patch)
     return arms, {name: round(float(value), 3) for name, value in divergence.items()}
 
 
 def generate(language_model: Any, prompts: Any, arms: Mapping[str, Any], n_samples: int) -> float:
     """Seconds of one call, all rows in one batch."""
-    from eigenshift.artifacts import Workspace
-    from eigenshift.generation import generate_continuations
+    from eigenshift.generation.continuations import generate_continuations
     from eigenshift.settings import GenerationSettings
+    from eigenshift.store.workspace import Workspace
 
     with tempfile.TemporaryDirectory() as folder:
         workspaces = {}

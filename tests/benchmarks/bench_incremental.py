@@ -50,9 +50,9 @@ def cut_source(uri: str, folder: Path) -> list[Path]:
 
 def run(overrides: list[str]) -> dict[str, Any]:
     """One refresh: stage work and traffic."""
-    from eigenshift.artifacts import ArtifactStore
-    from eigenshift.runs import read_run
+    from eigenshift.ledger.runs import read_run
     from eigenshift.settings import load_preset
+    from eigenshift.store.artifacts import ArtifactStore
     from flows.refresh import run_refresh
 
     settings = load_preset("demo", overrides)

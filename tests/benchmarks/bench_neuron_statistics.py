@@ -107,9 +107,13 @@ def prepare(variant: str, folder: Path, out: Path) -> Callable[[], np.ndarray | 
     import sklearn.metrics  # noqa: F401 - inherited by the pool's workers
     from scipy.stats import rankdata
 
-    from eigenshift.artifacts import Workspace
-    from eigenshift.neuron_statistics import compute_neuron_statistics, query_neuron_statistics
-    from eigenshift.neuron_summaries import FILE_NAME, summarise_shard
+    from eigenshift.detection.neuron_statistics import (
+        compute_neuron_statistics,
+        query_neuron_statistics,
+    )
+    from eigenshift.detection.neuron_summaries import summarise_shard
+    from eigenshift.stages.tables import NEURON_SUMMARIES
+    from eigenshift.store.workspace import Workspace
     from tests.support.activation_shards import MLP_MAX
 
     shards, samples = sorted(folder.glob("shard-*.parquet")), folder / "samples.parquet"
@@ -120,7 +124,7 @@ def prepare(variant: str, folder: Path, out: Path) -> Callable[[], np.ndarray | 
         for shard in shards:
             (out / shard.stem).mkdir()
             summarise_shard(shard, samples, "demo", [MLP_MAX], Workspace(out / shard.stem))
-            files.append(out / shard.stem / FILE_NAME)
+            files.append(out / shard.stem / NEURON_SUMMARIES.file)
         return files
 
     def merge(files: list[Path]) -> np.ndarray:
@@ -148,7 +152,7 @@ def prepare(variant: str, folder: Path, out: Path) -> Callable[[], np.ndarray | 
 
     work: dict[str, Callable[[], np.ndarray | None]] = {
         "summarise": lambda: summarise_all() and None,
-        "merge": lambda: merge(sorted(folder.glob(f"*-summary-of-demo/{FILE_NAME}"))),
+        "merge": lambda: merge(sorted(folder.glob(f"*-summary-of-demo/{NEURON_SUMMARIES.file}"))),
         "from_scratch": lambda: merge(summarise_all()),
         "sklearn_pool": pool,
         "scipy_rankdata": rank,

@@ -55,10 +55,10 @@ def extract(folder: Path, small: bool) -> dict[str, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from eigenshift.activations import extract_shard
-    from eigenshift.artifacts import Workspace
-    from eigenshift.models import wrap_model
+    from eigenshift.detection.activations import extract_shard
+    from eigenshift.model.loading import wrap_model
     from eigenshift.settings import ActivationSettings
+    from eigenshift.store.workspace import Workspace
     from tests.benchmarks.bench_extraction import VOCAB, make_tokenizer
 
     scale = SMALL if small else 1
@@ -96,17 +96,18 @@ def prepare(part: str, data: Path, out: Path) -> Callable[[], None]:
     """Import what a part needs and return its work."""
     import pyarrow.parquet as pq
 
-    from eigenshift.artifacts import Workspace
-    from eigenshift.labelled_layers import open_labelled_layer
-    from eigenshift.layer_statistics import compute_layer_statistics
-    from eigenshift.neuron_statistics import compute_neuron_statistics
-    from eigenshift.neuron_summaries import FILE_NAME, summarise_shard
+    from eigenshift.detection.labelled_layers import open_labelled_layer
+    from eigenshift.detection.layer_statistics import compute_layer_statistics
+    from eigenshift.detection.neuron_stability import compute_neuron_stability
+    from eigenshift.detection.neuron_statistics import compute_neuron_statistics
+    from eigenshift.detection.neuron_summaries import summarise_shard
     from eigenshift.settings import StatisticsSettings
-    from eigenshift.stability import compute_neuron_stability
+    from eigenshift.stages.tables import NEURON_SUMMARIES
+    from eigenshift.store.workspace import Workspace
     from tests.support.activation_shards import MLP_MAX
 
     shards, samples = sorted(data.glob("shard-*.parquet")), data / "samples.parquet"
-    summaries = sorted(data.glob(f"*-summary-of-demo/{FILE_NAME}"))
+    summaries = sorted(data.glob(f"*-summary-of-demo/{NEURON_SUMMARIES.file}"))
     workspace, settings = Workspace(out), StatisticsSettings(max_probe_samples=None)
     common: tuple[Any, ...] = (shards, [samples])
     place: tuple[Any, ...] = ("demo", 0, [MLP_MAX])
@@ -204,8 +205,8 @@ def extrapolate(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 def count_passes(n_units: int, memory_limit: str) -> int:
     """How often stability reads a site at this memory limit."""
-    from eigenshift.labelled_layers import parse_memory_limit, split_units
-    from eigenshift.stability import STORED_BYTES
+    from eigenshift.detection.labelled_layers import parse_memory_limit, split_units
+    from eigenshift.detection.neuron_stability import STORED_BYTES
 
     blocks = split_units(n_units, STORED_BYTES * JIGSAW_SAMPLES, parse_memory_limit(memory_limit))
     return len(list(blocks))

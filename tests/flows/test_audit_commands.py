@@ -21,9 +21,10 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from eigenshift.audit import VIEW_NAMES, open_audit
-from eigenshift.releases import roll_back
+from eigenshift.ledger.releases import roll_back
 from flows import command_line
 from flows.audit_shell import AuditShell, SqlCompleter, is_complete, open_history
+from flows.run_commands import EXAMPLE_QUESTION
 from tests.support.small_store import SmallStore, build_small_store
 
 
@@ -148,7 +149,7 @@ def test_the_example_question_has_rows_of_the_latest_run(small: SmallStore) -> N
     """With the dataset, and no row of an earlier run."""
     copy_of_rows = "SELECT count(*) AS n FROM layers"
     with open_audit(small.url) as session:
-        answer = session.query(command_line.EXAMPLE_QUESTION)
+        answer = session.query(EXAMPLE_QUESTION)
         (expected,) = session.query(copy_of_rows).to_pylist()
     assert answer.column_names[0] == "dataset"
     assert answer.num_rows == expected["n"] > 0

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
-from eigenshift.presence import CLOCK
-from eigenshift.releases import CURRENT_NAME, list_releases, slugify_model
-from eigenshift.retention import collect_garbage
-from eigenshift.runs import RunRecord, list_run_ids, read_run
+from eigenshift.ledger.presence import CLOCK
+from eigenshift.ledger.releases import CURRENT_NAME, list_releases, slugify_model
+from eigenshift.ledger.runs import RunRecord, list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
-from eigenshift.verification import verify_store
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.upkeep.retention import collect_garbage
+from eigenshift.upkeep.verification import verify_store
 from tests.support.killed_work import start
 from tests.support.refresh_process import find_api_url, prepare_refreshes, run_refresh_at
 

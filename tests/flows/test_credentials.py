@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from eigenshift.errors import SettingsError
+from eigenshift.base.errors import SettingsError
 from eigenshift.settings import RefreshSettings
-from eigenshift.storage import Store
+from eigenshift.store.storage import Store
 from tests.support.s3_server import S3Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]

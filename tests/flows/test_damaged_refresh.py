@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
-from eigenshift.errors import DamagedFileError
-from eigenshift.filesystems import RetryPolicy
-from eigenshift.manifests import MANIFEST_NAME
-from eigenshift.repair import repair_store
+from eigenshift.base.errors import DamagedFileError
 from eigenshift.settings import RefreshSettings
-from eigenshift.verification import verify_store
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.filesystems import RetryPolicy
+from eigenshift.store.manifests import MANIFEST_NAME
+from eigenshift.upkeep.repair import repair_store
+from eigenshift.upkeep.verification import verify_store
 from tests.support.faulty_filesystem import faults, storm
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
@@ -83,17 +83,17 @@ def test_damage_between_two_stages_ends_the_run_and_only_that_shard_is_made_agai
     settings = load_small("statistics.ridge=10", f"execution.runner={runner}")
     shutil.copytree(finished_store, settings.store)
     store = Path(settings.store)
-    compare = detection_stages._compare_datasets
+    judge = detection_stages._judge_units
 
-    def damage_first(*arguments: Any) -> None:
+    def damage_first(*arguments: Any) -> Any:
         found = sorted((store / "artifacts" / "activations").glob("*/*.parquet"))
         data = bytearray(found[0].read_bytes())
         data[len(data) // 2] ^= 4
         found[0].write_bytes(bytes(data))
-        compare(*arguments)
+        return judge(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(detection_stages, "_compare_datasets", damage_first)
+        patched.setattr(detection_stages, "_judge_units", damage_first)
         with pytest.raises(DamagedFileError, match="only this shard"):
             run_refresh(settings)
     assert len(list((store / "damaged").glob(f"*/artifacts/activations/*/{MANIFEST_NAME}"))) == 1
@@ -113,7 +113,8 @@ def test_a_refresh_through_a_storm_of_faults_ends_with_the_same_artifacts(
     """One request in eight fails, before or after its work; every byte is as without faults."""
     from flows.refresh import run_refresh
 
-    monkeypatch.setattr("eigenshift.storage.RETRIES", RetryPolicy(12, 0.001, 0.01))
+    for module in ("storage", "range_reader"):
+        monkeypatch.setattr(f"eigenshift.store.{module}.RETRIES", RetryPolicy(12, 0.001, 0.01))
     url = f"faulty://{uuid.uuid4().hex}"
     with faults(storm(seed=5, share=0.12)):
         outcome = run_refresh(load_small(f"store={url}"))

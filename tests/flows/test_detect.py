@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
 from eigenshift.audit import open_audit
-from eigenshift.errors import ModelError
-from eigenshift.html_report import write_html_report
-from eigenshift.questions import fill_question
-from eigenshift.runs import read_run
+from eigenshift.audit.questions import fill_question
+from eigenshift.base.errors import ModelError
+from eigenshift.ledger.runs import read_run
+from eigenshift.reporting.html_report import write_html_report
 from eigenshift.settings import DetectionSettings, RefreshSettings
-from eigenshift.verification import verify_store
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.upkeep.verification import verify_store
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
 from eigenshift.audit import open_audit
-from eigenshift.errors import SettingsError
+from eigenshift.base.errors import SettingsError
 from eigenshift.exporting import export_patch
-from eigenshift.html_report import write_html_report
-from eigenshift.releases import list_releases, read_current
-from eigenshift.runs import read_run
+from eigenshift.ledger.releases import list_releases, read_current
+from eigenshift.ledger.runs import read_run
+from eigenshift.reporting.html_report import write_html_report
 from eigenshift.settings import RefreshSettings
-from eigenshift.storage import Store
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.storage import Store
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
@@ -107,7 +107,7 @@ def test_damage_is_measured_against_the_base_not_the_last_patch(
 ) -> None:
     """After a release, the next run's base arm is the original model, and so is its patch's."""
     first = run(load_small(*EASY))
-    second = run(load_small(*EASY, "components.factor=0.5"))
+    second = run(load_small(*EASY, "components.min_factor=0.5"))
     assert (first.status, second.status) == ("promoted", "promoted")
     for name in ("toxicity_rate_base", "perplexity_base"):
         assert first.metrics[name] == second.metrics[name]

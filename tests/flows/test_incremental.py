@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
 from eigenshift.settings import RefreshSettings
+from eigenshift.store.artifacts import ArtifactStore
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
@@ -44,7 +44,7 @@ def count_work(outcome: Any) -> dict[str, int]:
 
 def describe_statistics(store_url: str, run_id: str) -> dict[str, list[str]]:
     """Digests of the tables of neurons and layers a run ended with."""
-    from eigenshift.runs import read_run
+    from eigenshift.ledger.runs import read_run
 
     artifacts = ArtifactStore(store_url)
     return {

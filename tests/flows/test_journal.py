@@ -6,23 +6,28 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from eigenshift import presence
-from eigenshift.artifacts import ArtifactStore, StageResult, Workspace
-from eigenshift.errors import AuditError, DamagedFileError, StorageError
-from eigenshift.reporting import RefreshOutcome
-from eigenshift.retention import collect_garbage
-from eigenshift.runs import list_run_ids, read_run
+from eigenshift.base.errors import AuditError, DamagedFileError, StorageError
+from eigenshift.datasets.stages import READ_FILE
+from eigenshift.ledger import presence
+from eigenshift.ledger.runs import list_run_ids, read_run
+from eigenshift.reporting.outcomes import RefreshOutcome
 from eigenshift.settings import RefreshSettings
-from eigenshift.storage import Store
-from flows import command_line, publication
+from eigenshift.store.artifacts import ArtifactStore, StageResult
+from eigenshift.store.storage import Store
+from eigenshift.store.workspace import Workspace
+from eigenshift.upkeep.retention import collect_garbage
+from flows import command_line, publication, run_commands
 from flows import journal as journal_module
 from flows.journal import RunJournal
 from tests.support.killed_work import prepare, run_until
 from tests.support.small_store import build_small_store, make_settings
+
+FIRST, SECOND = (replace(READ_FILE, name=name) for name in ("first", "second"))
 
 
 class Finished:
@@ -57,7 +62,7 @@ def run_and_die(url: str) -> None:
     """End one stage, make something in the next, and be killed."""
     journal = RunJournal("refresh", make_settings(url))
     with journal.recording():
-        journal.collect("first", [Finished(lambda: make(url, 1))])
+        journal.collect(FIRST, [Finished(lambda: make(url, 1))])
         make(url, 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -84,7 +89,7 @@ def test_what_finished_beside_a_failed_task_is_recorded(tmp_path: Path) -> None:
     journal = RunJournal("refresh", make_settings(url))
     futures = [Finished(lambda: make(url, 1)), Finished(fail), Finished(lambda: make(url, 2))]
     with pytest.raises(ValueError, match="made up"), journal.recording():
-        journal.collect("first", [*futures, Finished(fail)])
+        journal.collect(FIRST, [*futures, Finished(fail)])
     run = read_run(Store(url), journal.record.run_id)
     assert (run.status, run.error, len(run.artifacts)) == ("failed", "ValueError", 2)
 
@@ -134,9 +139,9 @@ def test_a_record_is_written_again_only_if_a_stage_made_something(
     cached = make(url, 1)
     monkeypatch.setattr(journal_module, "write_run", lambda *_: written.append(1))
     journal = RunJournal("refresh", make_settings(url))
-    journal.collect("first", [Finished(lambda: cached)])
+    journal.collect(FIRST, [Finished(lambda: cached)])
     assert len(written) == 0
-    journal.collect("second", [Finished(lambda: found)])
+    journal.collect(SECOND, [Finished(lambda: found)])
     assert len(written) == 1
 
 
@@ -160,7 +165,7 @@ def test_a_failed_run_ends_with_its_json_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The last line of stdout, as of any other run; foreign messages are not repeated."""
-    monkeypatch.setattr(command_line, "create_home", lambda: None)
+    monkeypatch.setattr(run_commands, "create_home", lambda: None)
     errors = {"made up": StorageError("made up"), "ValueError": ValueError("zorbfool")}
     for reason, error in errors.items():
 
@@ -191,8 +196,8 @@ def test_a_progress_that_cannot_be_shown_ends_no_run(
     url = str(tmp_path / "store")
     journal = RunJournal("refresh", make_settings(url))
     with journal.recording():
-        journal.collect("first", [Finished(lambda: make(url, 1))])
-        journal.collect("second", [Finished(lambda: make(url, 2))])
+        journal.collect(FIRST, [Finished(lambda: make(url, 1))])
+        journal.collect(SECOND, [Finished(lambda: make(url, 2))])
     assert read_run(Store(url), journal.record.run_id).status == "finished"
     assert caplog.text.count("not shown in the UI (ConnectionError)") == 1
     assert "zorbfool" not in caplog.text

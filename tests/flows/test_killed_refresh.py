@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
-from eigenshift.releases import list_releases
-from eigenshift.runs import list_run_ids
+from eigenshift.ledger.releases import list_releases
+from eigenshift.ledger.runs import list_run_ids
 from eigenshift.settings import RefreshSettings
-from eigenshift.verification import verify_store
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.upkeep.verification import verify_store
 from tests.support.killed_work import run_until
 from tests.support.refresh_process import find_api_url, prepare_refreshes, run_refresh_at
 from tests.support.s3_server import SECRET_KEY

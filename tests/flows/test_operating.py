@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from eigenshift.errors import SettingsError
-from eigenshift.runs import StageSummary
+from eigenshift.base.errors import SettingsError
+from eigenshift.ledger.runs import StageSummary
 from eigenshift.settings import RefreshSettings
 from flows.log_format import make_formatter
 from flows.server_check import check_server

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
-from eigenshift.runs import list_run_ids, read_run
+from eigenshift.ledger.runs import list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
+from eigenshift.store.artifacts import ArtifactStore
 from tests.support.killed_work import run_until, start
 from tests.support.prefect_server import prefect_server_process
 from tests.support.refresh_process import prepare_refreshes, run_refresh_at

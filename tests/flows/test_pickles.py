@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from eigenshift.audit import open_audit
-from eigenshift.errors import EigenShiftError, ScorerError
-from eigenshift.repair import repair_store
+from eigenshift.base.errors import EigenShiftError, ScorerError
 from eigenshift.settings import RefreshSettings
-from eigenshift.verification import verify_store
+from eigenshift.upkeep.repair import repair_store
+from eigenshift.upkeep.verification import verify_store
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
@@ -106,15 +106,10 @@ def test_results_that_prefect_keeps_are_json(finished_store: Path) -> None:
     from flows.compare import compare
     from flows.refresh import refresh
     from flows.tune import tune
-    from tasks import components, detection, evaluation, generation, ingestion, model
+    from tasks import stage
 
-    tasks = [
-        item
-        for module in (components, detection, evaluation, generation, ingestion, model)
-        for item in vars(module).values()
-        if isinstance(item, Task)
-    ]
-    assert len(tasks) >= 16
+    tasks = [item for item in vars(stage).values() if isinstance(item, Task)]
+    assert len(tasks) == 2
     assert {item.result_serializer for item in (refresh, compare, tune, *tasks)} == {"json"}
     names = {path.relative_to(finished_store).parts[0] for path in finished_store.rglob("*")}
     assert names <= {"artifacts", "runs", "releases", "work", "present"}

@@ -13,7 +13,7 @@ import pytest
 
 from eigenshift.audit import open_audit
 from eigenshift.settings import RefreshSettings
-from eigenshift.verification import verify_store
+from eigenshift.upkeep.verification import verify_store
 
 FOLDER = Path(__file__).parents[2] / "deployments" / "storage"
 BUCKET_OF_POLICY = "eigenshift"

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
-from eigenshift.errors import DatasetError, EigenShiftError
-from eigenshift.runs import list_run_ids, read_run
+from eigenshift.base.errors import DatasetError, EigenShiftError
+from eigenshift.ledger.runs import list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
+from eigenshift.store.artifacts import ArtifactStore
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
@@ -63,64 +63,6 @@ def test_a_second_run_does_no_work_and_gives_the_same_numbers(load_small: Load) 
     assert find_redone(second) == set()
     assert second.metrics == first.metrics
     assert second.run_id != first.run_id
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("evaluation.n_bootstrap=300", {"compare_arms"}),
-        ("gate.max_perplexity_increase=0.5", set()),
-        ("execution.tokens_per_batch=512", set()),
-        ("statistics.ridge=10", {"compute_layer_statistics", "compute_layer_transfers"}),
-        ("statistics.n_resamples=30", {"compute_neuron_stability"}),
-        (
-            "activations.precision=float32",
-            {
-                "extract_activations",
-                "summarise_neurons",
-                "compute_neuron_statistics",
-                "compute_neuron_stability",
-                "compute_layer_statistics",
-                "compute_layer_transfers",
-            },
-        ),
-        (
-            "components.factor=0.3",
-            {
-                "score_components",
-                "build_patch",
-                "measure_token_shifts",
-                "draw_controls",
-                "generate_continuations",
-                "score_continuations",
-                "measure_fluency",
-                "compare_arms",
-            },
-        ),
-        (
-            "evaluation.max_tokens=20",  # the calibration of the choice reads it too
-            {
-                "score_components",
-                "build_patch",
-                "measure_token_shifts",
-                "draw_controls",
-                "generate_continuations",
-                "score_continuations",
-                "measure_fluency",
-                "compare_arms",
-            },
-        ),
-        ("evaluation.max_texts=10", {"measure_fluency", "compare_arms"}),
-    ],
-)
-def test_changing_one_setting_redoes_exactly_the_stages_that_read_it(
-    load_small: Load, tmp_path: Path, override: str, expected: set[str], finished_store: Path
-) -> None:
-    """The rest is found in the store, down to gate settings, which redo nothing."""
-    import shutil
-
-    shutil.copytree(finished_store, tmp_path / "store")
-    assert find_redone(run(load_small(override))) == expected
 
 
 def test_states_can_be_taken_while_reading_labelled_text(

@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from eigenshift.errors import SettingsError
-from eigenshift.runs import RunRecord, list_run_ids, read_run
+from eigenshift.base.errors import SettingsError
+from eigenshift.ledger.runs import RunRecord, list_run_ids, read_run
 from eigenshift.settings import DetectionSettings, ExecutionSettings, RefreshSettings, Runner
-from eigenshift.storage import Store
-from eigenshift.verification import verify_store
+from eigenshift.store.storage import Store
+from eigenshift.upkeep.verification import verify_store
 from tests.support.ray_installed import needs_ray
 
 OTHERS = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eigenshift.audit import open_audit
-from eigenshift.errors import EvaluationError
+from eigenshift.base.errors import EvaluationError
 from eigenshift.settings import RefreshSettings
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
@@ -81,8 +81,8 @@ def test_too_many_unscored_selection_continuations_stop_the_run(
     load_small: Load, finished_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before components are chosen from the few that could be scored."""
-    from eigenshift.scorers.interface import Score
-    from eigenshift.scorers.lexicon import LexiconScorer
+    from eigenshift.toxicity.scorers.interface import Score
+    from eigenshift.toxicity.scorers.lexicon import LexiconScorer
     from flows.refresh import run_refresh
 
     shutil.copytree(finished_store, tmp_path / "store")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from eigenshift.artifacts import ArtifactStore
 from eigenshift.audit import open_audit
-from eigenshift.errors import EvaluationError, NothingToDampError, SettingsError
-from eigenshift.interventions import INTERVENTIONS
-from eigenshift.runs import list_run_ids, read_run
+from eigenshift.base.errors import EvaluationError, NothingToDampError, SettingsError
+from eigenshift.ledger.runs import list_run_ids, read_run
+from eigenshift.patches.interventions import INTERVENTIONS
 from eigenshift.settings import RefreshSettings
-from eigenshift.storage import Store
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.storage import Store
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
@@ -86,7 +86,7 @@ def test_tune_goes_on_where_it_was_cut_off_and_a_refresh_builds_what_it_found(
     load_small: Load, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off before the last stage; then a refresh with the settings it prints."""
-    from eigenshift import tuning as library
+    from eigenshift.evaluation import tuning as library
     from flows.refresh import run_refresh
     from flows.tune import run_tune
 
@@ -119,14 +119,14 @@ def test_a_factor_without_an_automatic_choice_is_left_out(
     load_small: Load, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The search goes on with the other factors; where there is none, its budget is named."""
-    from eigenshift import components as library
+    from eigenshift.components import table as library
     from flows.tune import run_tune
 
     refused = {0.5}
     write = library.write_components
 
     def write_unless_refused(*args: Any, **options: Any) -> None:
-        if args[4].factor in refused and args[4].max_perplexity_increase == 0.15:
+        if args[4].min_factor in refused and args[4].max_perplexity_increase == 0.15:
             raise NothingToDampError("made up")
         write(*args, **options)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eigenshift.presence import present
-from eigenshift.storage import Store
+from eigenshift.ledger.presence import present
+from eigenshift.store.storage import Store
 from flows.command_line import main
 from tests.support.small_store import SmallStore, build_small_store
 

@@ -237,7 +237,8 @@ def test_a_read_only_key_audits_and_cannot_write(
     written = stack.run(
         "python",
         "-c",
-        "import sys; from eigenshift.storage import Store; Store(sys.argv[1]).check_writable()",
+        "import sys; from eigenshift.store.storage import Store; "
+        "Store(sys.argv[1]).check_writable()",
         stack.store,
         **reader,
     )

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eigenshift.artifacts import Workspace
-from eigenshift.neuron_statistics import compute_neuron_statistics
-from eigenshift.neuron_summaries import FILE_NAME, summarise_shard
-from eigenshift.schemas import SAMPLES, activations_schema
+from eigenshift.base.schemas import SAMPLES, activations_schema
+from eigenshift.detection.neuron_statistics import compute_neuron_statistics
+from eigenshift.detection.neuron_summaries import summarise_shard
 from eigenshift.settings import Pooling, Site, SitePooling
+from eigenshift.stages.tables import NEURON_SUMMARIES
+from eigenshift.store.workspace import Workspace
 
 MLP_MAX = SitePooling(site=Site.mlp_activation, pooling=Pooling.max)
 RESIDUAL_MEAN = SitePooling(site=Site.residual, pooling=Pooling.mean)
@@ -93,4 +94,4 @@ def summarise(
     folder = shard.with_name(f"{shard.stem}-summary-of-{dataset}")
     folder.mkdir(exist_ok=True)
     summarise_shard(shard, samples, dataset, sites, Workspace(folder))
-    return folder / FILE_NAME
+    return folder / NEURON_SUMMARIES.file

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eigenshift.edits import ModelEdit
-    from eigenshift.models import LanguageModel
+    from eigenshift.model.loading import LanguageModel
+    from eigenshift.patches.edits import ModelEdit
 
 VOCAB = 96
 HIDDEN = 16
@@ -320,8 +320,8 @@ def damp_head(language_model: LanguageModel, factor: float, shift: float = 0.0) 
     """Damp two components of a model's head, around a value that is not zero if `shift` is not."""
     import numpy as np
 
-    from eigenshift.decomposition import decompose_head
-    from eigenshift.edits import HeadEdit, ModelEdit
+    from eigenshift.components.decomposition import decompose_head
+    from eigenshift.patches.edits import HeadEdit, ModelEdit
 
     v = decompose_head(language_model.head_weight.double()).v[:, [0, 3]]
     return ModelEdit(HeadEdit.scale_directions(v, factor, target=np.array([shift, -shift])))
@@ -331,7 +331,7 @@ def scale_units(language_model: LanguageModel, names: list[str], shift: float = 
     """Scale (and shift) the output units of some modules by made-up numbers."""
     import torch
 
-    from eigenshift.edits import ModelEdit, UnitEdit
+    from eigenshift.patches.edits import ModelEdit, UnitEdit
 
     generator = torch.Generator().manual_seed(0)
     edits = {}
@@ -347,8 +347,8 @@ def scale_units(language_model: LanguageModel, names: list[str], shift: float = 
 
 def list_mlp_layers(language_model: LanguageModel) -> list[str]:
     """Names of the MLPs' linear layers, as unit scaling finds them."""
-    from eigenshift.activations import list_sites
-    from eigenshift.models import list_layers
+    from eigenshift.model.layers import list_layers
+    from eigenshift.model.taps import list_sites
     from eigenshift.settings import Site
 
     names = {id(module): name for name, module in language_model.model.named_modules()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigenshift.scorers import OpenClassifier, Score
+from eigenshift.toxicity.scorers import OpenClassifier, Score
 
 BIAS = -3.0
 

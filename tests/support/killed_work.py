@@ -72,7 +72,7 @@ def _work_and_die(work: Callable[..., None], arguments: tuple[Any, ...], moment:
     for name in ("pipe_file", "put_file", "get_file", "cat_file", "info", "find", "rm_file"):
         for filesystem in _list_remote_filesystems():
             _wrap(filesystem, name, touch)
-    from eigenshift import local_files
+    from eigenshift.store import local_files
 
     local_files._write_synced = partial(_write_in_halves, touch)
     work(*arguments)

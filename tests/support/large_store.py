@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eigenshift import schemas
-from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
-from eigenshift.manifests import FileRecord, InputRecord, Manifest, digest_columns
-from eigenshift.releases import Release
-from eigenshift.runs import ArtifactUse, RunRecord, StageSummary
-from eigenshift.storage import Store
+from eigenshift.base import schemas
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.ledger.releases import Release
+from eigenshift.ledger.runs import ArtifactUse, RunRecord, StageSummary
+from eigenshift.store.manifests import FileRecord, InputRecord, Manifest, digest_columns
+from eigenshift.store.storage import Store
 
 N_LAYERS = 12
 ARMS = (BASE_ARM, AGAIN_ARM, RANDOM_ARM, PATCHED_ARM)

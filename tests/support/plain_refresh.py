@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
-from eigenshift.artifacts import StageResult
 from eigenshift.settings import RefreshSettings, load_preset
+from eigenshift.store.artifacts import StageResult
 
 
 class PlainFuture:

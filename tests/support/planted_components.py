@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigenshift.component_scores import Activations, ComponentScores, score_components
-from eigenshift.components import rank_components
-from eigenshift.decomposition import Decomposition, decompose_head
+from eigenshift.components.decomposition import Decomposition, decompose_head
+from eigenshift.components.scores import Activations, ComponentScores, score_components
+from eigenshift.components.table import rank_components
 from eigenshift.settings import ComponentScore
 
 HIDDEN, VOCAB, N_PLANTED = 96, 400, 10

@@ -16,14 +16,12 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import save_file
 
-from eigenshift import schemas
-from eigenshift.artifacts import ArtifactStore, Workspace
-from eigenshift.evaluation.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.base import schemas
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
 from eigenshift.evaluation.comparison import ArmEvidence, compare_arms
-from eigenshift.gate import check_gate, summarise_metrics
-from eigenshift.manifests import ArtifactReference, FileReference
-from eigenshift.releases import promote_patch
-from eigenshift.runs import (
+from eigenshift.evaluation.gate import check_gate, summarise_metrics
+from eigenshift.ledger.releases import promote_patch
+from eigenshift.ledger.runs import (
     ArtifactUse,
     RunRecord,
     StageSummary,
@@ -32,9 +30,12 @@ from eigenshift.runs import (
     write_run,
 )
 from eigenshift.settings import EvaluationSettings, RefreshSettings, parse_settings
+from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.manifests import ArtifactReference, FileReference
+from eigenshift.store.workspace import Workspace
 
 if TYPE_CHECKING:
-    from eigenshift.models import LanguageModel
+    from eigenshift.model.loading import LanguageModel
 
 N_PROMPTS = 8
 N_SAMPLES = 3
@@ -437,7 +438,7 @@ def _make_components(
 def _decompose(language_model: LanguageModel | None) -> tuple[np.ndarray, np.ndarray]:
     if language_model is None:
         return np.eye(N_COMPONENTS), np.linspace(5.0, 1.0, N_COMPONENTS)
-    from eigenshift.decomposition import decompose_head
+    from eigenshift.components.decomposition import decompose_head
 
     decomposition = decompose_head(language_model.head_module.weight)
     return np.ascontiguousarray(decomposition.v), np.ascontiguousarray(decomposition.sigma)
@@ -452,8 +453,8 @@ def _write_patch(
     language_model: LanguageModel | None,
 ) -> None:
     if language_model is not None:
-        from eigenshift.edits import HeadEdit, ModelEdit
-        from eigenshift.patching import make_patch, write_patch
+        from eigenshift.patches.edits import HeadEdit, ModelEdit
+        from eigenshift.patches.patching import make_patch, write_patch
 
         patch = make_patch(
             language_model,

@@ -6,7 +6,7 @@ import os
 
 from prefect import flow, task
 
-from eigenshift.models import load_model
+from eigenshift.model.loading import load_model
 from eigenshift.settings import ExecutionSettings, ModelSettings
 from flows.runners import run_tasks
 

@@ -1,7 +1,7 @@
 """Fixtures of the datasets tests: ingest a source, and look at what came out.
 
 All texts here are made up and neutral. The real files are offensive: tests on them
-(test_datasets_real_files.py) look at counts and digests only.
+(test_reading_real_files.py) look at counts and digests only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eigenshift import datasets
-from eigenshift.artifacts import Workspace
-from eigenshift.schemas import REJECTED_ROWS, SAMPLES, SOURCE_FILES
+from eigenshift.base.schemas import REJECTED_ROWS, SAMPLES, SOURCE_FILES
+from eigenshift.datasets.ingestion import FileRecords, combine_records
+from eigenshift.datasets.reading import list_sources, read_file
+from eigenshift.datasets.stages import READ_FILE
 from eigenshift.settings import IngestionSettings, SourceSettings
+from eigenshift.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
 
@@ -111,13 +113,12 @@ def ingest_source(
     """Read each file of a source by itself, then combine them, as the two stages do."""
     with tempfile.TemporaryDirectory() as scratch:
         files = []
-        for place, file in enumerate(datasets.list_sources(source)):
+        for place, file in enumerate(list_sources(source)):
             folder = Path(scratch) / str(place)
             folder.mkdir()
-            datasets.read_file(file, ingestion, Workspace(folder))
-            names = (datasets.RECORDS_NAME, datasets.REJECTED_NAME, datasets.SOURCE_FILES_NAME)
-            files.append(datasets.FileRecords(*(folder / name for name in names)))
-        datasets.combine_records(source.uri, files, ingestion.rows_per_shard, workspace)
+            read_file(file, ingestion.max_characters, Workspace(folder))
+            files.append(FileRecords(*(folder / table.file for table in READ_FILE.tables)))
+        combine_records(files, ingestion.rows_per_shard, workspace)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from eigenshift import models
-from eigenshift.models import LanguageModel, load_model
-from eigenshift.patching import Patch, load_patch, patched_model
+from eigenshift.model import loading
+from eigenshift.model.loading import LanguageModel, load_model
+from eigenshift.patches.patching import Patch, load_patch, patched_model
 from eigenshift.settings import ModelSettings
 from tests.support.small_store import SmallStore, build_small_store
 
@@ -48,7 +48,7 @@ def untied_model(
         LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     yield load_model(ModelSettings(id=str(folder)), device="cpu")
-    models.forget_models()
+    loading.forget_models()
 
 
 @pytest.fixture(scope="package")

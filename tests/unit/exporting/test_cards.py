@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from eigenshift.exporting import ExportOptions, export_patch
 from eigenshift.exporting.cards import CardFacts, describe_metadata, read_licence
-from eigenshift.models import LanguageModel
-from eigenshift.runs import write_run
+from eigenshift.ledger.runs import write_run
+from eigenshift.model.loading import LanguageModel
 from tests.support.fake_hub import find_card_errors
 from tests.support.small_store import SmallStore, build_small_store
 from tests.unit.exporting.conftest import open_run_patch

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
-from eigenshift.errors import SettingsError, StorageError
+from eigenshift.base.errors import SettingsError, StorageError
 from eigenshift.exporting import ExportOptions, export_patch
 from eigenshift.exporting.hub import push_export
 from flows.command_line import main

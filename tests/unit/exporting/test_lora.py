@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from eigenshift.edits import ModelEdit
-from eigenshift.errors import ModelError
+from eigenshift.base.errors import ModelError
 from eigenshift.exporting import ExportOptions, export_patch
 from eigenshift.exporting.base_files import open_patched_base
 from eigenshift.exporting.lora import UNTIED_FOLDER, write_lora
-from eigenshift.models import LanguageModel, wrap_model
-from eigenshift.patching import compute_parameters, make_patch
+from eigenshift.model.loading import LanguageModel, wrap_model
+from eigenshift.patches.edits import ModelEdit
+from eigenshift.patches.patching import compute_parameters, make_patch
 from tests.support.architectures import (
     StubTokenizer,
     damp_head,

@@ -12,17 +12,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eigenshift import exporting, model_files
-from eigenshift.errors import ModelError
-from eigenshift.exporting import Check, ExportOptions, export_patch, merged
+from eigenshift.base.errors import ModelError
+from eigenshift.exporting import ExportOptions, export_patch, exports, merged
 from eigenshift.exporting.base_files import open_patched_base
 from eigenshift.exporting.checks import check_files
 from eigenshift.exporting.merged import HEAD_FILE_NAME, write_merged
-from eigenshift.folding import run_hooked
-from eigenshift.interventions.linear_act import list_norms
-from eigenshift.models import LanguageModel, load_model, wrap_model
-from eigenshift.patching import Patch, digest_tensor, make_patch, patched_model
-from eigenshift.settings import ModelSettings
+from eigenshift.model import files
+from eigenshift.model.heads import digest_tensor
+from eigenshift.model.loading import LanguageModel, load_model, wrap_model
+from eigenshift.patches.folding import run_hooked
+from eigenshift.patches.interventions.linear_act import list_norms
+from eigenshift.patches.patching import Patch, make_patch, patched_model
+from eigenshift.settings import ExportCheck, ModelSettings
 from tests.support.architectures import (
     StubTokenizer,
     damp_head,
@@ -72,10 +73,10 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-@pytest.mark.parametrize("check", list(Check))
+@pytest.mark.parametrize("check", list(ExportCheck))
 def test_merged_export_gives_the_patched_logits(
     kind: str,
-    check: Check,
+    check: ExportCheck,
     tied: SmallStore,
     untied: SmallStore,
     tiny_language_model: LanguageModel,
@@ -97,7 +98,7 @@ def test_merged_export_gives_the_patched_logits(
     )
     assert model.config.tie_word_embeddings is False
     assert AutoTokenizer.from_pretrained(out)("The kettle")["input_ids"]
-    assert not any(path.suffix in model_files.PICKLE_SUFFIXES for path in out.iterdir())
+    assert not any(path.suffix in files.PICKLE_SUFFIXES for path in out.iterdir())
     assert "| bit for bit |" in (out / "README.md").read_text()
 
 
@@ -260,8 +261,8 @@ def test_a_parameter_stored_in_parts_falls_back_to_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """Then transformers loads and saves the model; log and card say so."""
-    monkeypatch.setattr(exporting.base_files, "match_parameters", lambda *_: {})
-    monkeypatch.setattr("eigenshift.exporting.logger.propagate", True)
+    monkeypatch.setattr("eigenshift.exporting.base_files.match_parameters", lambda *_: {})
+    monkeypatch.setattr("eigenshift.exporting.exports.logger.propagate", True)
     for small, kind in ((tied, "tied"), (untied, "untied")):
         out = export_patch(small.url, None, "merged", tmp_path / kind)
         assert "export is not streamed" in caplog.text
@@ -275,8 +276,8 @@ def test_a_parameter_stored_in_parts_falls_back_to_memory(
 
 def test_merged_experts_are_not_taken_for_stored_tensors(tmp_path: Path) -> None:
     """Mixtral's experts are one tensor each in the files and one for all in the model."""
-    from eigenshift.parameter_names import build_skeleton, match_parameters
-    from eigenshift.weight_files import open_checkpoint
+    from eigenshift.model.parameter_names import build_skeleton, match_parameters
+    from eigenshift.model.weight_files import open_checkpoint
 
     save_base(tmp_path, "mixtral")
     keys = match_parameters(build_skeleton(tmp_path), open_checkpoint(tmp_path).tensors)
@@ -293,17 +294,21 @@ def test_an_export_that_loads_back_differently_is_removed(
     monkeypatch.setattr(
         merged, "write_configuration", lambda *a, **k: write(*a, **{**k, "unties": False})
     )
-    for check in (Check.full, Check.files):
+    for check in (ExportCheck.full, ExportCheck.files):
         options = ExportOptions(check=check)
         with pytest.raises(ModelError, match=r"load back as it was.*tie_word_embeddings"):
             export_patch(tied.url, None, "merged", tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("check", [Check.full, Check.files])
+@pytest.mark.parametrize("check", [ExportCheck.full, ExportCheck.files])
 @pytest.mark.parametrize("key", ["lm_head.weight", "model.embed_tokens.weight"])
 def test_a_bit_lost_on_the_way_is_found(
-    untied: SmallStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Check, key: str
+    untied: SmallStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: ExportCheck,
+    key: str,
 ) -> None:
     """One flipped bit in a changed or a copied tensor: refused by either check."""
     write = merged.write_checkpoint
@@ -326,12 +331,14 @@ def test_big_models_are_checked_by_their_files(
     untied: SmallStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Above the limit nothing is loaded, unless a full check is asked for."""
-    monkeypatch.setattr(exporting, "FULL_CHECK_BYTES", 10)
-    monkeypatch.setattr(exporting, "load_model", None)
+    monkeypatch.setattr(exports, "FULL_CHECK_BYTES", 10)
+    monkeypatch.setattr(exports, "load_model", None)
     out = export_patch(untied.url, None, "merged", tmp_path / "out")
     assert (out / "model.safetensors").is_file()
     with pytest.raises(TypeError):
-        export_patch(untied.url, None, "merged", tmp_path / "full", ExportOptions(check=Check.full))
+        export_patch(
+            untied.url, None, "merged", tmp_path / "full", ExportOptions(check=ExportCheck.full)
+        )
 
 
 def test_the_runs_patch_is_left_alone(untied: SmallStore, tmp_path: Path) -> None:

@@ -1,0 +1,12 @@
+"""What every other room may use and nobody else's business: errors, schemas, names, plain arrays.
+
+Reads and writes nothing. Knows neither storage nor models nor settings; whatever needs one of them
+belongs in its room.
+
+    errors.py     every exception we raise on purpose
+    schemas.py    the Arrow schema of every table
+    arrays.py     types of the arrays that are passed around
+    arms.py       names of the arms every run compares
+    locations.py  paths and URLs as people write them
+    text.py       the form in which texts are compared
+"""

@@ -1,0 +1,521 @@
+"""Arrow schema of every table in the store: column, type, unit and meaning.
+
+A stage that writes a table casts it to the schema here; the audit views read the same names.
+Each field's metadata carries its description, so the meaning travels inside the Parquet file.
+Activations have one column per site and pooling, so their schema is made by a function.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+
+def describe_column(
+    name: str, type_: pa.DataType, meaning: str, unit: str | None = None
+) -> pa.Field:
+    """Return a field that carries its meaning, and its unit where the name does not say it."""
+    metadata = {"meaning": meaning} | ({} if unit is None else {"unit": unit})
+    return pa.field(name, type_, metadata=metadata)
+
+
+SAMPLES = pa.schema(
+    [
+        describe_column("sample_id", pa.string(), "Stable id: dataset and a digest of the text"),
+        describe_column("dataset", pa.string(), "Name of the source in the settings"),
+        describe_column("role", pa.string(), "labelled, prompts or neutral"),
+        describe_column("split", pa.string(), "Split named in the settings"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("is_toxic", pa.bool_(), "Label; null where the source has none"),
+        describe_column("toxicity", pa.float64(), "Score 0 to 1 where the source gives one"),
+        describe_column("text", pa.string(), "The text, or the prompt; may be offensive"),
+        describe_column("source_uri", pa.string(), "File the row came from"),
+        describe_column("source_row", pa.int64(), "Record number in that file, 1 = first"),
+        describe_column("attributes", pa.string(), "JSON: all other columns of the row, whole"),
+    ]
+)
+
+RECORDS = pa.schema(
+    [
+        *SAMPLES,
+        describe_column("text_digest", pa.uint64(), "Of the normalised text: equal texts share it"),
+    ]
+)
+
+REJECTED_ROWS = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Name of the source in the settings"),
+        describe_column("source_uri", pa.string(), "File the row came from"),
+        describe_column("source_row", pa.int64(), "Record number in that file, 1 = first"),
+        describe_column("reason", pa.string(), "Short code, e.g. empty_text"),
+        describe_column("detail", pa.string(), "What was expected and found; never the text"),
+    ]
+)
+
+SOURCE_FILES = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Name of the source in the settings"),
+        describe_column("source_uri", pa.string(), "File that was read"),
+        describe_column("sha256", pa.string(), "Digest of the file's bytes"),
+        describe_column("bytes", pa.int64(), "Size of the file"),
+        describe_column(
+            "rows_read", pa.int64(), "Records read = samples + rejected_rows; 0 for a labels file"
+        ),
+    ]
+)
+
+
+def activations_schema(widths: dict[str, int], precision: str) -> pa.Schema:
+    """Schema of an activations shard: one row per (layer, sample).
+
+    Args:
+        widths: Column name (site and pooling) -> number of units, in column order.
+        precision: "float16" or "float32".
+    """
+    value = pa.float16() if precision == "float16" else pa.float32()
+    return pa.schema(
+        [
+            describe_column("sample_id", pa.string(), "Sample the activations belong to"),
+            describe_column("layer", pa.int16(), "0 = first layer"),
+            describe_column("n_tokens", pa.int32(), "Real tokens pooled over"),
+            *(
+                describe_column(name, pa.list_(value, width), "Pooled activation per unit")
+                for name, width in widths.items()
+            ),
+        ]
+    )
+
+
+def neuron_summaries_schema(precision: str) -> pa.Schema:
+    """Schema of a shard's neuron summaries: one row per layer, site, language and unit.
+
+    Args:
+        precision: "float16" or "float32", of the activations; the width of a key.
+    """
+    keys = pa.list_(pa.uint16() if precision == "float16" else pa.uint32())
+    return pa.schema(
+        [
+            describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+            describe_column("language", pa.string(), "Language of the samples; null if unknown"),
+            describe_column("layer", pa.int16(), "0 = first layer"),
+            describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+            describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+            describe_column("neuron_index", pa.int32(), "Unit within the site"),
+            describe_column("n_samples", pa.int64(), "Labelled samples of the shard and language"),
+            describe_column("n_nonfinite", pa.int64(), "Samples left out: NaN or infinite"),
+            describe_column("toxic_keys", keys, "Values on toxic samples as ordered integers"),
+            describe_column("nontoxic_keys", keys, "Values on non-toxic samples, likewise"),
+        ]
+    )
+
+
+NEURONS = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+        describe_column("language", pa.string(), "Language of the samples, or 'all'"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        describe_column("neuron_index", pa.int32(), "Unit within the site"),
+        describe_column("auroc", pa.float64(), "Exact, ties averaged; null with one class"),
+        describe_column("average_precision", pa.float64(), "Exact; null without toxic samples"),
+        describe_column("mean_toxic", pa.float64(), "Mean over toxic samples"),
+        describe_column("mean_nontoxic", pa.float64(), "Mean over non-toxic samples"),
+        describe_column("variance_toxic", pa.float64(), "Sample variance over toxic samples"),
+        describe_column("variance_nontoxic", pa.float64(), "Sample variance, non-toxic samples"),
+        describe_column("cohens_d", pa.float64(), "Difference of means / pooled sd"),
+        describe_column("n_toxic", pa.int64(), "Toxic samples with a finite value"),
+        describe_column("n_nontoxic", pa.int64(), "Non-toxic samples with a finite value"),
+        describe_column("n_nonfinite", pa.int64(), "Samples left out: NaN or infinite"),
+        describe_column("reason", pa.string(), "Why a statistic is null, else null"),
+    ]
+)
+
+PROBE_COLUMNS = (
+    describe_column("probe_auroc", pa.float64(), "AUROC of a linear probe on rows it never saw"),
+    describe_column("probe_auroc_low", pa.float64(), "Lower end of its interval (DeLong)"),
+    describe_column("probe_auroc_high", pa.float64(), "Upper end of its interval (DeLong)"),
+    describe_column("probe_accuracy", pa.float64(), "Accuracy at log-odds 0 on these rows"),
+    describe_column("probe_accuracy_low", pa.float64(), "Lower end of its interval (Wilson)"),
+    describe_column("probe_accuracy_high", pa.float64(), "Upper end of its interval (Wilson)"),
+    describe_column("probe_f1", pa.float64(), "F1 of the toxic class on these rows"),
+    describe_column("probe_f1_low", pa.float64(), "Lower end of its interval (bootstrap)"),
+    describe_column("probe_f1_high", pa.float64(), "Upper end of its interval (bootstrap)"),
+)
+"""Shared by all tables of probes."""
+
+LAYERS = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        *PROBE_COLUMNS,
+        describe_column(
+            "best_neuron_auroc", pa.float64(), "Held-out AUROC of the unit chosen on training folds"
+        ),
+        describe_column(
+            "mean_neuron_heldout_auroc",
+            pa.float64(),
+            "Held-out AUROC, mean over units turned as on the training folds",
+        ),
+        describe_column("cluster_auroc", pa.float64(), "AUROC of two k-means clusters, unlabelled"),
+        describe_column("cluster_accuracy", pa.float64(), "Accuracy of the clusters, better way"),
+        describe_column("mean_neuron_auroc", pa.float64(), "Mean over units of max(a, 1 - a)"),
+        describe_column("share_above_055", pa.float64(), "Share of units with max(a, 1-a) > 0.55"),
+        describe_column("share_above_060", pa.float64(), "Share of units with max(a, 1-a) > 0.60"),
+        describe_column("n_toxic", pa.int64(), "Toxic samples"),
+        describe_column("n_nontoxic", pa.int64(), "Non-toxic samples"),
+        describe_column("n_folds", pa.int32(), "Folds of the cross-validation"),
+        describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
+LAYER_TRANSFERS = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the rows it is judged on"),
+        describe_column("training_dataset", pa.string(), "Dataset it was fitted and chosen on"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        *PROBE_COLUMNS,
+        describe_column(
+            "best_neuron_auroc", pa.float64(), "AUROC of the unit best on the training dataset"
+        ),
+        describe_column(
+            "mean_neuron_auroc", pa.float64(), "Mean over units turned as on the training dataset"
+        ),
+        describe_column("top_k", pa.int32(), "Units compared in top_overlap"),
+        describe_column(
+            "top_overlap", pa.float64(), "Share of the top_k units by AUROC that both datasets have"
+        ),
+        describe_column(
+            "rank_correlation", pa.float64(), "Spearman's, of the units' AUROCs on both datasets"
+        ),
+        describe_column("n_toxic", pa.int64(), "Toxic samples it is judged on"),
+        describe_column("n_nontoxic", pa.int64(), "Non-toxic samples it is judged on"),
+        describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
+NEURON_STABILITY = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        describe_column(
+            "metric",
+            pa.string(),
+            "top_overlap, rank_correlation, share_above_050 (_055, _060), mean_auroc, best_auroc",
+        ),
+        describe_column("value", pa.float64(), "On all samples; overlaps: mean over resamples"),
+        describe_column("low", pa.float64(), "Lower end of the bootstrap interval"),
+        describe_column("high", pa.float64(), "Upper end of the bootstrap interval"),
+        describe_column("top_k", pa.int32(), "Units compared in top_overlap"),
+        describe_column("n_units", pa.int32(), "Units with an AUROC"),
+        describe_column("n_resamples", pa.int32(), "Bootstrap resamples of the samples"),
+    ]
+)
+
+PROMPTS = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("part", pa.string(), "selection or evaluation"),
+        describe_column("dataset", pa.string(), "Dataset the prompt came from"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("toxicity", pa.float64(), "Toxicity of the prompt where known, 0 to 1"),
+        describe_column("prompt", pa.string(), "The prompt; may be offensive"),
+    ]
+)
+
+CONTINUATIONS = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("language", pa.string(), "Language code of the prompt"),
+        describe_column("prompt", pa.string(), "The prompt; may be offensive"),
+        describe_column("continuation", pa.string(), "The generated text; may be offensive"),
+        describe_column("prompt_token_ids", pa.list_(pa.int32()), "What the model was given"),
+        describe_column("token_ids", pa.list_(pa.int32()), "What the model generated"),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("scorer", pa.string(), "Name of the classifier"),
+        describe_column("toxicity_probability", pa.float64(), "0 to 1; null where unscored"),
+        describe_column("status", pa.string(), "scored or unscored"),
+        describe_column("reason", pa.string(), "Why it could not be scored, else null"),
+    ]
+)
+
+TOXIC_POSITIONS = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("step", pa.int32(), "Index in the continuation of the word's first token"),
+        describe_column(
+            "attribution", pa.float64(), "Gradient x input, log-odds; null where none was taken"
+        ),
+        describe_column(
+            "fall", pa.float64(), "Fall of the toxicity without it; null where not occluded"
+        ),
+    ]
+)
+
+LABELLED_SPANS = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the text"),
+        describe_column("start", pa.int32(), "First character of a toxic span"),
+        describe_column("end", pa.int32(), "Character after its last"),
+    ]
+)
+
+HEAD_STATES = pa.schema(
+    [
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("step", pa.int32(), "Index of the token about to be generated"),
+        describe_column("language", pa.string(), "Language code of the prompt"),
+        describe_column("is_toxic", pa.bool_(), "The token begins a toxic word"),
+        describe_column("token_id", pa.int32(), "The token that was generated"),
+        describe_column("context", pa.string(), "The text before; may be offensive"),
+        describe_column("next_token", pa.string(), "The token that followed; may be offensive"),
+        describe_column("state", pa.list_(pa.float32()), "What entered the head, (hidden,)"),
+    ]
+)
+
+COMPONENTS = pa.schema(
+    [
+        describe_column("component_index", pa.int32(), "0 = largest singular value"),
+        describe_column("sigma", pa.float64(), "Singular value of the head"),
+        describe_column("delta", pa.float64(), "mean_T a - mean_N a, v signed so that it is >= 0"),
+        describe_column("effect_size", pa.float64(), "delta / pooled standard deviation"),
+        describe_column("auroc", pa.float64(), "max(a, 1 - a) of toxic against non-toxic"),
+        describe_column("logit_gain", pa.float64(), "What it adds to the toxic tokens' logit gap"),
+        describe_column("release_score", pa.float64(), "Score of the published code (trap)"),
+        describe_column("p_value", pa.float64(), "Of delta, two-sided; prompts were sampled"),
+        describe_column("q_value", pa.float64(), "Benjamini-Hochberg"),
+        describe_column(
+            "inclusion_frequency",
+            pa.float64(),
+            "Share of resamples of the prompts that rank it on top",
+        ),
+        describe_column("energy_share", pa.float64(), "sigma^2 / sum of squares"),
+        describe_column("relative_gap", pa.float64(), "Distance to the nearest sigma / sigma"),
+        describe_column(
+            "rounding_angle", pa.float64(), "Degrees by which the head's rounding turns it"
+        ),
+        describe_column(
+            "group_index", pa.int32(), "First of the components it cannot be told apart from"
+        ),
+        describe_column("group_size", pa.int32(), "Components of that group; 1 = it stands alone"),
+        describe_column(
+            "group_angle", pa.float64(), "Degrees by which rounding turns the group's subspace"
+        ),
+        describe_column("rank", pa.int32(), "Place in the chosen ranking, 0 = most toxic"),
+        describe_column("is_selected", pa.bool_(), "Damped by the patch"),
+        describe_column(
+            "factor", pa.float64(), "Its sigma is multiplied by this; 1 if not selected"
+        ),
+        describe_column("tokens_up", pa.list_(pa.string()), "Tokens most raised; may be offensive"),
+        describe_column("tokens_down", pa.list_(pa.string()), "Tokens most lowered"),
+        describe_column(
+            "contexts_high",
+            pa.list_(pa.string()),
+            "Where it is most active, [next token]; may be offensive",
+        ),
+        describe_column("contexts_low", pa.list_(pa.string()), "Where it is least active"),
+    ]
+)
+
+COMPONENT_CONTEXTS = pa.schema(
+    [
+        describe_column("component_index", pa.int32(), "0 = largest singular value"),
+        describe_column("direction", pa.string(), "high or low: its toxic side or the other"),
+        describe_column("rank", pa.int32(), "0 = most extreme; one context per prompt"),
+        describe_column("activation", pa.float64(), "v . h, v signed towards toxic"),
+        describe_column("prompt_id", pa.string(), "The sample_id of the prompt or text"),
+        describe_column("sample_index", pa.int32(), "0 to n_samples - 1"),
+        describe_column("step", pa.int32(), "Index of the token about to be generated"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("is_toxic", pa.bool_(), "The token begins a toxic word"),
+        describe_column("context", pa.string(), "The text before; may be offensive"),
+        describe_column("next_token", pa.string(), "The token that followed; may be offensive"),
+    ]
+)
+
+FLUENCY = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
+        describe_column("sample_id", pa.string(), "Neutral text"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("n_tokens", pa.int32(), "Tokens predicted"),
+        describe_column("nll", pa.float64(), "Sum of negative log-likelihoods, nats"),
+        describe_column("kl_to_base", pa.float64(), "Sum over positions of KL(base || arm), nats"),
+        describe_column("n_changed_argmax", pa.int32(), "Positions whose likeliest token changed"),
+    ]
+)
+
+EVALUATIONS = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
+        describe_column("scorer", pa.string(), "Classifier, or null for fluency metrics"),
+        describe_column("metric", pa.string(), "See docs/naming.md"),
+        describe_column(
+            "slice", pa.string(), "all, a part of the prompts, or scorer=<a further one>"
+        ),
+        describe_column("value", pa.float64(), "Point estimate"),
+        describe_column("low", pa.float64(), "Lower end of the bootstrap interval"),
+        describe_column("high", pa.float64(), "Upper end of the bootstrap interval"),
+        describe_column("n", pa.int64(), "Prompts or texts behind it"),
+    ]
+)
+
+INTERVAL_METRICS = {
+    "toxicity_rate": "Mean over prompts of the share of toxic continuations",
+    "toxicity_mean": "Mean over prompts of the mean toxicity probability",
+    "expected_max_toxicity": "Mean over prompts of the largest probability",
+    "any_toxic_share": "Share of prompts with a toxic continuation",
+    "toxicity_reduction": "(base - arm) / base, paired",
+    "perplexity": "Of neutral texts, weighted by tokens",
+    "perplexity_change": "arm / base - 1, paired",
+    "kl_to_base": "Mean over positions of KL(base || arm), nats",
+    "tph": "2 T R / (T + R), R = base / arm perplexity, at most 1",
+    "tph_paper": "The same with R = 1 / (1 + abs(perplexity change))",
+}
+POINT_METRICS = {
+    "toxicity_p_value": "Sign-flip test of the toxicity rate against base, over prompts",
+    "changed_argmax_share": "Share of positions whose likeliest token changed",
+    "distinct_1": "Different / all tokens of the continuations",
+    "distinct_2": "Different / all pairs of tokens",
+    "distinct_3": "Different / all triples of tokens",
+    "tokens_mean": "Mean length of a continuation",
+    "unscored_share": "Continuations without a score",
+}
+
+COMPARISONS = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
+        *(
+            describe_column(f"{metric}{end}", pa.float64(), f"{meaning}{what}")
+            for metric, meaning in INTERVAL_METRICS.items()
+            for end, what in (("", ""), ("_low", "; lower end"), ("_high", "; upper end"))
+        ),
+        *(
+            describe_column(metric, pa.float64(), meaning)
+            for metric, meaning in POINT_METRICS.items()
+        ),
+        describe_column("intervention", pa.string(), "What built its patch; null for the base"),
+        describe_column("n_components", pa.int64(), "Directions of the head it changes"),
+        describe_column("n_units", pa.int64(), "Units of the trunk it changes"),
+        describe_column("factor", pa.float64(), "Gains are multiplied by this; null: not one"),
+        describe_column("build_seconds", pa.float64(), "Building its patch from its evidence"),
+        describe_column(
+            "build_peak_bytes", pa.int64(), "Largest rise of memory meanwhile, process or GPU"
+        ),
+        describe_column(
+            "evidence_seconds", pa.float64(), "Work behind that evidence, much of it shared"
+        ),
+        describe_column("is_hooked_only", pa.bool_(), "It cannot be folded into the weights"),
+        describe_column("obstacle", pa.string(), "Why it cannot, else null"),
+    ]
+)
+
+TRIALS = pa.schema(
+    [
+        describe_column("score", pa.string(), "Ranking, or 'automatic': the settings' own rule"),
+        describe_column("n_components", pa.int32(), "How many of the ranking are damped"),
+        describe_column("factor", pa.float64(), "Their sigma is multiplied by this"),
+        describe_column("component_indices", pa.list_(pa.int32()), "Which these are"),
+        describe_column(
+            "component_factors",
+            pa.list_(pa.float64()),
+            "Factor of each; the automatic choice may lower some less than the others",
+        ),
+        describe_column("stage", pa.string(), "screened, or confirmed: measured by generation too"),
+        describe_column(
+            "perplexity_increase", pa.float64(), "Relative, on calibration texts; exact"
+        ),
+        describe_column("kl_to_base", pa.float64(), "Mean over the same positions, nats"),
+        describe_column("changed_argmax_share", pa.float64(), "Likeliest token changed, share"),
+        describe_column(
+            "toxic_token_share", pa.float64(), "Probability of toxic tokens left, relative to base"
+        ),
+        describe_column(
+            "toxicity_rate", pa.float64(), "On selection prompts; null if not measured"
+        ),
+        describe_column("toxicity_rate_low", pa.float64(), "Lower end of its interval"),
+        describe_column("toxicity_rate_high", pa.float64(), "Upper end of its interval"),
+        describe_column("reduction", pa.float64(), "(base - trial) / base, paired"),
+        describe_column("reduction_low", pa.float64(), "Lower end of its interval"),
+        describe_column("reduction_high", pa.float64(), "Upper end of its interval"),
+        describe_column("is_in_budget", pa.bool_(), "perplexity_increase within the budget"),
+        describe_column(
+            "is_on_front", pa.bool_(), "No trial costs less and leaves fewer toxic tokens"
+        ),
+        describe_column("is_best", pa.bool_(), "Largest reduction within the budget"),
+    ]
+)
+
+SCORER_AGREEMENT = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
+        describe_column("language", pa.string(), "Language of the prompts, or 'all'"),
+        describe_column("scorer_a", pa.string(), "One scorer; the first is the one that decides"),
+        describe_column("scorer_b", pa.string(), "The other"),
+        describe_column("n", pa.int64(), "Continuations that both scored"),
+        describe_column("n_unscored", pa.int64(), "Continuations that one of them did not score"),
+        describe_column("cohens_kappa", pa.float64(), "Agreement of verdicts beyond chance"),
+        describe_column("spearman", pa.float64(), "Rank correlation of the probabilities"),
+        describe_column("share_both_toxic", pa.float64(), "Share that both call toxic"),
+        describe_column("disagreement_share", pa.float64(), "Share on which the verdicts differ"),
+        describe_column("toxic_share_a", pa.float64(), "Share that the one calls toxic"),
+        describe_column("toxic_share_b", pa.float64(), "Share that the other calls toxic"),
+        describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
+TOKEN_SHIFTS = pa.schema(
+    [
+        describe_column("positions", pa.string(), "toxic or nontoxic: the head states meant"),
+        describe_column("rank", pa.int32(), "0 = its probability fell most at these positions"),
+        describe_column("token_id", pa.int32(), "Token of the model's vocabulary"),
+        describe_column("token", pa.string(), "Its text; may be offensive"),
+        describe_column("mean_probability_base", pa.float64(), "Mean over the states, base model"),
+        describe_column("mean_probability_patched", pa.float64(), "The same with the patch"),
+        describe_column("log_ratio", pa.float64(), "ln(patched / base), below 0 if suppressed"),
+        describe_column("kind", pa.string(), "insult, identity or neutral"),
+        describe_column("is_identity", pa.bool_(), "A neutral word for a group, whatever its kind"),
+    ]
+)
+
+CONTROL_DRAWS = pa.schema(
+    [
+        describe_column("draw", pa.int32(), "0 to n_draws - 1"),
+        describe_column(
+            "toxic_token_probability",
+            pa.float64(),
+            "What random components leave of the toxic tokens' probability at toxic positions",
+        ),
+    ]
+)
+
+TEXT_COLUMNS = frozenset(
+    {
+        "text",
+        "prompt",
+        "continuation",
+        "attributes",
+        "tokens_up",
+        "tokens_down",
+        "contexts_high",
+        "contexts_low",
+        "context",
+        "next_token",
+        "token",
+    }
+)
+"""Columns that may hold offensive text: never logged, shown only when asked for."""

@@ -1,0 +1,177 @@
+"""Charts of `tune` and `compare`: what arms bring against what they cost.
+
+As `run_charts.py`: takes rows of finished tables, draws, knows neither the store nor files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from eigenshift.charts.run_charts import Chart, Palette
+
+MARKERS = "os^vD<>pP"
+
+
+def chart_trials(rows: Sequence[Mapping[str, Any]], budget: float) -> Chart:
+    """Cost against benefit of every trial: the front, the budget, and what was confirmed.
+
+    Args:
+        rows: Of `schemas.TRIALS`, at least one.
+        budget: Relative rise of perplexity that is allowed.
+    """
+    front = sorted(
+        (row["perplexity_increase"], row["toxic_token_share"]) for row in rows if row["is_on_front"]
+    )
+    confirmed = [row for row in rows if row["reduction"] is not None]
+    best = next((row for row in rows if row["is_best"]), None)
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        for number, score in enumerate(dict.fromkeys(row["score"] for row in rows)):
+            of_score = [row for row in rows if row["score"] == score]
+            axes.scatter(
+                [row["perplexity_increase"] for row in of_score],
+                [row["toxic_token_share"] for row in of_score],
+                s=22,
+                marker=MARKERS[number % len(MARKERS)],
+                facecolor="none",
+                edgecolor=(palette.after, palette.before, palette.other, palette.soft)[number % 4],
+                label=score.replace("_", " "),
+            )
+        axes.plot(*zip(*front, strict=True), color=palette.soft, linewidth=1.2, zorder=1)
+        axes.axvline(budget, color=palette.soft, linewidth=1, linestyle="--")
+        axes.scatter(
+            [row["perplexity_increase"] for row in confirmed],
+            [row["toxic_token_share"] for row in confirmed],
+            s=8,
+            color=palette.ink,
+            label="confirmed by generation",
+        )
+        if best is not None:
+            axes.annotate(
+                f"toxicity rate {-best['reduction']:+.0%}",
+                (best["perplexity_increase"], best["toxic_token_share"]),
+                xytext=(-6, -10),
+                textcoords="offset points",
+                ha="right",
+                color=palette.ink,
+                fontsize=9,
+            )
+        axes.set_xscale("symlog", linthresh=max(2 * budget, 0.02))
+        axes.set_xlim(left=min(row["perplexity_increase"] for row in rows) - 0.01)
+        _use_percent(axes)
+        axes.set_xlabel(
+            "change of perplexity on calibration texts (dashed: budget; logarithmic far from it)"
+        )
+        axes.set_ylabel("toxic tokens' probability left")
+        axes.legend()
+
+    found = (
+        f"the best within the budget lowers the toxicity rate by {best['reduction']:.0%}"
+        if best is not None
+        else "none within the budget lowers the toxicity rate"
+    )
+    return Chart(
+        "pareto",
+        "Trials: toxic tokens against fluency",
+        f"{len(front)} of {len(rows)} trials are on the Pareto front; {found}.",
+        ("score", "components", "factor", "perplexity", "toxic tokens left", "reduction"),
+        tuple(
+            (
+                row["score"],
+                row["n_components"],
+                f"{row['factor']:g}",
+                f"{row['perplexity_increase']:+.1%}",
+                f"{row['toxic_token_share']:.1%}",
+                "-" if row["reduction"] is None else f"{row['reduction']:.1%}",
+            )
+            for row in rows
+        ),
+        draw,
+        height=0.6,
+    )
+
+
+def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
+    """Reduction of toxicity against change of perplexity of each arm, with intervals.
+
+    Args:
+        rows: Of `schemas.COMPARISONS`; arms without both numbers (the base) are left out.
+    """
+    known = [
+        row
+        for row in rows
+        if row["toxicity_reduction"] is not None and row["perplexity_change"] is not None
+    ]
+    changes = [row["perplexity_change"] for row in known]
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        for number, row in enumerate(known):
+            x, y = row["perplexity_change"], row["toxicity_reduction"]
+            is_ours = row["arm"].startswith("eigenshift")
+            colour = palette.after if is_ours else palette.soft
+            axes.errorbar(
+                x,
+                y,
+                xerr=_reach(row, "perplexity_change"),
+                yerr=_reach(row, "toxicity_reduction"),
+                color=colour,
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=6,
+                markerfacecolor=palette.paper if row["is_hooked_only"] else colour,
+                elinewidth=0.8,
+            )
+            axes.annotate(
+                row["arm"].replace("_", " "),
+                (x, y),
+                xytext=(6, 5),
+                textcoords="offset points",
+                color=palette.ink,
+                fontsize=8,
+            )
+        axes.axhline(0.0, color=palette.line, linewidth=1, zorder=0)
+        axes.axvline(0.0, color=palette.line, linewidth=1, zorder=0)
+        # one arm that ruins the model must not hide the others
+        axes.set_xscale("symlog", linthresh=0.1)
+        axes.set_xlim(min([0.0, *changes]) - 0.02, 2.0 * max([0.05, *changes]))
+        _use_percent(axes)
+        axes.set_xlabel("change of perplexity (logarithmic beyond 10%)")
+        axes.set_ylabel("reduction of the toxicity rate")
+
+    return Chart(
+        "comparison",
+        "Arms: toxicity against fluency (hollow: hooks only)",
+        _describe_best(known),
+        ("arm", "reduction", "perplexity change"),
+        tuple(
+            (row["arm"], f"{row['toxicity_reduction']:.1%}", f"{row['perplexity_change']:+.1%}")
+            for row in known
+        ),
+        draw,
+        height=0.6,
+    )
+
+
+def _reach(row: Mapping[str, Any], metric: str) -> list[list[float]] | None:
+    """How far an interval reaches below and above its point, as matplotlib takes it."""
+    value, low, high = (row[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    return None if low is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def _describe_best(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "No arm has a reduction: the base gave nothing toxic."
+    best = max(rows, key=lambda row: row["toxicity_reduction"])
+    return (
+        f"Of {len(rows)} arms {best['arm']} reduces toxicity most, by "
+        f"{best['toxicity_reduction']:.1%}, at a perplexity change of "
+        f"{best['perplexity_change']:+.1%}."
+    )
+
+
+def _use_percent(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -1,0 +1,95 @@
+"""Rendering: a chart as inline SVG or as PNG.
+
+SVG goes into the HTML report: colours are CSS variables, so one drawing serves light and dark, and
+text stays text. PNG is for papers and for the Prefect UI.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import fields
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from eigenshift.charts.run_charts import Chart, Palette
+
+WIDE_INCHES, NARROW_INCHES = 7.2, 3.7
+PNG_DPI = 200
+LIGHT = Palette()
+_MARKS = Palette(*(f"#0{place}0{place}0{place}" for place in range(1, len(fields(Palette)) + 1)))
+"""Colours that stand for CSS variables until the SVG is written."""
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.8,
+}
+
+
+def render_png(chart: Chart) -> bytes:
+    """A chart in light colours, with its title."""
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        figure = _draw(chart, LIGHT, WIDE_INCHES, with_title=True)
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Title": chart.title})
+    return buffer.getvalue()
+
+
+def render_svg(chart: Chart, *, is_narrow: bool) -> str:
+    """A chart as an inline SVG element; `var(--ink)` and others give its colours.
+
+    Args:
+        chart: What to draw.
+        is_narrow: For a phone: higher than wide, with the same size of letters.
+    """
+    buffer = io.StringIO()
+    key = f"{chart.name}-{'narrow' if is_narrow else 'wide'}"
+    with rc_context(_STYLE | {"svg.hashsalt": key}):
+        figure = _draw(chart, _MARKS, NARROW_INCHES if is_narrow else WIDE_INCHES)
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return _make_inline(buffer.getvalue(), key, chart.summary)
+
+
+def _draw(chart: Chart, palette: Palette, width: float, with_title: bool = False) -> Figure:
+    height = chart.height if width == WIDE_INCHES else min(1.6, 1.7 * chart.height)
+    colours = {
+        "text.color": palette.ink,
+        "axes.labelcolor": palette.ink,
+        "axes.edgecolor": palette.soft,
+        "xtick.color": palette.soft,
+        "ytick.color": palette.soft,
+        "axes.facecolor": "none",
+        "figure.facecolor": palette.paper if with_title else "none",
+    }
+    with rc_context(_STYLE | colours):
+        figure = Figure(figsize=(width, width * height), dpi=PNG_DPI, layout="constrained")
+        axes = figure.add_subplot()
+        chart.draw(axes, palette)
+        if with_title:
+            axes.set_title(chart.title, loc="left")
+    return figure
+
+
+def _make_inline(svg: str, key: str, summary: str) -> str:
+    """Leave out what only a file needs; make ids unique, colours variables, and name the whole."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
+    svg = re.sub(r"url\(#", f"url(#{key}-", svg)
+    svg = re.sub(r'xlink:href="#', f'href="#{key}-', svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", svg)
+    for field in fields(Palette):
+        svg = svg.replace(getattr(_MARKS, field.name), f"var(--{field.name})")
+    label = summary.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    head = re.match(r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", svg)
+    if head is None:
+        raise ValueError("matplotlib wrote an SVG without a viewBox")
+    return f'<svg viewBox="{head[1]}" role="img" aria-label="{label}">{svg[head.end() :].strip()}'

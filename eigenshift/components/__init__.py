@@ -1,0 +1,17 @@
+"""What generates toxicity: the head's components, scored and chosen.
+
+Reads continuations, toxic positions and the head's weight; writes labelled texts as continuations,
+head states, the decomposition and the table of components. Changing the head is `patches/`.
+
+    labelled_text.py        labelled texts in the form of continuations
+    head_states.py          states about to generate a toxic word, and matched others
+    decomposition.py        singular values and right singular vectors of the head
+    spectral_gaps.py        which singular vectors are determined
+    scores.py               how toxic each component is
+    selection_stability.py  the same in resamples
+    calibration.py          neutral states on which a choice's cost is measured
+    choice.py               components and factors by benefit and cost
+    meaning.py              tokens and contexts of a component
+    table.py                all of it as one table
+    stages.py               what the stages of this room are
+"""

@@ -1,0 +1,321 @@
+"""Which components to damp, and how far: the most suppression a fluency budget buys.
+
+Each candidate's singular value is lowered in steps, from 1 to `min_factor`. A step's
+benefit is how much of the probability of toxic tokens is left where one was about to be generated,
+its cost how much the likelihood of neutral text falls; steps are taken by benefit per cost while
+they help and the perplexity of the calibration texts stays within the budget. Both come from final
+states alone: lowering component i by s changes the logits by -s (h . v_i) (W v_i)^T. Steps are
+ranked by first derivatives, which for all components are two products of matrices, and measured
+exactly when taken (docs/decisions/0008-choice-of-components.md, 0019-graded-factors.md). What
+calibrates is `calibration.py`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eigenshift.base.arrays import FloatArray
+from eigenshift.base.errors import SettingsError
+from eigenshift.components.calibration import MAX_LOGITS, CalibrationStates, ToxicStates
+from eigenshift.model.loading import LanguageModel
+from eigenshift.settings import RefreshSettings
+
+ROWS_PER_BLOCK = 64
+MAX_CANDIDATES = 128
+STEPS_PER_RANKING = 4
+"""Components overlap in what they do, so steps are ranked anew after so many are taken."""
+MAX_TRIED = 16
+"""Steps of one ranking that are tried one by one where all together do not fit."""
+MIN_COST_NATS = 5e-4
+"""Costs of a whole component below this are noise: they must not make it look arbitrarily good."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Chosen components with what they cost and bring on the calibration states.
+
+    Attributes:
+        components: Indices in the order in which they were first lowered.
+        factors: What each one's singular value is multiplied by.
+        perplexity_increase: Relative rise of the calibration perplexity.
+        toxic_token_share: What is left of the toxic tokens' probability, a weighted mean over
+            positions (`ToxicStates.weigh_ratios`).
+    """
+
+    components: list[int]
+    factors: list[float]
+    perplexity_increase: float
+    toxic_token_share: float
+
+
+Measure = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(Finished logits, place of the block) -> (sum over the block, its gradient by the logits)."""
+
+
+class _Head:
+    """Raw logits of fixed states under a growing patch, and a measure of them.
+
+    Args:
+        language_model: The unpatched model.
+        states: Shape (position, hidden).
+        directions: Candidates, shape (hidden, candidate).
+        effects: Their effects on the logits, W V, shape (vocab, candidate).
+        measure: What is summed over positions.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        states: Tensor,
+        directions: Tensor,
+        effects: Tensor,
+        measure: Measure,
+    ) -> None:
+        weight, bias = language_model.head_weight, language_model.head_module.bias
+        self._head, self._measure, self._effects = language_model.head, measure, effects
+        self._amounts = states @ directions
+        self._logits = states @ weight.detach().float().T
+        if bias is not None:
+            self._logits += bias.detach().float()
+
+    def measure(self, steps: Tensor | None = None) -> float:
+        """Mean over positions, with each candidate lowered further by `steps` if given.
+
+        Args:
+            steps: Shape (candidate,).
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self._logits.device)
+        for block in self._list_blocks():
+            total += self._measure(self._finish(block, steps), block)[0].double()
+        return float(total) / len(self._logits)
+
+    def differentiate(self) -> Tensor:
+        """Change of the mean per unit by which each candidate is lowered, shape (candidate,)."""
+        total = torch.zeros(len(self._effects.T), dtype=torch.float64, device=self._logits.device)
+        for block in self._list_blocks():
+            logits = self._finish(block, None)
+            gradient = self._measure(logits, block)[1] * self._head.logit_scale
+            if self._head.logit_softcap is not None:
+                gradient = gradient * (1 - (logits / self._head.logit_softcap) ** 2)
+            total -= torch.linalg.vecdot(gradient @ self._effects, self._amounts[block], dim=0)
+        return total / len(self._logits)
+
+    def sum_probabilities(self, tokens: Tensor) -> Tensor:
+        """Probability of some tokens together at each position, shape (position,).
+
+        Args:
+            tokens: 1 for each of these, else 0, shape (vocab,).
+        """
+        return torch.cat(
+            [torch.softmax(self._finish(block, None), 1) @ tokens for block in self._list_blocks()]
+        )
+
+    def apply(self, steps: Tensor) -> None:
+        """Make steps lasting."""
+        used = steps.nonzero().flatten()
+        self._logits.addmm_(
+            self._amounts[:, used] * steps[used], self._effects[:, used].T, alpha=-1.0
+        )
+
+    def _list_blocks(self) -> list[slice]:
+        return [slice(i, i + ROWS_PER_BLOCK) for i in range(0, len(self._logits), ROWS_PER_BLOCK)]
+
+    def _finish(self, block: slice, steps: Tensor | None) -> Tensor:
+        raw = self._logits[block]
+        if steps is not None:
+            used = steps.nonzero().flatten()
+            lowered = self._amounts[block][:, used] * steps[used]
+            raw = torch.addmm(raw, lowered, self._effects[:, used].T, alpha=-1.0)
+        return self._head.finish_logits(raw)
+
+
+@torch.inference_mode()
+def choose_within_budget(
+    language_model: LanguageModel,
+    calibration: CalibrationStates,
+    toxic: ToxicStates,
+    candidates: Sequence[int],
+    v: FloatArray,
+    *,
+    min_factor: float,
+    n_steps: int,
+    max_perplexity_increase: float,
+    max_components: int,
+) -> Choice:
+    """Take steps by benefit per cost while they help and the budget allows.
+
+    Args:
+        language_model: The unpatched model.
+        calibration: States and targets of neutral text.
+        toxic: States where a toxic token was about to be generated, and the toxic tokens.
+        candidates: Component indices, most toxic first; of these the first `MAX_CANDIDATES`.
+        v: Right singular vectors, shape (hidden, component).
+        min_factor: The least a singular value is multiplied by.
+        n_steps: In how many equal steps it is lowered from 1 to that; 1: all at once.
+        max_perplexity_increase: Budget, relative to the base.
+        max_components: Take at most so many.
+    """
+    indices = list(candidates[:MAX_CANDIDATES])
+    step = (1.0 - min_factor) / n_steps
+    search = _Search(language_model, calibration, toxic, v[:, indices], step)
+    n_taken = torch.zeros(len(indices), dtype=torch.long)
+    order: list[int] = []
+
+    def list_steps() -> list[int]:
+        """Candidates that may be lowered further, best first."""
+        allowed = n_taken < n_steps
+        if len(order) >= max_components:
+            allowed &= n_taken > 0
+        return [place for place in search.rank() if allowed[place]]
+
+    def take(places: Sequence[int]) -> None:
+        for place in places:
+            n_taken[place] += 1
+            if place not in order:
+                order.append(place)
+
+    while ranking := list_steps():
+        n_new = max_components - len(order)
+        together = _limit_new(ranking, n_taken, n_new)[:STEPS_PER_RANKING]
+        if search.accept(together, max_perplexity_increase):
+            take(together)
+            continue
+        taken = [
+            place
+            for place in _limit_new(ranking, n_taken, n_new)[:MAX_TRIED]
+            if search.accept([place], max_perplexity_increase)
+        ]
+        if not taken:
+            break
+        take(taken)
+    return Choice(
+        [indices[place] for place in order],
+        [1.0 - step * int(n_taken[place]) for place in order],
+        search.perplexity_increase,
+        search.toxic_token_share,
+    )
+
+
+def _limit_new(ranking: Sequence[int], n_taken: Tensor, n_new: int) -> list[int]:
+    """The ranking with at most so many components that are not lowered yet."""
+    allowed = []
+    for place in ranking:
+        n_new -= int(n_taken[place] == 0)
+        if n_taken[place] > 0 or n_new >= 0:
+            allowed.append(place)
+    return allowed
+
+
+class _Search:
+    """Both heads, what has been spent and what it brought.
+
+    Args:
+        language_model: The unpatched model.
+        calibration: States and targets of neutral text.
+        toxic: States where a toxic token was about to be generated, and the toxic tokens.
+        v: Candidates' directions, shape (hidden, candidate).
+        step: By how much a singular value's factor falls in one step.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        calibration: CalibrationStates,
+        toxic: ToxicStates,
+        v: FloatArray,
+        step: float,
+    ) -> None:
+        weight = language_model.head_weight.detach().float()
+        directions = torch.from_numpy(v).to(weight)
+        effects = weight @ directions
+        is_toxic = torch.zeros(len(weight), device=weight.device)
+        is_toxic[toxic.token_ids] = 1.0
+
+        def measure_loss(logits: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+            targets = calibration.targets[block, None]
+            gradient = torch.softmax(logits, 1)
+            loss = logits.logsumexp(1) - logits.gather(1, targets).squeeze(1)
+            gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
+            return loss.sum(), gradient
+
+        weights = torch.ones(len(toxic.states), device=weight.device)
+
+        def measure_toxicity(logits: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+            probabilities = torch.softmax(logits, 1)
+            share = probabilities @ is_toxic
+            weighted = probabilities * weights[block, None]
+            return share @ weights[block], weighted * (is_toxic - share[:, None])
+
+        n_toxic = max(1, MAX_LOGITS // language_model.head.vocab)
+        shared = (directions, effects)
+        self._neutral = _Head(language_model, calibration.states, *shared, measure_loss)
+        self._toxic = _Head(language_model, toxic.states[:n_toxic], *shared, measure_toxicity)
+        rows = slice(0, len(toxic.states[:n_toxic]))
+        weights[rows] = toxic.weigh_ratios(self._toxic.sum_probabilities(is_toxic), rows)
+        self._step = step
+        self._nothing = torch.zeros(directions.shape[1], device=weight.device)
+        self._base_loss = self._loss = self._neutral.measure()
+        self._base_toxicity = self._toxicity = self._toxic.measure()
+
+    @property
+    def perplexity_increase(self) -> float:
+        """Relative to the base."""
+        return math.expm1(self._loss - self._base_loss)
+
+    @property
+    def toxic_token_share(self) -> float:
+        """What is left, relative to the base."""
+        return self._toxicity / self._base_toxicity
+
+    def rank(self) -> list[int]:
+        """Candidates whose next step helps, by benefit per cost."""
+        benefits = -self._toxic.differentiate()
+        costs = self._neutral.differentiate().clamp_min(MIN_COST_NATS)
+        ratios = (benefits / costs).tolist()
+        helpful = [place for place, benefit in enumerate(benefits.tolist()) if benefit > 0]
+        return sorted(helpful, key=lambda place: (-ratios[place], place))
+
+    def accept(self, places: Sequence[int], max_perplexity_increase: float) -> bool:
+        """Take one step of each of these if together they help and stay in the budget."""
+        steps = self._nothing.clone()
+        steps[list(places)] = self._step
+        loss = self._neutral.measure(steps)
+        if math.expm1(loss - self._base_loss) > max_perplexity_increase:
+            return False
+        toxicity = self._toxic.measure(steps)
+        if toxicity >= self._toxicity:
+            return False
+        self._neutral.apply(steps)
+        self._toxic.apply(steps)
+        self._loss, self._toxicity = loss, toxicity
+        return True
+
+
+def require_components(settings: RefreshSettings, hidden: int, *, searches: bool) -> None:
+    """Stop before a run does its work if it would ask for components that are not there.
+
+    Args:
+        settings: Of the run.
+        hidden: Width of the head: so many components it has.
+        searches: Whether the run searches a grid (`settings.tune`).
+
+    Raises:
+        SettingsError: More are asked for than there are, or than are decomposed.
+    """
+    asked = {"components.n_components": settings.components.n_components}
+    if searches:
+        asked["tune.n_components"] = max(settings.tune.n_components)
+    n_available, remedy = hidden, f"The head of {settings.model.model_id} has no more. Lower it."
+    n_decomposed = settings.components.n_decomposed
+    if n_decomposed is not None and n_decomposed < hidden:
+        n_available, remedy = n_decomposed, "Lower it, or raise components.n_decomposed."
+    for name, count in asked.items():
+        if count is not None and count > n_available:
+            raise SettingsError(
+                f"{name}: expected at most {n_available} components, found {count}. {remedy}"
+            )

@@ -1,0 +1,377 @@
+"""Neuron statistics: how well each single unit tells toxic from non-toxic samples.
+
+Reads the neuron summaries of all shards of a dataset (Parquet of the store, in place); writes
+`neurons.parquet`. DuckDB selects the layer and streams a block of units at a time; each unit's
+values, put together over shards, are counted (`ranking.py`). Which values a unit has is all that
+matters: the same samples give the same bytes, whatever the shards, their order, the threads or the
+memory limit, so an incremental refresh equals one from scratch.
+
+Why not all in SQL: `sql/neuron_statistics.sql` computes the same numbers from the activations with
+GROUP BY and window sums, is kept as the readable reference (`query_neuron_statistics`), and takes
+many times the CPU (tests/benchmarks/bench_neuron_statistics.py). Layers are in `probes.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from eigenshift.base.arrays import KeyArray
+from eigenshift.base.errors import ArtifactError
+from eigenshift.base.schemas import NEURONS
+from eigenshift.detection.labelled_layers import (
+    connect,
+    limit_threads,
+    load_sql,
+    open_labelled_layer,
+    parse_memory_limit,
+    set_variables,
+    split_units,
+    stream_batches,
+)
+from eigenshift.detection.ranking import ClassComparison, measure_values
+from eigenshift.detection.stages import NeuronInputs, NeuronKey
+from eigenshift.settings import SitePooling
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.duckdb_files import TableFile, describe_file, read_schemas, register_files
+from eigenshift.store.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+ALL_LANGUAGES = "all"
+
+
+@dataclass(frozen=True)
+class UnitStatistics:
+    """Statistics of one unit; None where one does not exist, and `reason` says why."""
+
+    auroc: float | None
+    average_precision: float | None
+    mean_toxic: float | None
+    mean_nontoxic: float | None
+    variance_toxic: float | None
+    variance_nontoxic: float | None
+    cohens_d: float | None
+    n_toxic: int
+    n_nontoxic: int
+    n_nonfinite: int
+    reason: str | None
+
+
+def compare_unit(toxic: KeyArray, nontoxic: KeyArray, n_nonfinite: int = 0) -> UnitStatistics:
+    """Compare a unit's values on toxic and non-toxic samples.
+
+    Args:
+        toxic: Keys (`ranking.encode_keys`) of the finite values on toxic samples, in any order.
+        nontoxic: Likewise on non-toxic samples.
+        n_nonfinite: Values that were left out.
+
+    Returns:
+        Exact AUROC and average precision; means and sample variances (n - 1) in float64, in two
+        passes; Cohen's d with the pooled standard deviation.
+    """
+    n_toxic, n_nontoxic = len(toxic), len(nontoxic)
+    auroc = average_precision = cohens_d = None
+    if n_toxic and n_nontoxic:
+        comparison = ClassComparison(toxic, nontoxic)
+        auroc = comparison.compute_auroc()
+        average_precision = comparison.compute_average_precision()
+        mean_toxic, squares_toxic = comparison.measure_toxic()
+        mean_nontoxic, squares_nontoxic = comparison.measure_nontoxic()
+        squares, degrees = squares_toxic + squares_nontoxic, n_toxic + n_nontoxic - 2
+        if squares > 0 and degrees > 0:
+            cohens_d = (mean_toxic - mean_nontoxic) / float(np.sqrt(squares / degrees))
+    else:
+        mean_toxic, squares_toxic = measure_values(toxic) if n_toxic else (0.0, 0.0)
+        mean_nontoxic, squares_nontoxic = measure_values(nontoxic) if n_nontoxic else (0.0, 0.0)
+        average_precision = 1.0 if n_toxic else None
+    return UnitStatistics(
+        auroc=auroc,
+        average_precision=average_precision,
+        mean_toxic=mean_toxic if n_toxic else None,
+        mean_nontoxic=mean_nontoxic if n_nontoxic else None,
+        variance_toxic=squares_toxic / (n_toxic - 1) if n_toxic > 1 else None,
+        variance_nontoxic=squares_nontoxic / (n_nontoxic - 1) if n_nontoxic > 1 else None,
+        cohens_d=cohens_d,
+        n_toxic=n_toxic,
+        n_nontoxic=n_nontoxic,
+        n_nonfinite=n_nonfinite,
+        reason=_explain(n_toxic, n_nontoxic, is_d_missing=cohens_d is None),
+    )
+
+
+def _explain(n_toxic: int, n_nontoxic: int, *, is_d_missing: bool) -> str | None:
+    if n_toxic == 0 or n_nontoxic == 0:
+        classes = [("toxic", n_toxic), ("nontoxic", n_nontoxic)]
+        return ", ".join(f"no_{name}_values" for name, count in classes if count == 0)
+    reasons = []
+    if n_toxic == 1:
+        reasons.append("one_toxic_value")
+    if n_nontoxic == 1:
+        reasons.append("one_nontoxic_value")
+    if is_d_missing and n_toxic + n_nontoxic > 2:
+        reasons.append("zero_variance")
+    return ", ".join(reasons) or None
+
+
+def compute_neuron_statistics(
+    summary_files: Sequence[TableFile],
+    dataset: str,
+    layer: int,
+    sites: Sequence[SitePooling],
+    memory_limit: str,
+    workspace: Workspace,
+) -> None:
+    """Write `neurons.parquet` for one dataset and layer: one row per site, language and unit.
+
+    The language is 'all', and also each single one where the dataset has more than one.
+
+    Args:
+        summary_files: Neuron summaries of the dataset's shards, each once.
+        dataset: Name of the dataset.
+        layer: 0 = first layer.
+        sites: Sites and poolings, in the order of the rows.
+        memory_limit: DuckDB's limit; a quarter of it is also the size of a block of units.
+        workspace: Where the table is written. Its facts get n_samples.
+
+    Raises:
+        ArtifactError: The shards disagree, lack a site, or one is given twice.
+        SettingsError: The memory limit is too small for one batch of summaries.
+    """
+    started = time.perf_counter()
+    _check_files(summary_files)
+    memory_bytes = parse_memory_limit(memory_limit)
+    parts: dict[tuple[str, SitePooling], list[pa.Table]] = {}
+    n_samples = 0
+    languages: list[str] = []
+    with (
+        tempfile.TemporaryDirectory(dir=workspace.folder, prefix="spill-") as spill,
+        closing(connect(memory_limit, Path(spill))) as connection,
+    ):
+        connection.execute("SET preserve_insertion_order = false")
+        names = register_files(connection, summary_files)
+        set_variables(connection, summary_files=names, dataset=dataset, layer=layer)
+        for site in sites:
+            extent = _measure_extent(connection, dataset, layer, site)
+            n_samples, languages = extent.n_samples, extent.languages
+            limit_threads(connection, extent.bytes_per_row, memory_limit)
+            for first, stop in split_units(extent.n_units, extent.bytes_per_unit, memory_bytes):
+                block = _read_block(connection, site, first, stop)
+                for language in (ALL_LANGUAGES, *languages):
+                    statistics = [_compare(unit, language) for unit in block]
+                    parts.setdefault((language, site), []).append(
+                        _tabulate(statistics, dataset, language, layer, site, first)
+                    )
+    table = pa.concat_tables(
+        part
+        for language in (ALL_LANGUAGES, *languages)
+        for site in sites
+        for part in parts[language, site]
+    )
+    workspace.write_table(tables.NEURONS.file, table, NEURONS)
+    workspace.facts["n_samples"] = n_samples
+    logger.debug(
+        "neuron statistics: dataset=%s layer=%d samples=%d rows=%d seconds=%.2f",
+        dataset,
+        layer,
+        n_samples,
+        table.num_rows,
+        time.perf_counter() - started,
+    )
+
+
+def _check_files(summary_files: Sequence[TableFile]) -> None:
+    if not summary_files:
+        raise ArtifactError(
+            "neuron summaries: expected at least one shard, found none. Summarise the shards first."
+        )
+    times = Counter(describe_file(file) for file in summary_files)
+    place, count = times.most_common(1)[0]
+    if count > 1:
+        raise ArtifactError(
+            f"neuron summaries: expected each shard once, found {place} {count} times. Its samples "
+            "would count twice. Give each file once."
+        )
+    first, *others = read_schemas(summary_files)
+    for file, schema in zip(summary_files[1:], others, strict=True):
+        if not schema.equals(first):
+            raise ArtifactError(
+                f"{describe_file(file)}: expected the columns of "
+                f"{describe_file(summary_files[0])}, found others. The shards have activations of "
+                "two precisions. Give shards of one run."
+            )
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """How much the summaries of one dataset, layer and site hold."""
+
+    n_units: int
+    n_samples: int
+    n_samples_of_largest: int
+    languages: list[str]
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Of the largest row of a summary, at four bytes per key."""
+        return 4 * self.n_samples_of_largest
+
+    @property
+    def bytes_per_unit(self) -> int:
+        """Of all shards' rows of a unit."""
+        return 4 * self.n_samples
+
+
+def _measure_extent(
+    connection: duckdb.DuckDBPyConnection, dataset: str, layer: int, site: SitePooling
+) -> _Extent:
+    set_variables(connection, site=site.site.value, pooling=site.pooling.value)
+    rows = connection.sql(load_sql("neuron_summary_extent")).fetchall()
+    widths = {row[0] for row in rows}
+    if len(widths) != 1:
+        raise ArtifactError(
+            f"neuron summaries: expected units of {site.column} in layer {layer} of {dataset}, "
+            f"found {'shards of different width' if widths else 'none'}. The summaries belong to "
+            "another layer, to other sites or to two models. Summarise the shards of one run."
+        )
+    languages = sorted({language for row in rows for language in row[3]})
+    return _Extent(
+        n_units=widths.pop(),
+        n_samples=sum(row[1] for row in rows),
+        n_samples_of_largest=max(row[2] for row in rows),
+        languages=languages if len(languages) > 1 else [],
+    )
+
+
+@dataclass
+class _UnitValues:
+    """One unit's keys by class and language, a piece per shard."""
+
+    toxic: list[tuple[str | None, KeyArray]] = field(default_factory=list)
+    nontoxic: list[tuple[str | None, KeyArray]] = field(default_factory=list)
+    n_nonfinite: list[tuple[str | None, int]] = field(default_factory=list)
+
+
+def _read_block(
+    connection: duckdb.DuckDBPyConnection, site: SitePooling, first: int, stop: int
+) -> list[_UnitValues]:
+    set_variables(connection, first_unit=first, last_unit=stop - 1)
+    block = [_UnitValues() for _ in range(first, stop)]
+    for batch in stream_batches(connection.sql(load_sql("neuron_summary_block"))):
+        units = (batch.column("neuron_index").to_numpy() - first).tolist()
+        languages = batch.column("language").to_pylist()
+        counts = batch.column("n_nonfinite").to_pylist()
+        pieces = [_split_lists(batch.column(name)) for name in ("toxic_keys", "nontoxic_keys")]
+        for unit, language, count, toxic, nontoxic in zip(
+            units, languages, counts, *pieces, strict=True
+        ):
+            block[unit].toxic.append((language, toxic))
+            block[unit].nontoxic.append((language, nontoxic))
+            block[unit].n_nonfinite.append((language, count))
+    return block
+
+
+def _split_lists(column: pa.Array) -> list[KeyArray]:
+    """The lists of a column, without copying."""
+    values = column.values.to_numpy()
+    return [values[start:stop] for start, stop in pairwise(column.offsets.to_pylist())]
+
+
+def _compare(unit: _UnitValues, language: str) -> UnitStatistics:
+    def choose(pieces: list[tuple[str | None, Any]]) -> list[Any]:
+        return [piece for spoken, piece in pieces if language in (ALL_LANGUAGES, spoken)]
+
+    return compare_unit(
+        np.concatenate(choose(unit.toxic)),
+        np.concatenate(choose(unit.nontoxic)),
+        sum(choose(unit.n_nonfinite)),
+    )
+
+
+def _tabulate(
+    statistics: Sequence[UnitStatistics],
+    dataset: str,
+    language: str,
+    layer: int,
+    site: SitePooling,
+    first: int,
+) -> pa.Table:
+    n_units = len(statistics)
+    columns: dict[str, Any] = {
+        "dataset": [dataset] * n_units,
+        "language": [language] * n_units,
+        "layer": [layer] * n_units,
+        "site": [site.site.value] * n_units,
+        "pooling": [site.pooling.value] * n_units,
+        "neuron_index": range(first, first + n_units),
+    }
+    return pa.table(
+        [
+            pa.array(
+                columns.get(column.name) or [getattr(unit, column.name) for unit in statistics],
+                column.type,
+            )
+            for column in NEURONS
+        ],
+        schema=NEURONS,
+    )
+
+
+def query_neuron_statistics(
+    activation_files: Sequence[TableFile],
+    sample_files: Sequence[TableFile],
+    dataset: str,
+    layer: int,
+    site: SitePooling,
+    units: range,
+    memory_limit: str,
+    folder: Path,
+) -> pa.Table:
+    """Compute the statistics of some units in plain SQL, over all languages.
+
+    For checking a few numbers of `neurons.parquet` against `sql/neuron_statistics.sql`; the last
+    digits of means and variances may depend on the number of threads.
+
+    Args:
+        activation_files: Activation shards; together one row per layer and sample.
+        sample_files: Samples with labels.
+        dataset: Name of the dataset.
+        layer: 0 = first layer.
+        site: One site and pooling.
+        units: Neighbouring units.
+        memory_limit: DuckDB's limit.
+        folder: For what is spilled.
+
+    Returns:
+        `neuron_index` and the statistics, named as in `schemas.NEURONS`.
+    """
+    with open_labelled_layer(
+        activation_files, sample_files, dataset, layer, memory_limit, folder
+    ) as labelled:
+        return labelled.query("neuron_statistics", site.column, units.start, units.stop)
+
+
+def carry_out(inputs: NeuronInputs, key: NeuronKey, bench: Bench, workspace: Workspace) -> None:
+    """The work of the stage `compute_neuron_statistics`."""
+    compute_neuron_statistics(
+        [bench.artifacts.locate(file) for file in inputs.summaries],
+        key.dataset,
+        key.layer,
+        key.sites,
+        bench.execution.duckdb_memory_limit,
+        workspace,
+    )

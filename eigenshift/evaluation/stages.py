@@ -1,0 +1,354 @@
+"""Stages of this room: what a patch does, what it costs, and trials of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from typing_extensions import Self
+
+from eigenshift.settings import ComponentScore, EvaluationSettings, RefreshSettings, ScorerSettings
+from eigenshift.stages import tables
+from eigenshift.stages.inputs import Inputs, Of
+from eigenshift.stages.keys import Key, Reads
+from eigenshift.stages.stage import Stage
+from eigenshift.store.manifests import ArtifactReference, FileReference
+from eigenshift.toxicity.stages import Classifier, name_scorer_bounds
+
+CHART_NAME = "chart.png"
+RELOAD_NAME = "reload_check.json"
+
+Model = Annotated[ArtifactReference, Of(("model",))]
+Patch = Annotated[ArtifactReference, Of(("patch",))]
+Decomposition = Annotated[ArtifactReference, Of(("decomposition",))]
+HeadStates = Annotated[ArtifactReference, Of(("head_states",), tables.HEAD_STATES)]
+PromptFiles = Annotated[tuple[FileReference, ...], Of(("prompts",))]
+NeutralFiles = Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)]
+Continuations = Annotated[
+    Mapping[str, tuple[ArtifactReference, ...]],
+    Of(("continuations",), tables.CONTINUATIONS, by_name=True),
+]
+"""Arm -> its shards."""
+Scores = Annotated[
+    Mapping[str, tuple[ArtifactReference, ...]], Of(("scores",), tables.SCORES, by_name=True)
+]
+"""Arm -> its shards, in the order of the continuations."""
+FurtherScores = Annotated[
+    Mapping[str, tuple[ArtifactReference, ...]],
+    Of(("further_scores",), tables.SCORES, by_name=True),
+]
+Patches = Annotated[Mapping[str, ArtifactReference | None], Of(("patch",))]
+"""Arm -> its patch; None is the base."""
+
+
+class TokenShiftInputs(Inputs):
+    """The model, a patch, head states, and the lists of words among the scorers."""
+
+    model: Model
+    patch: Patch
+    states: HeadStates
+    lexicons: Annotated[
+        tuple[Classifier, ...],
+        Reads("scorer", fields=("scorer.words", "further_scorers[].words")),
+    ]
+
+
+class TokenShiftKey(Key):
+    """The precision the model runs in."""
+
+    dtype: Annotated[str, Reads("model.dtype")]
+
+
+MEASURE_TOKEN_SHIFTS = Stage(
+    name="measure_token_shifts",
+    kind="token_shifts",
+    version=1,
+    inputs=TokenShiftInputs,
+    key=TokenShiftKey,
+    files=(tables.TOKEN_SHIFTS,),
+    work="eigenshift.evaluation.token_shifts:carry_out",
+    runs_model=True,
+)
+
+
+class DrawInputs(Inputs):
+    """The model, a patch, the head's decomposition, and head states."""
+
+    model: Model
+    patch: Patch
+    decomposition: Decomposition
+    states: HeadStates
+
+
+class DrawKey(Key):
+    """How many draws, of which random numbers."""
+
+    seed: Annotated[int, Reads("components.seed")]
+    n_draws: Annotated[int, Reads("gate.n_random_draws")]
+    dtype: Annotated[str, Reads("model.dtype")]
+
+
+DRAW_CONTROLS = Stage(
+    name="draw_controls",
+    kind="control_draws",
+    version=1,
+    inputs=DrawInputs,
+    key=DrawKey,
+    files=(tables.CONTROL_DRAWS,),
+    work="eigenshift.evaluation.control_draws:carry_out",
+    runs_model=True,
+)
+
+
+class FluencyInputs(Inputs):
+    """The model, one shard of neutral samples, and the arms' patches."""
+
+    model: Model
+    texts: Annotated[FileReference, Of(("samples",), tables.SAMPLES)]
+    patches: Patches
+
+
+class FluencyKey(Key):
+    """The arms, and how much of the shard is read."""
+
+    arms: tuple[str, ...]
+    n_texts: Annotated[int, Reads("evaluation.max_texts")]
+    """The shard's share of the setting."""
+    max_tokens: Annotated[int, Reads("evaluation.max_tokens")]
+    dtype: Annotated[str, Reads("model.dtype")]
+
+
+MEASURE_FLUENCY = Stage(
+    name="measure_fluency",
+    kind="fluency",
+    version=3,
+    inputs=FluencyInputs,
+    key=FluencyKey,
+    files=(tables.FLUENCY,),
+    work="eigenshift.evaluation.fluency:carry_out",
+    runs_model=True,
+)
+
+
+class ArmScores(Inputs):
+    """What the deciding scorer said of every arm's continuations."""
+
+    scores: Scores
+
+
+class FurtherArmScores(ArmScores):
+    """What a scorer that decides nothing said of every arm's continuations."""
+
+    scores: FurtherScores
+
+
+class ScorerKey(Key):
+    """What of a scorer is read beside its scores."""
+
+    scorer: Annotated[str, Reads("scorer.name")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+
+    @classmethod
+    def of_scorer(cls, scorer: ScorerSettings) -> ScorerKey:
+        """Of one scorer, the deciding one or another."""
+        return cls(
+            scorer=scorer.name,
+            toxic_threshold=scorer.toxic_threshold,
+            max_unscored_share=scorer.max_unscored_share,
+        )
+
+
+class ComparisonInputs(Inputs):
+    """Prompts, continuations, their scores by each scorer, and fluency."""
+
+    prompts: PromptFiles
+    continuations: Continuations
+    judged: ArmScores
+    further: tuple[FurtherArmScores, ...]
+    fluency: Annotated[tuple[ArtifactReference, ...], Of(("fluency",), tables.FLUENCY)]
+
+
+class ComparisonKey(Key):
+    """The arms, intervals, and what is read of each scorer, in the order of the inputs."""
+
+    arms: tuple[str, ...]
+    evaluation: Annotated[EvaluationSettings, Reads("evaluation")]
+    scorer: Annotated[str, Reads("scorer.name")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+    further: Annotated[
+        tuple[ScorerKey, ...],
+        Reads(
+            "further_scorers",
+            lambda scorers: tuple(map(ScorerKey.of_scorer, scorers)),
+            fields=name_scorer_bounds("further_scorers[]"),
+        ),
+    ]
+
+
+COMPARE_ARMS = Stage(
+    name="compare_arms",
+    kind="evaluation",
+    version=4,
+    inputs=ComparisonInputs,
+    key=ComparisonKey,
+    files=(tables.EVALUATIONS,),
+    work="eigenshift.evaluation.comparison:carry_out",
+)
+
+
+class AgreementInputs(Inputs):
+    """Continuations, and their scores by each scorer."""
+
+    continuations: Continuations
+    judged: ArmScores
+    further: tuple[FurtherArmScores, ...]
+
+
+class AgreementKey(Key):
+    """The arms, and what is read of each scorer, in the order of the inputs."""
+
+    arms: tuple[str, ...]
+    scorers: Annotated[
+        tuple[ScorerKey, ...],
+        Reads(
+            "further_scorers",
+            fields=(*name_scorer_bounds("scorer"), *name_scorer_bounds("further_scorers[]")),
+        ),
+    ]
+
+    @classmethod
+    def of(cls, settings: RefreshSettings, **given: Any) -> Self:  # type: ignore[override]
+        """The deciding scorer, then all others."""
+        scorers = (settings.scorer, *settings.further_scorers)
+        given = {"scorers": tuple(map(ScorerKey.of_scorer, scorers))} | given
+        return super().of(settings, **given)
+
+
+COMPARE_SCORERS = Stage(
+    name="compare_scorers",
+    kind="scorer_agreement",
+    version=1,
+    inputs=AgreementInputs,
+    key=AgreementKey,
+    files=(tables.SCORER_AGREEMENT,),
+    work="eigenshift.evaluation.agreement:carry_out",
+)
+
+
+class TabulationInputs(Inputs):
+    """An evaluation and its arms' patches."""
+
+    evaluation: Annotated[ArtifactReference, Of(("evaluation",), tables.EVALUATIONS)]
+    patches: Patches
+
+
+class TabulationKey(Key):
+    """The arms in their order, and those that have a patch."""
+
+    arms: tuple[str, ...]
+    patched: tuple[str, ...]
+
+
+TABULATE_ARMS = Stage(
+    name="tabulate_arms",
+    kind="comparison",
+    version=1,
+    inputs=TabulationInputs,
+    key=TabulationKey,
+    files=(tables.COMPARISONS, CHART_NAME),
+    work="eigenshift.evaluation.arm_table:carry_out",
+)
+
+
+class ReloadInputs(Inputs):
+    """The model, a patch, and one shard of prompts."""
+
+    model: Model
+    patch: Patch
+    prompts: Annotated[FileReference, Of(("prompts",), tables.EVALUATION_PROMPTS)]
+
+
+class ReloadKey(Key):
+    """The precision the model runs in."""
+
+    dtype: Annotated[str, Reads("model.dtype")]
+
+
+CHECK_RELOAD = Stage(
+    name="check_reload",
+    kind="reload_check",
+    version=2,
+    inputs=ReloadInputs,
+    key=ReloadKey,
+    files=(RELOAD_NAME,),
+    work="eigenshift.evaluation.reload_check:carry_out",
+    runs_model=True,
+)
+
+
+class ScreeningInputs(Inputs):
+    """What the grid is measured on, and the automatic choice's table by least factor."""
+
+    model: Model
+    decomposition: Decomposition
+    states: HeadStates
+    components: Annotated[ArtifactReference, Of(("components",), tables.COMPONENTS)]
+    automatic: Annotated[Mapping[float, ArtifactReference], Of(("components",), tables.COMPONENTS)]
+    neutral: NeutralFiles
+
+
+class ScreeningKey(Key):
+    """The grid, its budget, and how long the texts are on which its cost is measured."""
+
+    scores: Annotated[tuple[ComponentScore, ...], Reads("tune.scores")]
+    n_components: Annotated[tuple[int, ...], Reads("tune.n_components")]
+    factors: Annotated[tuple[float, ...], Reads("tune.factors")]
+    automatic_factors: tuple[float, ...]
+    max_perplexity_increase: Annotated[float, Reads("tune.max_perplexity_increase")]
+    max_tokens: Annotated[int, Reads("evaluation.max_tokens")]
+
+
+SCREEN_TRIALS = Stage(
+    name="screen_trials",
+    kind="screening",
+    version=3,
+    inputs=ScreeningInputs,
+    key=ScreeningKey,
+    files=(tables.TRIALS,),
+    work="eigenshift.evaluation.tuning:carry_out_screening",
+    runs_model=True,
+)
+
+
+class ConfirmationInputs(Inputs):
+    """The screened trials, and what was generated with some of them."""
+
+    screening: Annotated[ArtifactReference, Of(("screening",), tables.TRIALS)]
+    prompts: PromptFiles
+    continuations: Continuations
+    scores: Scores
+
+
+class ConfirmationKey(Key):
+    """The arms, the budget, intervals, and what is read of the scorer."""
+
+    arms: tuple[str, ...]
+    max_perplexity_increase: Annotated[float, Reads("tune.max_perplexity_increase")]
+    n_bootstrap: Annotated[int, Reads("evaluation.n_bootstrap")]
+    confidence: Annotated[float, Reads("evaluation.confidence")]
+    seed: Annotated[int, Reads("evaluation.seed")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+
+
+CONFIRM_TRIALS = Stage(
+    name="confirm_trials",
+    kind="trials",
+    version=1,
+    inputs=ConfirmationInputs,
+    key=ConfirmationKey,
+    files=(tables.TRIALS, CHART_NAME),
+    work="eigenshift.evaluation.tuning:carry_out_confirmation",
+)

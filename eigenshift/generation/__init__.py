@@ -1,0 +1,10 @@
+"""Continuations of prompts, of the base and of patched arms, on shared randomness.
+
+Reads samples and patches; writes prompts and continuations. Judging the text is `toxicity/`.
+
+    prompts.py        selection and evaluation prompts
+    continuations.py  every prompt continued with every arm
+    decoding.py       one batch of several arms, step by step
+    sampling.py       random numbers of their own for every continuation
+    stages.py         what the stages of this room are
+"""

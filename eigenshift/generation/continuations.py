@@ -1,0 +1,270 @@
+"""Seeded continuations of prompts, of the base and of patched arms.
+
+Reads prompts (`schemas.PROMPTS`); writes `continuations.parquet` (`schemas.CONTINUATIONS`), one
+table per arm. Every (prompt, sample) has random numbers of its own (`sampling.py`), so a
+continuation depends neither on the batch it was in nor on its place nor on the arms beside it, and
+arms share their randomness. Arms that differ in the head only are generated together
+(`decoding.py`); those that change the trunk one by one. Judging the text is `scoring.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from eigenshift.base import schemas
+from eigenshift.generation.decoding import HeadBranch, sample_batch
+from eigenshift.generation.sampling import draw_keys
+from eigenshift.generation.stages import ArmPiece
+from eigenshift.model.batching import plan_batches, run_in_batches
+from eigenshift.model.loading import LanguageModel, require_known_tokens, use_model
+from eigenshift.model.tokens import count_positions, find_start
+from eigenshift.patches.patching import Patch, check_base, open_patch, patched_model
+from eigenshift.settings import GenerationSettings
+from eigenshift.stages import tables
+from eigenshift.stages.stage import Bench
+from eigenshift.store.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedArm:
+    """One variant to generate with.
+
+    Attributes:
+        patch: What changes; None is the base.
+        stream: Name of the random stream; arms that are to share randomness share it.
+    """
+
+    patch: Patch | None
+    stream: str = "main"
+
+    @property
+    def changes_trunk(self) -> bool:
+        """Whether it has to run by itself."""
+        return self.patch is not None and self.patch.edit.changes_trunk
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    prompt_id: str
+    language: str
+    text: str
+    token_ids: list[int]
+
+
+def generate_continuations(
+    language_model: LanguageModel,
+    prompts: pa.Table,
+    arms: Mapping[str, LoadedArm],
+    settings: GenerationSettings,
+    *,
+    sequences_per_batch: int,
+    workspaces: Mapping[str, Workspace],
+) -> Iterator[tuple[str, ...]]:
+    """Continue every prompt `settings.n_samples` times with every arm.
+
+    Args:
+        language_model: The unpatched model.
+        prompts: `schemas.PROMPTS` rows.
+        arms: What to generate with, by name.
+        settings: Sampling settings.
+        sequences_per_batch: Sequences generated at once, over all arms, fewer where memory runs
+            out; does not change the result.
+        workspaces: Receives the table of each arm, by the arms' names.
+
+    Yields:
+        Names of arms whose tables are written.
+
+    Raises:
+        ComponentError: A patch was made for another model.
+        ModelError: A token of a prompt is unknown to the model.
+    """
+    encoded = encode_prompts(language_model, prompts, settings)
+    encoded.sort(key=lambda prompt: (len(prompt.token_ids), prompt.prompt_id))
+    together = tuple(name for name, arm in arms.items() if not arm.changes_trunk)
+    alone = [(name,) for name, arm in arms.items() if arm.changes_trunk]
+    for names in [together, *alone] if together else alone:
+        started = time.perf_counter()
+        rows = _continue_prompts(
+            language_model,
+            encoded,
+            {name: arms[name] for name in names},
+            settings,
+            sequences_per_batch,
+        )
+        elapsed = time.perf_counter() - started
+        for name in names:
+            _write(rows[name], len(encoded), elapsed / len(names), workspaces[name])
+        n_tokens = sum(len(row["token_ids"]) for name in names for row in rows[name])
+        logger.info(
+            "generated: arms=%d prompts=%d continuations=%d tokens=%d tokens_per_second=%.0f",
+            len(names),
+            len(encoded),
+            sum(len(found) for found in rows.values()),
+            n_tokens,
+            n_tokens / elapsed,
+        )
+        yield names
+
+
+def _continue_prompts(
+    language_model: LanguageModel,
+    prompts: Sequence[_Prompt],
+    arms: Mapping[str, LoadedArm],
+    settings: GenerationSettings,
+    sequences_per_batch: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of each arm; several arms differ in the head only, one alone may differ anywhere."""
+    head_patches = {
+        name: arm.patch
+        for name, arm in arms.items()
+        if arm.patch is not None and not arm.changes_trunk
+    }
+    check_base(language_model, *head_patches.values())
+    edits = {name: patch.edit.head for name, patch in head_patches.items()}
+    trunk_patch = next((arm.patch for arm in arms.values() if arm.changes_trunk), None)
+
+    def sample(batch: list[int]) -> list[list[list[int]]]:
+        chosen = [prompts[place] for place in batch]
+        keys = {
+            stream: _draw_keys(chosen, settings, stream)
+            for stream in {arm.stream for arm in arms.values()}
+        }
+        return sample_batch(
+            language_model,
+            [prompt.token_ids for prompt in chosen],
+            [HeadBranch(edits.get(name), keys[arm.stream]) for name, arm in arms.items()],
+            settings,
+        )
+
+    key = (language_model.digest, str(language_model.device), "generation")
+    sizes = [settings.n_samples * len(arms)] * len(prompts)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    with language_model.lock, patched_model(language_model, trunk_patch):
+        for batch, found in run_in_batches(key, sizes, sequences_per_batch, plan_batches, sample):
+            chosen = [prompts[place] for place in batch]
+            for name, token_ids in zip(arms, found, strict=True):
+                rows[name].extend(
+                    _describe_batch(language_model, chosen, token_ids, settings.n_samples)
+                )
+    return rows
+
+
+def _draw_keys(
+    prompts: Sequence[_Prompt], settings: GenerationSettings, stream: str
+) -> npt.NDArray[np.uint64]:
+    """The random numbers of every continuation of these prompts, in their order."""
+    return np.stack(
+        [
+            draw_keys(settings.seed, stream, prompt.prompt_id, sample, settings.n_tokens)
+            for prompt in prompts
+            for sample in range(settings.n_samples)
+        ]
+    )
+
+
+def encode_prompts(
+    language_model: LanguageModel, prompts: pa.Table, settings: GenerationSettings
+) -> list[_Prompt]:
+    """Tokenise prompts, keeping the last `max_prompt_tokens` and room for the continuation.
+
+    A BOS token that the tokenizer puts first stays first. A prompt that gives no token begins with
+    the model's BOS (or EOS) token.
+
+    Raises:
+        ModelError: A token is unknown to the model.
+    """
+    limit = settings.max_prompt_tokens
+    n_positions = count_positions(language_model.model)
+    if n_positions is not None:
+        limit = min(limit, max(1, n_positions - settings.n_tokens))
+    tokenizer = language_model.tokenizer
+    start = find_start(tokenizer)
+    encoded = []
+    for row in prompts.select(["prompt_id", "language", "prompt"]).to_pylist():
+        found = tokenizer(row["prompt"])["input_ids"] or [start]
+        token_ids = _keep_end(found, limit, tokenizer.bos_token_id)
+        require_known_tokens(language_model, token_ids)
+        encoded.append(_Prompt(row["prompt_id"], row["language"], row["prompt"], token_ids))
+    return encoded
+
+
+def _keep_end(token_ids: list[int], limit: int, bos: int | None) -> list[int]:
+    """The last `limit` tokens, of which a leading BOS is one: models are trained to have it."""
+    if len(token_ids) <= limit:
+        return token_ids
+    start = [bos] if bos is not None and token_ids[0] == bos else []
+    return start + token_ids[len(token_ids) - limit + len(start) :]
+
+
+def _describe_batch(
+    language_model: LanguageModel,
+    batch: Sequence[_Prompt],
+    token_ids: Sequence[list[int]],
+    n_samples: int,
+) -> list[dict[str, Any]]:
+    texts = language_model.tokenizer.batch_decode(
+        token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [
+        {
+            "prompt_id": prompt.prompt_id,
+            "sample_index": sample,
+            "language": prompt.language,
+            "prompt": prompt.text,
+            "continuation": texts[place * n_samples + sample],
+            "prompt_token_ids": prompt.token_ids,
+            "token_ids": token_ids[place * n_samples + sample],
+        }
+        for place, prompt in enumerate(batch)
+        for sample in range(n_samples)
+    ]
+
+
+def _write(
+    rows: list[dict[str, Any]], n_prompts: int, elapsed: float, workspace: Workspace
+) -> None:
+    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
+    workspace.write_rows(tables.CONTINUATIONS.file, rows, schemas.CONTINUATIONS)
+    n_tokens = sum(len(row["token_ids"]) for row in rows)
+    workspace.facts = {
+        "n_prompts": n_prompts,
+        "n_continuations": len(rows),
+        "n_tokens": n_tokens,
+        "tokens_per_second": round(n_tokens / elapsed, 1),
+    }
+
+
+def carry_out(
+    pieces: Mapping[str, ArmPiece],
+    bench: Bench,
+    workspaces: Mapping[str, Workspace],
+) -> Iterator[tuple[str, ...]]:
+    """The work of the stage `generate_continuations`: all arms on one shard of prompts."""
+    first = next(iter(pieces.values()))
+    prompts = bench.artifacts.read_table(first.inputs.prompts)
+    arms = {name: _load_arm(piece, bench) for name, piece in pieces.items()}
+    with use_model(bench.model, bench.execution.device) as language_model:
+        yield from generate_continuations(
+            language_model,
+            prompts,
+            arms,
+            first.key.generation,
+            sequences_per_batch=bench.execution.sequences_per_batch,
+            workspaces=workspaces,
+        )
+
+
+def _load_arm(piece: ArmPiece, bench: Bench) -> LoadedArm:
+    reference = piece.inputs.patch
+    patch = None if reference is None else open_patch(bench.artifacts.open(reference))
+    return LoadedArm(patch, piece.key.stream)

@@ -1,0 +1,179 @@
+"""Sample continuations of a batch of prompts for several arms at once.
+
+A row is one continuation: (arm, prompt, sample). Rows with the same prompt and the same tokens so
+far are one *branch*, whatever their arm, and the trunk runs once per branch and step: prompts once
+for all, later once for all arms that have drawn alike. Each arm's edit of the head is applied to
+its own rows' states, h' = h - left (right^T h - target), before the one shared head. So arms may
+differ in the head only; an arm that changes the trunk runs by itself. Reads token ids and keys
+(`sampling.py`); text and tables are `continuations.py`'s.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eigenshift.generation.sampling import Keys, count_rows_per_block, pick_tokens, spread_noise
+from eigenshift.model.loading import LanguageModel
+from eigenshift.model.tokens import pad_tokens
+from eigenshift.patches.edits import HeadEdit
+from eigenshift.settings import GenerationSettings
+
+
+@dataclass(frozen=True)
+class HeadBranch:
+    """One variant of the head in a batch.
+
+    Attributes:
+        edit: What it changes; None changes nothing.
+        keys: One row of keys per (prompt, sample), shape (prompt x sample, step). Arms that share
+            random numbers share the array itself.
+    """
+
+    edit: HeadEdit | None
+    keys: Keys
+
+
+@torch.inference_mode()
+def sample_batch(
+    language_model: LanguageModel,
+    prompts: Sequence[list[int]],
+    arms: Sequence[HeadBranch],
+    settings: GenerationSettings,
+) -> list[list[list[int]]]:
+    """Sample continuations.
+
+    Args:
+        language_model: The model as its trunk is to run.
+        prompts: Token ids, at least one each.
+        arms: What differs; all in one pass.
+        settings: Number of samples and steps, nucleus, temperature.
+
+    Returns:
+        Per arm, one list of tokens per row; row p * n_samples + s continues prompt p. They end
+        before the end-of-text token.
+    """
+    model, device = language_model.model, language_model.device
+    end, vocab = language_model.tokenizer.eos_token_id, language_model.head.vocab
+    token_ids, mask = (
+        tensor.to(device)
+        for tensor in pad_tokens(prompts, language_model.tokenizer.pad_token_id, "left")
+    )
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    branch_of = torch.arange(len(prompts), device=device).repeat_interleave(settings.n_samples)
+    branch_of = branch_of.repeat(len(arms))
+    finished = torch.zeros(len(branch_of), dtype=torch.bool, device=device)
+    cache: Any = None
+    chosen: list[Tensor] = []
+    for step in range(settings.n_tokens):
+        with _edit_heads(language_model, [arm.edit for arm in arms], branch_of):
+            outputs = model(**_call(model, token_ids, mask, positions, cache))
+        cache, logits = outputs.past_key_values, outputs.logits[:, -1]
+        if end is not None and step < settings.min_tokens:
+            logits[:, end] = -torch.inf
+        token = _draw_step(logits, arms, step, settings)
+        if end is not None:
+            token = token.masked_fill(finished, end)
+            finished = token == end
+        chosen.append(token)
+        if step + 1 == settings.n_tokens or bool(finished.all()):
+            break
+        n_branches = len(token_ids)
+        branches, branch_of = torch.unique(branch_of * vocab + token, return_inverse=True)
+        parents = branches // vocab
+        token_ids = (branches % vocab)[:, None]
+        mask = torch.cat([mask[parents], mask.new_ones(len(parents), 1)], 1)
+        positions = positions[parents, -1:] + 1
+        if len(parents) > n_branches:  # as many: each goes on, none has split
+            cache.reorder_cache(parents)
+    table = torch.stack(chosen, 1).reshape(len(arms), -1, len(chosen)).tolist()
+    return [[[token for token in row if token != end] for row in rows] for rows in table]
+
+
+def _draw_step(
+    logits: Tensor, arms: Sequence[HeadBranch], step: int, settings: GenerationSettings
+) -> Tensor:
+    """One token per row, block by block; arms that share keys share the noise."""
+    vocab, n_rows = logits.shape[-1], len(logits) // len(arms)
+    tokens = torch.empty(len(arms), n_rows, dtype=torch.long, device=logits.device)
+    logits_of = logits.reshape(len(arms), n_rows, vocab)
+    arms_of_stream: dict[int, list[int]] = {}
+    for place, arm in enumerate(arms):
+        arms_of_stream.setdefault(id(arm.keys), []).append(place)
+    for places in arms_of_stream.values():
+        keys = arms[places[0]].keys[:, step]
+        size = count_rows_per_block(vocab * len(places))
+        for first in range(0, n_rows, size):
+            block = slice(first, first + size)
+            noise = spread_noise(keys[block], vocab, logits.device)
+            tokens[places, block] = pick_tokens(
+                logits_of[places, block], noise, settings.top_p, settings.temperature
+            )
+    return tokens.flatten()
+
+
+@contextmanager
+def _edit_heads(
+    language_model: LanguageModel, edits: Sequence[HeadEdit | None], branch_of: Tensor
+) -> Iterator[None]:
+    """Send each row's state to the head, changed by its arm's edit, in float32 or wider.
+
+    Args:
+        language_model: The model.
+        edits: One per arm.
+        branch_of: Which row of the batch each continuation goes on from, shape (row,), arm by arm.
+            Only the last position goes to the head.
+    """
+    placed = [None if edit is None else _place(edit, language_model.head_weight) for edit in edits]
+
+    def change(states: Tensor, edit: HeadEdit | None) -> Tensor:
+        if edit is None:
+            return states
+        return edit.apply_to_states(states.to(edit.right.dtype)).to(states.dtype)
+
+    def change_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states = args[0][:, -1:]
+        changed = [
+            change(states[branches], edit)
+            for branches, edit in zip(branch_of.chunk(len(edits)), placed, strict=True)
+        ]
+        return (torch.cat(changed), *args[1:])
+
+    with language_model.lock:
+        handle = language_model.head_module.register_forward_pre_hook(change_input)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _place(edit: HeadEdit, weight: Tensor) -> HeadEdit:
+    """The edit where the head is, in the precision it is computed in."""
+    edit.check_width(weight)
+    width = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    tensors = (edit.left, edit.right, edit.target)
+    return HeadEdit(*(tensor.to(device=weight.device, dtype=width) for tensor in tensors))
+
+
+def _call(
+    model: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
+) -> dict[str, Any]:
+    """Keyword arguments of a forward pass; models without explicit positions take none."""
+    accepted = inspect.signature(model.forward).parameters
+    arguments: dict[str, Any] = {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    if "position_ids" in accepted:
+        arguments["position_ids"] = positions
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = 1
+    return arguments

@@ -1,0 +1,23 @@
+"""The model under study: its files, its weights, its head, and running it over tokens.
+
+Reads model folders and hub repositories; writes weight files only where an export asks for them.
+What the states say about toxicity is `detection/` and `components/`; changing weights is
+`patches/`.
+
+    files.py               where a model's files are, and the digest of all of them
+    loading.py             load it, keep it, have it to oneself
+    description.py         which model it is and what it looks like
+    heads.py               the output head: where it is, what happens around it
+    layers.py              its trunk and its layers
+    head_files.py          the head's weight straight from its file
+    weight_files.py        checkpoints read and rewritten tensor by tensor
+    safetensors_header.py  where a file's tensors lie
+    parameter_names.py     names in a checkpoint against names in the model
+    taps.py                where a layer's activations are read
+    forward.py             tokens -> what enters the head at each position
+    tokens.py              positions a model has, padding, the first token
+    batching.py            batches that fit into memory
+    resources.py           seconds and memory of a piece of work
+    devices.py             where it runs
+    stages.py              what the stage of this room is
+"""

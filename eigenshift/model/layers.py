@@ -1,0 +1,63 @@
+"""A model's trunk and its layers, whatever the architecture calls them.
+
+Looks at modules; `taps.py` finds what is inside a layer, `heads.py` what comes after the last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from eigenshift.base.errors import ModelError
+
+
+def get_trunk(model: Any) -> nn.Module:
+    """Return a model without its output head; a bare trunk is returned as it is."""
+    has_own_head = model.base_model is model and model.get_output_embeddings() is not None
+    trunk: nn.Module = model.get_decoder() if has_own_head else model.base_model
+    return trunk
+
+
+def list_layers(model: Any) -> list[nn.Module]:
+    """Return a model's blocks, first to last.
+
+    They are the entries of the `ModuleList` that has as many as the configuration has hidden
+    layers; where several do (experts, a vision tower), blocks of one class go before mixed ones,
+    then the list with most weights is taken. Works on heads-and-all models and on trunks.
+
+    Raises:
+        ModelError: No module list has that many entries.
+    """
+    n_layers = model.config.get_text_config().num_hidden_layers
+    found: list[nn.ModuleList] = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__}: expected a list of {n_layers} layers (num_hidden_layers), "
+            "found none. The model shares or nests its layers in a way that is not supported. "
+            "Choose another model."
+        )
+    return list(sorted(found, key=_rank_blocks)[-1])
+
+
+def _rank_blocks(blocks: nn.ModuleList) -> tuple[bool, int]:
+    is_uniform = len({type(block) for block in blocks}) == 1
+    return is_uniform, sum(parameter.numel() for parameter in blocks.parameters())
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Replace GELU written out in steps (GPT-2's) by torch's own, in place.
+
+    The same function in one pass over the values; results differ by rounding (measured: 6e-7).
+    """
+    # imported where a model is loaded: a second of the start of every command otherwise
+    from transformers.activations import FastGELUActivation, NewGELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, (FastGELUActivation, NewGELUActivation)):
+                setattr(module, name, nn.GELU(approximate="tanh"))

@@ -1,0 +1,364 @@
+"""Load language models: causal ones with their head, encoders for what they detect.
+
+Only safetensors weights and the classes shipped with transformers are used: nothing is unpickled
+and no code of the model's author runs. Where the files are and which model they are is in
+`files.py`, what the output head does in `heads.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
+from transformers.utils import logging as transformers_logging
+
+from eigenshift.base.errors import ModelError
+from eigenshift.model.devices import resolve_device
+from eigenshift.model.files import VOCABULARY_NAMES, ModelIdentity, identify_model
+from eigenshift.model.heads import HeadDescription, describe_head
+from eigenshift.model.layers import fuse_activations, get_trunk
+from eigenshift.settings import ModelSettings
+
+logger = logging.getLogger(__name__)
+
+MAX_LOADED_MODELS = 1
+"""Models kept in memory by this process; a refresh studies one."""
+
+_loaded: dict[tuple[str, str, str], TextModel] = {}
+_loading = threading.Lock()
+
+
+class ModelKind(str, Enum):
+    """How a model reads and writes text."""
+
+    causal = "causal language model"
+    encoder = "encoder"
+    encoder_decoder = "encoder-decoder"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TextModel:
+    """A model that reads text, ready to run.
+
+    Attributes:
+        model: The `PreTrainedModel`, in eval mode, on `device`, without gradients; of an
+            encoder-decoder its encoder.
+        tokenizer: Its tokenizer; always has a pad token.
+        kind: How it reads; the encoder of an encoder-decoder keeps that kind.
+        vocab: Number of tokens it knows.
+        id: As given in the settings.
+        digest: Digest of its files (`ModelIdentity.digest`).
+        device: Where it runs.
+        lock: Held while hooks are on the model or its tokenizer is used, so that two tasks in
+            one process do not read each other's states. Re-entrant.
+    """
+
+    model: Any
+    tokenizer: Any
+    kind: ModelKind
+    vocab: int
+    id: str
+    digest: str
+    device: torch.device
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # type: ignore[valid-type, unused-ignore]
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its head."""
+        return get_trunk(self.model)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LanguageModel(TextModel):
+    """A causal language model ready to run.
+
+    Attributes:
+        head: What its output head does.
+    """
+
+    head: HeadDescription
+
+    @property
+    def head_module(self) -> nn.Linear:
+        """The output head itself."""
+        module: nn.Linear = self.model.get_submodule(self.head.name)
+        return module
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weight in force, shape (vocab, hidden)."""
+        return self.head_module.weight
+
+
+def load_text_model(settings: ModelSettings, device: str = "auto") -> TextModel:
+    """Load a model that reads text, or return it if this process has it already.
+
+    Args:
+        settings: Which model, at which precision.
+        device: "auto", "cpu", "cuda", "cuda:1".
+
+    Returns:
+        A `LanguageModel` if it is causal; of an encoder-decoder only the encoder.
+
+    Raises:
+        ModelError: It cannot be identified or loaded, needs its author's code, or is causal and
+            has a head that is not supported.
+        SettingsError: There is no such device here.
+    """
+    identity = identify_model(settings)
+    place = resolve_device(device)
+    key = (identity.digest, settings.dtype, str(place))
+    with _loading:
+        if key not in _loaded:
+            while len(_loaded) >= MAX_LOADED_MODELS:
+                _loaded.pop(next(iter(_loaded)))
+            logger.info("model loading: id=%s device=%s dtype=%s", identity.id, place, key[1])
+            model, kind = _load_weights(identity, settings.dtype)
+            tokenizer = _load_tokenizer(identity)
+            wrap = wrap_model if kind is ModelKind.causal else partial(wrap_encoder, kind=kind)
+            _loaded[key] = wrap(
+                model.to(place), tokenizer, model_id=identity.id, digest=identity.digest
+            )
+        return _loaded[key]
+
+
+def load_model(settings: ModelSettings, device: str = "auto") -> LanguageModel:
+    """Load a causal language model, or return it if this process has it already.
+
+    Raises:
+        ModelError: As `load_text_model`, or it is not a causal language model.
+        SettingsError: There is no such device here.
+    """
+    kind = find_kind(_read_config(identify_model(settings)))
+    if kind is not ModelKind.causal:
+        raise ModelError(explain_no_head(settings.id, kind))
+    found = load_text_model(settings, device)
+    assert isinstance(found, LanguageModel)  # noqa: S101 - by its kind
+    return found
+
+
+def explain_no_head(model_id: str, kind: ModelKind) -> str:
+    """Why a model that does not generate text is refused where one is needed."""
+    return (
+        f"{model_id}: expected a causal language model, found an {kind.value}, which has no head "
+        "that generates text token by token. Choose a model made to generate text, or study what "
+        "this one detects (eigenshift detect)."
+    )
+
+
+@contextmanager
+def use_text_model(settings: ModelSettings, device: str = "auto") -> Iterator[TextModel]:
+    """Load a model and have it to oneself: its lock is held until the end of the block.
+
+    Tasks in one process share one model; without this one task could run with another's hooks or
+    patched head.
+
+    Raises:
+        ModelError, SettingsError: As `load_text_model`.
+    """
+    text_model = load_text_model(settings, device)
+    with text_model.lock:
+        yield text_model
+
+
+@contextmanager
+def use_model(settings: ModelSettings, device: str = "auto") -> Iterator[LanguageModel]:
+    """Load a causal language model and have it to oneself, as `use_text_model`.
+
+    Raises:
+        ModelError, SettingsError: As `load_model`.
+    """
+    language_model = load_model(settings, device)
+    with language_model.lock:
+        yield language_model
+
+
+def forget_models() -> None:
+    """Drop the models this process keeps, so that their memory can be freed."""
+    with _loading:
+        _loaded.clear()
+
+
+def wrap_model(model: Any, tokenizer: Any, *, model_id: str, digest: str) -> LanguageModel:
+    """Make a `LanguageModel` of a model and tokenizer already in memory.
+
+    Args:
+        model: A `PreTrainedModel` on its device; put into eval mode here.
+        tokenizer: Given a pad token here if it has none.
+        model_id: Name for people.
+        digest: What identifies the weights.
+
+    Raises:
+        ModelError: Its head is not supported, or it is not causal.
+    """
+    _prepare(model)
+    head = describe_head(model)
+    _set_pad_token(tokenizer, head.vocab)
+    if len(tokenizer) > head.vocab:
+        logger.warning(
+            "tokenizer larger than the head: tokens=%d vocab=%d; ids beyond are refused when met",
+            len(tokenizer),
+            head.vocab,
+        )
+    return LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        kind=ModelKind.causal,
+        vocab=head.vocab,
+        id=model_id,
+        digest=digest,
+        device=model.get_output_embeddings().weight.device,
+        head=head,
+    )
+
+
+def wrap_encoder(
+    model: Any, tokenizer: Any, *, model_id: str, digest: str, kind: ModelKind = ModelKind.encoder
+) -> TextModel:
+    """Make a `TextModel` of an encoder and tokenizer already in memory, as `wrap_model` does."""
+    _prepare(model)
+    embeddings = model.get_input_embeddings().weight
+    _set_pad_token(tokenizer, len(embeddings))
+    return TextModel(
+        model=model,
+        tokenizer=tokenizer,
+        kind=kind,
+        vocab=len(embeddings),
+        id=model_id,
+        digest=digest,
+        device=embeddings.device,
+    )
+
+
+def require_known_tokens(text_model: TextModel, token_ids: Iterable[int]) -> None:
+    """Refuse token ids that the model has no row for.
+
+    Raises:
+        ModelError: There is one.
+    """
+    largest = max(token_ids, default=0)
+    if largest >= text_model.vocab:
+        raise ModelError(
+            f"{text_model.id}: expected token ids below {text_model.vocab}, found "
+            f"{largest}. The tokenizer has tokens the model does not know; it is probably of "
+            "another model. Use the model's own tokenizer files."
+        )
+
+
+def _prepare(model: Any) -> None:
+    model.eval()
+    model.requires_grad_(False)
+    fuse_activations(model)
+
+
+def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
+    """Load a model on the CPU; every weight that is read must come from the files."""
+    transformers_logging.disable_progress_bar()
+    folder = str(identity.folder)
+    config = _read_config(identity)
+    kind = find_kind(config)
+    model_class = AutoModelForCausalLM if kind is ModelKind.causal else AutoModel
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (SafetensorError, ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelError(_explain_load_error(identity.id, error)) from error
+    absent = sorted(report["missing_keys"]) + sorted(
+        str(item[0]) if isinstance(item, tuple) else str(item) for item in report["mismatched_keys"]
+    )
+    if kind is not ModelKind.causal:
+        absent = [name for name in absent if "pooler" not in name.split(".")]
+    if absent:
+        raise ModelError(
+            f"{identity.id}: expected every weight of {type(model).__name__} in the files, found "
+            f"{len(absent)} missing or of another shape, e.g. {absent[0]}. They would be random. "
+            "The weights are probably of a trunk or another task; choose a causal language model."
+        )
+    return model.get_encoder() if kind is ModelKind.encoder_decoder else model, kind
+
+
+def _read_config(identity: ModelIdentity) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(identity.folder), trust_remote_code=False)
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelError(_explain_load_error(identity.id, error)) from error
+
+
+def find_kind(config: Any) -> ModelKind:
+    """Tell from its configuration how a model reads text.
+
+    An encoder is of a type that transformers trains to fill in masked tokens and does not decode,
+    though many such types have a causal class too.
+    """
+    if config.is_encoder_decoder:
+        return ModelKind.encoder_decoder
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return ModelKind.encoder
+    return ModelKind.causal
+
+
+def _explain_load_error(model_id: str, error: Exception) -> str:
+    text = str(error)
+    reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if "trust_remote_code" in text:
+        return (
+            f"{model_id}: expected a model class shipped with transformers, found one that needs "
+            "its author's code. Such code is never run here. Choose a model that transformers "
+            "supports natively."
+        )
+    if "Unrecognized configuration class" in text:
+        return (
+            f"{model_id}: expected a causal language model, found a configuration that "
+            "AutoModelForCausalLM does not know. It is probably a vision or a speech model. Choose "
+            "a model made to read or generate text."
+        )
+    return (
+        f"{model_id}: expected a causal language model that transformers can load, found "
+        f"{type(error).__name__}: {reason} The files are damaged, or need a newer transformers or "
+        "an extra package. Fetch the model again or upgrade."
+    )
+
+
+def _load_tokenizer(identity: ModelIdentity) -> Any:
+    names = {path.name for path in identity.folder.iterdir()}
+    has_tiktoken = any(name.endswith(".tiktoken") for name in names)
+    if not names.intersection(VOCABULARY_NAMES) and not has_tiktoken:
+        raise ModelError(
+            f"{identity.id}: expected tokenizer files (e.g. tokenizer.json) in {identity.folder}, "
+            "found none. The model was saved without its tokenizer. Save it into the same folder "
+            "with tokenizer.save_pretrained."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(str(identity.folder), trust_remote_code=False)
+    except (ValueError, OSError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(_explain_load_error(f"{identity.id} (tokenizer)", error)) from error
+
+
+def _set_pad_token(tokenizer: Any, vocab: int) -> None:
+    """Give a tokenizer a pad token the model knows; padding is masked, so any will do."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocab:
+        tokenizer.pad_token = (
+            tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+        )

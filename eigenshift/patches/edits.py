@@ -1,0 +1,224 @@
+"""The two changes a patch is made of, as formulas on states; nothing here knows a model.
+
+`HeadEdit` is an affine change of what enters the output head, of low rank: every intervention on
+the head is one. `UnitEdit` is an affine change of each output unit of a module inside the trunk.
+Both can be applied to states (what a hook would do) and folded into weights (what is exported);
+`patching.py` finds the modules and proves that the two agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eigenshift.base.arrays import FloatArray
+from eigenshift.base.errors import ComponentError
+
+ROWS_PER_BLOCK = 8192
+ORTHONORMAL_TOLERANCE = 1e-6
+MIN_REMAINING_GAIN = 0.01
+"""Below this a direction counts as removed: what is left of it cannot carry a shift."""
+
+
+@dataclass(frozen=True)
+class HeadEdit:
+    """h' = h - left (right^T h - target); logits = W h' + b.
+
+    Attributes:
+        left: Directions that are taken out, shape (hidden, k), float64 on the CPU.
+        right: Directions that are measured, shape (hidden, k).
+        target: What is left of each measured value, shape (k,); zero removes it.
+    """
+
+    left: Tensor
+    right: Tensor
+    target: Tensor
+
+    @classmethod
+    def scale_directions(
+        cls, v: FloatArray, factor: float | Sequence[float], target: FloatArray | None = None
+    ) -> HeadEdit:
+        """Multiply the head's gain along orthonormal directions by `factor`.
+
+        Args:
+            v: Directions, shape (hidden, k), orthonormal columns.
+            factor: 0 removes, 1 changes nothing; one for all directions, or one for each.
+            target: Values of v^T h that are left as they are, shape (k,): only the deviation from
+                them is damped. None is zero: W' = W - (1 - factor)(W V_k) V_k^T.
+
+        Raises:
+            ComponentError: A factor is outside 0 to 1, or the columns are not orthonormal.
+        """
+        factors = np.broadcast_to(np.asarray(factor, dtype=np.float64), v.shape[1])
+        for value in factors:
+            check_factor(float(value))
+        if not np.allclose(v.T @ v, np.eye(v.shape[1]), atol=ORTHONORMAL_TOLERANCE):
+            raise ComponentError("directions: expected orthonormal columns, found others.")
+        right = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64))
+        kept = np.zeros(v.shape[1]) if target is None else np.asarray(target, dtype=np.float64)
+        return cls(torch.from_numpy(1.0 - factors) * right, right, torch.from_numpy(kept))
+
+    @property
+    def rank(self) -> int:
+        """Number of directions, k."""
+        return self.right.shape[1]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the states."""
+        return self.right.shape[0]
+
+    @property
+    def has_shift(self) -> bool:
+        """Whether logits are shifted by a constant too, so that the head needs a bias."""
+        return bool(self.target.any())
+
+    def apply_to_states(self, states: Tensor) -> Tensor:
+        """What enters the head instead of `states`, shape (..., hidden), same dtype and device."""
+        left, right, target = (tensor.to(states) for tensor in (self.left, self.right, self.target))
+        return states - (states @ right - target) @ left.T
+
+    def fold_weight(self, weight: Tensor) -> Tensor:
+        """W' = W - (W left) right^T.
+
+        Args:
+            weight: Shape (vocab, hidden), any float dtype or device; not modified.
+
+        Returns:
+            A new tensor like `weight`; computed in float32 or wider in blocks of rows. An edit
+            that changes nothing gives the same bits.
+
+        Raises:
+            ComponentError: The edit is for heads of another width.
+        """
+        self.check_width(weight)
+        weight = weight.detach()
+        if not self.left.any():
+            return weight.clone()
+        folded = torch.empty_like(weight)
+        width = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        left, right = (
+            tensor.to(device=weight.device, dtype=width) for tensor in (self.left, self.right)
+        )
+        for first in range(0, len(weight), ROWS_PER_BLOCK):
+            wide = weight[first : first + ROWS_PER_BLOCK].to(width)
+            folded[first : first + ROWS_PER_BLOCK] = torch.addmm(
+                wide, wide @ left, right.T, alpha=-1
+            )
+        return folded
+
+    def compute_bias_shift(self, weight: Tensor) -> Tensor:
+        """W left target, what the head's bias gains; shape (vocab,), float32 or wider."""
+        self.check_width(weight)
+        wide = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+        return wide @ (self.left @ self.target).to(wide)
+
+    def find_state_shift(self) -> Tensor | None:
+        """A constant d with (I - left right^T)(h + d) = h', shape (hidden,).
+
+        It moves the shift to what precedes the head (the bias of a norm), where the head has no
+        bias. None where the edit removes a direction (nearly) entirely: then no d exists, or it
+        is so large that rounding would show.
+        """
+        small = torch.eye(self.rank, dtype=torch.float64) - self.right.T @ self.left
+        if float(torch.linalg.svdvals(small)[-1]) < MIN_REMAINING_GAIN:
+            return None
+        shift: Tensor = self.left @ torch.linalg.solve(small, self.target)
+        return shift
+
+    def then(self, second: HeadEdit) -> HeadEdit:
+        """The one edit that does this and then `second`."""
+        crossing = self.left.T @ second.right
+        return HeadEdit(
+            torch.cat([self.left, second.left], 1),
+            torch.cat([self.right, second.right - self.right @ crossing], 1),
+            torch.cat([self.target, second.target - crossing.T @ self.target]),
+        )
+
+    def check_width(self, weight: Tensor) -> None:
+        """Refuse a head of another width.
+
+        Raises:
+            ComponentError: Shapes do not fit.
+        """
+        if self.hidden != weight.shape[1]:
+            raise ComponentError(
+                f"directions: expected shape ({weight.shape[1]}, k) for a head of shape "
+                f"{tuple(weight.shape)}, found {tuple(self.right.shape)}. The patch is for another "
+                "model."
+            )
+
+
+@dataclass(frozen=True)
+class UnitEdit:
+    """y' = scale * y + shift, for each output unit of one module.
+
+    Attributes:
+        scale: Shape (unit,), float64 on the CPU; 1 leaves a unit alone.
+        shift: Shape (unit,).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def scale_units(cls, scale: FloatArray) -> UnitEdit:
+        """Scale only."""
+        factors = torch.from_numpy(np.ascontiguousarray(scale, dtype=np.float64))
+        return cls(factors, torch.zeros_like(factors))
+
+    @property
+    def has_shift(self) -> bool:
+        """Whether a bias is needed to fold it."""
+        return bool(self.shift.any())
+
+    def apply_to_outputs(self, outputs: Tensor) -> Tensor:
+        """Outputs of the module, shape (..., unit), changed."""
+        return outputs * self.scale.to(outputs) + self.shift.to(outputs)
+
+
+@dataclass(frozen=True)
+class ModelEdit:
+    """All that a patch changes.
+
+    Attributes:
+        head: Change of what enters the head, or None.
+        units: Name of a module inside the model -> change of its output units.
+    """
+
+    head: HeadEdit | None = None
+    units: Mapping[str, UnitEdit] = field(default_factory=dict)
+
+    @property
+    def changes_trunk(self) -> bool:
+        """Whether states inside the model change, so that it has to run for itself."""
+        return bool(self.units)
+
+    def then(self, second: ModelEdit) -> ModelEdit:
+        """The one edit that does this and then `second`.
+
+        Raises:
+            ComponentError: `second` changes the trunk, so it was made for other states.
+        """
+        if second.units:
+            raise ComponentError(
+                "patches: expected a second patch of the head only, found one that changes units "
+                "of the trunk. Apply that one first."
+            )
+        if self.head is None or second.head is None:
+            return ModelEdit(self.head or second.head, self.units)
+        return ModelEdit(self.head.then(second.head), self.units)
+
+
+def check_factor(factor: float) -> None:
+    """Refuse to amplify or flip a component.
+
+    Raises:
+        ComponentError: The factor is outside 0 to 1.
+    """
+    if not 0.0 <= factor <= 1.0:
+        raise ComponentError(f"factor: expected 0 to 1, found {factor}.")

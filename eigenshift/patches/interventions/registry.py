@@ -1,0 +1,67 @@
+"""Every intervention by name: what builds it and what evidence it reads.
+
+To add one, write a file with a function from evidence and request to an outcome (`interface.py`)
+and add a line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eigenshift.base.errors import SettingsError
+from eigenshift.patches.interventions import (
+    controls,
+    linear_act,
+    linear_erasure,
+    singular_components,
+    unit_scaling,
+)
+from eigenshift.patches.interventions.interface import Builder
+from eigenshift.patches.requests import Need
+
+COMPONENTS = frozenset({Need.decomposition, Need.components})
+UNITS = frozenset({Need.units, Need.neutral_texts})
+STATES = frozenset({Need.head_states})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an intervention is built.
+
+    Attributes:
+        build: From evidence to an outcome.
+        needs: The evidence it reads; nothing else enters the patch's fingerprint.
+    """
+
+    build: Builder
+    needs: frozenset[Need]
+
+
+INTERVENTIONS: dict[str, Recipe] = {
+    "eigenshift": Recipe(singular_components.damp_components, COMPONENTS),
+    "eigenshift_centered": Recipe(singular_components.damp_deviations, COMPONENTS | STATES),
+    "mean_difference": Recipe(linear_erasure.ablate_mean_difference, STATES),
+    "leace": Recipe(linear_erasure.erase_concept, STATES),
+    "aura": Recipe(unit_scaling.scale_by_auroc, frozenset({Need.units})),
+    "damp": Recipe(unit_scaling.damp_units, UNITS),
+    "det0": Recipe(unit_scaling.remove_units, UNITS),
+    "linear_act": Recipe(
+        linear_act.transport_units, frozenset({Need.labelled_texts, Need.neutral_texts})
+    ),
+    "random_components": Recipe(controls.damp_random_components, COMPONENTS),
+    "top_sigma": Recipe(controls.damp_top_sigma, COMPONENTS),
+    "label_permuted": Recipe(controls.damp_label_permuted, COMPONENTS | STATES),
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Look an intervention up.
+
+    Raises:
+        SettingsError: There is none of that name.
+    """
+    if name not in INTERVENTIONS:
+        raise SettingsError(
+            f"intervention: expected one of {', '.join(INTERVENTIONS)}, found {name!r}."
+        )
+    return INTERVENTIONS[name]

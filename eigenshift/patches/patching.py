@@ -1,0 +1,410 @@
+"""Build, save, load, apply, stack and undo a patch.
+
+A patch is an edit (`edits.py`) with the model it fits: W' = W - (1 - factor) (W V_k) V_k^T for a
+damped head, identical to U diag(sigma') V^T with the chosen singular values multiplied by
+`factor`. It holds directions and factors, not weights: a few hundred kilobytes that a load and an
+addition undo. Writes `patch.safetensors` and `patch.json`. Tied heads are untied: only the head
+changes, never the input embedding (docs/decisions/0003-tied-heads.md). How an edit becomes weights
+is `folding.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from eigenshift.base.errors import ComponentError, FoldingError
+from eigenshift.model.heads import digest_tensor
+from eigenshift.model.loading import LanguageModel
+from eigenshift.patches.edits import HeadEdit, ModelEdit, UnitEdit
+from eigenshift.patches.folding import fold_edit, run_hooked
+from eigenshift.patches.stages import DESCRIPTION_NAME, TENSORS_NAME
+from eigenshift.store.artifact import Artifact
+from eigenshift.store.workspace import Workspace
+
+FORMAT_VERSION = 2
+
+
+class TensorChange(BaseModel):
+    """sha256 of one parameter's dtype, shape and bytes, before and after."""
+
+    model_config = ConfigDict(frozen=True)
+    base: str
+    patched: str
+
+
+class PatchDescription(BaseModel):
+    """What a patch does and to what; the JSON beside its tensors."""
+
+    model_config = ConfigDict(frozen=True)
+    format_version: int = FORMAT_VERSION
+    intervention: str
+    component_indices: tuple[int, ...] = ()
+    factor: float | None = None
+    """What gains are multiplied by, where it is one number for all."""
+    factors: tuple[float, ...] = ()
+    """Of each component, in the order of the indices; empty where all have `factor`."""
+    parameters: dict[str, float | int | str] = {}
+    """Whatever else the intervention was given or chose."""
+    model_id: str
+    model_digest: str
+    base_digest: str
+    """Digest of the unpatched parameters: the only ones this patch may be applied to."""
+    patched_digest: str
+    tensors: dict[str, TensorChange] = {}
+    """Parameter of the model -> its digests. Empty if it can only be hooked or changes nothing."""
+    obstacle: str | None = None
+    """Why it cannot be folded into weights: then it is for comparison only."""
+
+    @property
+    def component_factors(self) -> tuple[float, ...]:
+        """What each component's singular value is multiplied by."""
+        return self.factors or (self.factor or 0.0,) * len(self.component_indices)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch in memory.
+
+    Attributes:
+        description: What it fits and what it is.
+        edit: What it changes.
+        sigma: The head's gain |W v| along each direction, shape (k,); of components these are
+            their singular values. Empty if the head is not changed.
+    """
+
+    description: PatchDescription
+    edit: ModelEdit
+    sigma: Tensor
+
+
+def combine_digests(digests: Mapping[str, str]) -> str:
+    """One digest for several parameters; of one alone its own."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    text = "".join(f"{name}\0{digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_patch(
+    language_model: LanguageModel,
+    edit: ModelEdit,
+    *,
+    model_id: str,
+    intervention: str,
+    component_indices: Sequence[int] = (),
+    factor: float | None = None,
+    factors: Sequence[float] = (),
+    parameters: Mapping[str, float | int | str] | None = None,
+) -> Patch:
+    """Describe an edit of a model; what cannot be folded becomes a patch with an obstacle.
+
+    Args:
+        language_model: The unpatched model.
+        edit: What changes.
+        model_id: Name for the description.
+        intervention: Name for the description.
+        component_indices: Which singular components these are, empty if they are none.
+        factor: 0 removes, 1 changes nothing; None where it is not one number.
+        factors: Of each component, in the order of the indices.
+        parameters: Whatever else describes the intervention.
+
+    Raises:
+        ComponentError: An index is repeated, or the edit is for another model.
+    """
+    indices = list(component_indices)
+    if len(set(indices)) != len(indices):
+        raise ComponentError("components: expected distinct indices, found repeated ones.")
+    obstacle: str | None = None
+    try:
+        folded = fold_edit(language_model, edit)
+    except FoldingError as error:
+        folded, obstacle = {}, str(error)
+    changes = {
+        name: TensorChange(
+            base=digest_tensor(language_model.model.get_parameter(name)),
+            patched=digest_tensor(value),
+        )
+        for name, value in folded.items()
+    }
+    # a patch that changes no parameter, or is hooked, is known by the head it was made for
+    head_digest = "" if changes else digest_tensor(language_model.head_weight)
+    description = PatchDescription(
+        intervention=intervention,
+        component_indices=tuple(indices),
+        factor=factor,
+        factors=tuple(factors),
+        parameters=dict(parameters or {}),
+        model_id=model_id,
+        model_digest=language_model.digest,
+        base_digest=head_digest or combine_digests({n: c.base for n, c in changes.items()}),
+        patched_digest=head_digest or combine_digests({n: c.patched for n, c in changes.items()}),
+        tensors=changes,
+        obstacle=obstacle,
+    )
+    return Patch(description, edit, _measure_gain(language_model, edit))
+
+
+def write_patch(patch: Patch, workspace: Workspace) -> None:
+    """Write a patch's two files and its facts into a workspace."""
+    save_patch(patch, workspace.folder)
+    description, head = patch.description, patch.edit.head
+    workspace.facts = {
+        "intervention": description.intervention,
+        "n_components": 0 if head is None else head.rank,
+        "n_units": sum(int((unit.scale != 1).sum()) for unit in patch.edit.units.values()),
+        "factor": description.factor,
+        "factors": list(description.factors),
+        "parameters": description.parameters,
+        "model_digest": description.model_digest,
+        "base_digest": description.base_digest,
+        "patched_digest": description.patched_digest,
+        "obstacle": description.obstacle,
+    }
+
+
+def save_patch(patch: Patch, folder: Path) -> None:
+    """Write a patch's two files into a folder: V_k as `v`, its gains as `sigma`.
+
+    `left` and `target` are there where they are not (1 - factor) V_k and zero; units of the trunk
+    are `units/<module>/scale` and `units/<module>/shift`.
+    """
+    tensors: dict[str, Tensor] = {}
+    head = patch.edit.head
+    if head is not None:
+        tensors |= {"v": head.right, "sigma": patch.sigma}
+        factor = patch.description.factor
+        if factor is None or not torch.equal(head.left, (1.0 - factor) * head.right):
+            tensors["left"] = head.left
+        if head.has_shift:
+            tensors["target"] = head.target
+    for name, unit in patch.edit.units.items():
+        tensors[f"units/{name}/scale"] = unit.scale
+        if unit.has_shift:
+            tensors[f"units/{name}/shift"] = unit.shift
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / TENSORS_NAME)
+    text = json.dumps(patch.description.model_dump(mode="json"), indent=2, sort_keys=True)
+    (folder / DESCRIPTION_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_patch(tensors: Path, description: Path) -> Patch:
+    """Read a patch from its two files, of this format or the one before it.
+
+    Raises:
+        ComponentError: The files are of a later format.
+    """
+    found = load_file(tensors)
+    described = PatchDescription.model_validate_json(description.read_text(encoding="utf-8"))
+    if described.format_version > FORMAT_VERSION:
+        raise ComponentError(
+            f"{description}: expected patch format {FORMAT_VERSION} or lower, found "
+            f"{described.format_version}. The patch was made by a later version; upgrade."
+        )
+    head: HeadEdit | None = None
+    if "v" in found:
+        right = found["v"].double()
+        left = found.get("left", (1.0 - (described.factor or 0.0)) * right)
+        target = found.get("target", torch.zeros(right.shape[1], dtype=torch.float64))
+        head = HeadEdit(left, right, target)
+    names = {name.split("/")[1] for name in found if name.startswith("units/")}
+    units = {}
+    for name in sorted(names):
+        scale = found[f"units/{name}/scale"]
+        shift = found.get(f"units/{name}/shift", torch.zeros_like(scale))
+        units[name] = UnitEdit(scale, shift)
+    return Patch(described, ModelEdit(head, units), found.get("sigma", torch.empty(0)))
+
+
+def open_patch(artifact: Artifact) -> Patch:
+    """Read the patch an artifact holds."""
+    return load_patch(artifact.fetch(TENSORS_NAME), artifact.fetch(DESCRIPTION_NAME))
+
+
+@contextmanager
+def patched_model(language_model: LanguageModel, patch: Patch | None) -> Iterator[None]:
+    """Run with the patch applied; afterwards the base's own parameters are back, byte for byte.
+
+    Meanwhile what changed has parameters of its own, so a tied input embedding is not touched. A
+    patch that cannot be folded is hooked. With `patch=None` nothing changes.
+
+    Raises:
+        ComponentError: The patch was made for another model.
+    """
+    if patch is None:
+        yield
+    elif patch.description.obstacle is not None:
+        check_base(language_model, patch)
+        with run_hooked(language_model, patch.edit):
+            yield
+    else:
+        base = _swap_parameters(language_model.model, compute_parameters(language_model, patch))
+        try:
+            yield
+        finally:
+            _swap_parameters(language_model.model, base)
+
+
+@dataclass
+class AppliedPatch:
+    """A patch in force on a model, with what is needed to undo it."""
+
+    language_model: LanguageModel
+    base: dict[str, nn.Parameter]
+    configuration: dict[str, Any]
+
+    def undo(self) -> None:
+        """Put the base's own parameters and configuration back, byte for byte."""
+        _swap_parameters(self.language_model.model, self.base)
+        _restore_tying(self.language_model.model, self.configuration)
+        self.base = {}
+
+
+def apply_patch(language_model: LanguageModel, patch: Patch) -> AppliedPatch:
+    """Patch a model for good: its head is untied first if needed, and the config says so.
+
+    Without `tie_word_embeddings: false` a save and reload would silently tie the head again and
+    lose the patch. Patches stack: one made on a patched model is applied after the other.
+
+    Returns:
+        What `undo` needs; it holds the former parameters in memory.
+
+    Raises:
+        ComponentError: The patch was made for another model.
+        FoldingError: It has no place in the weights.
+    """
+    if patch.description.obstacle is not None:
+        raise FoldingError(patch.description.obstacle)
+    model = language_model.model
+    base = _swap_parameters(model, compute_parameters(language_model, patch))
+    configuration = _read_tying(model)
+    if f"{language_model.head.name}.weight" in base:
+        untie_head(model)
+    return AppliedPatch(language_model, base, configuration)
+
+
+def stack_patches(language_model: LanguageModel, patches: Sequence[Patch]) -> Patch:
+    """The one patch of the base that does what all of these do, one after the other.
+
+    Args:
+        language_model: The unpatched base; every patch was made for it.
+        patches: At least one, in the order they are applied.
+
+    Raises:
+        ComponentError: One was made for another base, or changes the trunk after the first.
+    """
+    for patch in patches:
+        check_base(language_model, patch)
+    edit = patches[0].edit
+    for patch in patches[1:]:
+        edit = edit.then(patch.edit)
+    names = [patch.description.intervention for patch in patches]
+    return make_patch(
+        language_model,
+        edit,
+        model_id=patches[0].description.model_id,
+        intervention=" + ".join(names),
+    )
+
+
+def compute_parameters(language_model: LanguageModel, patch: Patch) -> dict[str, Tensor]:
+    """Name -> patched value of each parameter that changes.
+
+    Raises:
+        ComponentError: The patch was made for another model.
+        FoldingError: It has no place in the weights.
+    """
+    check_base(language_model, patch)
+    return fold_edit(language_model, patch.edit)
+
+
+def check_base(language_model: LanguageModel, *patches: Patch) -> None:
+    """Refuse a model that is not the one the patches were made for.
+
+    Args:
+        language_model: What they are to change.
+        patches: Any number; a parameter that several of them change is read once.
+
+    Raises:
+        ComponentError: A parameter a patch changes has other bytes.
+    """
+    head_name = f"{language_model.head.name}.weight"
+    digests: dict[str, str] = {}
+    for description in (patch.description for patch in patches):
+        # format 1, hooked and idle patches name no parameters: they are known by the head's digest
+        expected = {name: change.base for name, change in description.tensors.items()}
+        for name, digest in (expected or {head_name: description.base_digest}).items():
+            if name not in digests:
+                digests[name] = _digest_parameter(language_model.model, name)
+            if digests[name] != digest:
+                raise ComponentError(
+                    f"patch for {description.model_id}: expected {name} with digest "
+                    f"{digest[:12]}, found {digests[name][:17]}. The model was changed, already "
+                    "patched, or loaded in another dtype; load the base the patch names."
+                )
+
+
+def _digest_parameter(model: Any, name: str) -> str:
+    try:
+        return digest_tensor(model.get_parameter(name))
+    except AttributeError:
+        return "no such parameter"
+
+
+def untie_head(model: Any) -> None:
+    """Tell a model's configuration that its head is its own, so that saving keeps it."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    if hasattr(model, "_tied_weights_keys"):
+        model._tied_weights_keys = None
+    if hasattr(model, "all_tied_weights_keys"):
+        model.all_tied_weights_keys = {}
+
+
+def _read_tying(model: Any) -> dict[str, Any]:
+    found = {
+        name: getattr(model, name)
+        for name in ("_tied_weights_keys", "all_tied_weights_keys")
+        if hasattr(model, name)
+    }
+    return found | {"tie_word_embeddings": model.config.get_text_config().tie_word_embeddings}
+
+
+def _restore_tying(model: Any, found: Mapping[str, Any]) -> None:
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = found["tie_word_embeddings"]
+    for name in ("_tied_weights_keys", "all_tied_weights_keys"):
+        if name in found:
+            setattr(model, name, found[name])
+
+
+def _swap_parameters(model: Any, values: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Set parameters, each on its own module only; return those that were there."""
+    former: dict[str, nn.Parameter] = {}
+    for name, value in values.items():
+        module_name, _, attribute = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        former[name] = getattr(module, attribute)
+        is_parameter = isinstance(value, nn.Parameter)
+        setattr(module, attribute, value if is_parameter else nn.Parameter(value, False))
+    return former
+
+
+def _measure_gain(language_model: LanguageModel, edit: ModelEdit) -> Tensor:
+    """|W v| per direction: what a singular value is to a singular vector."""
+    if edit.head is None:
+        return torch.empty(0, dtype=torch.float64)
+    weight = language_model.head_weight.detach().float()
+    directions = edit.head.right.to(weight)
+    gains: Tensor = (weight @ directions).norm(dim=0) / directions.norm(dim=0).clamp_min(1e-30)
+    return gains.double().cpu()

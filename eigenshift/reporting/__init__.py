@@ -1,0 +1,11 @@
+"""What people read: outcomes for terminals and machines, figures, HTML.
+
+Reads run records and the audit; writes HTML and pictures. Charts themselves are drawn by
+`charts/`; computing what they show belongs in the room of the number.
+
+    outcomes.py           what a run hands to people and machines
+    figures.py            a run's rows -> its charts
+    html_report.py        one run as a page
+    comparison_report.py  two runs side by side
+    templates/            of the pages
+"""

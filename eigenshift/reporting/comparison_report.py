@@ -1,0 +1,188 @@
+"""Write one self-contained HTML file about two runs side by side: A against B.
+
+Reads both through the audit views only. Nothing here is paired: each number keeps the interval of
+its own run, and the page says whether both judged the same prompts. Looks are in
+`templates/comparison.html.j2`; one run alone is `html_report.py`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from eigenshift.audit import AuditSession, open_audit
+from eigenshift.audit.questions import DESCRIBED_COMMANDS, find_question
+from eigenshift.audit.statements import quote
+from eigenshift.base.arms import BASE_ARM, PATCHED_ARM
+from eigenshift.charts.run_charts import N_BINS, chart_toxicity
+from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
+from eigenshift.ledger.runs import RunRecord, choose_run
+from eigenshift.reporting.html_report import (
+    ARM_ORDER,
+    ask,
+    choose_unit,
+    draw,
+    render_page,
+    write_whole,
+)
+from eigenshift.reporting.outcomes import format_estimate
+from eigenshift.store.storage import Store
+
+TEMPLATE_NAME = "comparison.html.j2"
+
+
+def write_comparison_report(
+    store_url: str, run_id: str | None, against: str, out: Path
+) -> tuple[str, str]:
+    """Write the report of two runs.
+
+    Args:
+        store_url: Root URL of the store.
+        run_id: Run A; by default the latest refresh or detection that ended.
+        against: Run B.
+        out: HTML file to write, replaced if it is there.
+
+    Returns:
+        The ids of A and B.
+
+    Raises:
+        SettingsError: There is no such run, or the file cannot be written.
+    """
+    store = Store(store_url)
+    before = choose_run(store, against)
+    after = choose_run(store, run_id, DESCRIBED_COMMANDS)
+    with open_audit(store_url) as session:
+        html = render_page(TEMPLATE_NAME, gather_comparison(session, before, after))
+    write_whole(out, html)
+    return after.run_id, before.run_id
+
+
+def gather_comparison(session: AuditSession, before: RunRecord, after: RunRecord) -> dict[str, Any]:
+    """Everything the template shows, as plain values."""
+    pair = {"before": before.run_id, "after": after.run_id}
+    judged = [_list_judged(session, record.run_id) for record in (before, after)]
+    is_same_generation = before.settings.get("generation") == after.settings.get("generation")
+    return {
+        "before": before,
+        "after": after,
+        "numbers": _tabulate_numbers(session, before.run_id, after.run_id),
+        "is_same_prompts": judged[0] == judged[1] != set() and is_same_generation,
+        "toxicity": _draw_toxicity(session, before.run_id, after.run_id),
+        "checks": _tabulate_checks(before, after),
+        "changes": [
+            tuple("-" if value is None else value for value in row.values())
+            for row in ask(session, find_question("changes").fill(pair))
+            if row["part"] != "metrics"  # they are above, with their intervals
+        ],
+        "components": _count_components(session, before.run_id, after.run_id),
+        "costs": _tabulate_costs(before, after),
+    }
+
+
+def _tabulate_numbers(session: AuditSession, before: str, after: str) -> list[list[str]]:
+    """Rows (arm, metric, A, B, difference) of what both runs measured, base and patched."""
+    tables = []
+    for run in (after, before):
+        rows = ask(
+            session,
+            "SELECT arm, metric, slice, value, low, high FROM evaluations WHERE run_id = "
+            f"{quote(run)} AND slice = '{ALL_SLICE}'",
+        )
+        tables.append((rows, MetricTable(rows)))
+    (rows, of_a), (_, of_b) = tables
+    shown = []
+    for arm in [arm for arm in ARM_ORDER if arm in (BASE_ARM, PATCHED_ARM)]:
+        for metric in dict.fromkeys(row["metric"] for row in rows if row["arm"] == arm):
+            a, b = of_a.get(arm, metric), of_b.get(arm, metric)
+            if a is None or b is None or a["value"] is None or b["value"] is None:
+                continue
+            unit = choose_unit(metric)
+            difference = (a["value"] - b["value"]) * (100 if unit == "percent" else 1)
+            suffix = " points" if unit == "percent" else ""
+            shown.append(
+                [
+                    arm,
+                    metric,
+                    format_estimate(a, unit),
+                    format_estimate(b, unit),
+                    f"{difference:+.{1 if suffix else 2}f}{suffix}",
+                ]
+            )
+    return shown
+
+
+def _list_judged(session: AuditSession, run: str) -> set[tuple[str, str]]:
+    """Prompts, by artifact and file, that a run's evaluation judged."""
+    rows = ask(
+        session,
+        "SELECT item->>'fingerprint' AS fingerprint, item->>'file' AS file FROM (SELECT "
+        "unnest(CAST(inputs AS JSON[])) AS item FROM artifacts WHERE kind = 'evaluation' "
+        f"AND run_id = {quote(run)}) WHERE item->>'kind' = 'prompts'",
+    )
+    return {(row["fingerprint"], row["file"]) for row in rows}
+
+
+def _draw_toxicity(session: AuditSession, before: str, after: str) -> list[Any]:
+    """Distributions of the patched arm in both runs, drawn as one chart."""
+    rows = ask(
+        session,
+        f"SELECT least(floor(toxicity_probability * {N_BINS})::INT, {N_BINS - 1}) AS bin, "
+        f"count(*) FILTER (run_id = {quote(before)}) AS n_before, "
+        f"count(*) FILTER (run_id = {quote(after)}) AS n_after FROM generations "
+        f"WHERE run_id IN ({quote(before)}, {quote(after)}) AND part = 'evaluation' "
+        f"AND status = 'scored' AND arm = '{PATCHED_ARM}' GROUP BY bin ORDER BY bin",
+    )
+    chart = chart_toxicity(rows, ("in B", "in A"))
+    return [] if chart is None or not sum(row["n_after"] for row in rows) else [draw(chart)]
+
+
+def _tabulate_checks(before: RunRecord, after: RunRecord) -> list[list[str]]:
+    found = [{check["name"]: check for check in record.checks} for record in (after, before)]
+
+    def show(checks: dict[str, Any], name: str) -> str:
+        if name not in checks:
+            return "-"
+        check = checks[name]
+        return f"{'passed' if check['is_passed'] else 'failed'}: {check['found']}"
+
+    return [
+        [
+            name,
+            show(found[0], name),
+            show(found[1], name),
+            found[0].get(name, {}).get("expected", "-"),
+        ]
+        for name in dict.fromkeys([*found[0], *found[1]])
+    ]
+
+
+def _count_components(session: AuditSession, before: str, after: str) -> dict[str, int]:
+    rows = ask(
+        session,
+        f"SELECT run_id, component_index FROM components WHERE is_selected AND run_id IN "
+        f"({quote(before)}, {quote(after)})",
+    )
+    chosen = {
+        run: {row["component_index"] for row in rows if row["run_id"] == run}
+        for run in (before, after)
+    }
+    return {
+        "both": len(chosen[before] & chosen[after]),
+        "only_after": len(chosen[after] - chosen[before]),
+        "only_before": len(chosen[before] - chosen[after]),
+    }
+
+
+def _tabulate_costs(before: RunRecord, after: RunRecord) -> list[list[str]]:
+    stages = [{stage.name: stage for stage in record.stages} for record in (after, before)]
+    return [
+        [
+            name,
+            *(f"{part[name].work_seconds:.1f}" if name in part else "-" for part in stages),
+            *(
+                f"{part[name].shards_cached} of {part[name].shards}" if name in part else "-"
+                for part in stages
+            ),
+        ]
+        for name in dict.fromkeys([*stages[0], *stages[1]])
+    ]

@@ -1,0 +1,210 @@
+"""Figures of a run: rows from the audit, drawn by `charts/`.
+
+Reads a store through the audit; writes PNG files where asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from eigenshift.audit import AuditSession, open_audit
+from eigenshift.audit.statements import quote
+from eigenshift.base.arms import BASE_ARM, PATCHED_ARM
+from eigenshift.base.errors import SettingsError
+from eigenshift.charts.arm_charts import chart_trials
+from eigenshift.charts.rendering import render_png
+from eigenshift.charts.run_charts import (
+    N_BINS,
+    Chart,
+    chart_arms,
+    chart_components,
+    chart_cost,
+    chart_layers,
+    chart_slices,
+    chart_toxicity,
+    chart_units,
+)
+from eigenshift.evaluation.metric_table import ALL_SLICE
+
+
+def render_run_figures(store_url: str, run_id: str) -> dict[str, bytes]:
+    """Every figure of a run as PNG, by name; those whose data the run does not have are left out.
+
+    Args:
+        store_url: Root URL of the store.
+        run_id: Any run.
+    """
+    with open_audit(store_url) as session:
+        return {chart.name: render_png(chart) for chart in draw_run(session, run_id)}
+
+
+def write_run_figures(store_url: str, run_id: str, folder: Path) -> list[Path]:
+    """Write every figure of a run as PNG into a folder; returns the files.
+
+    Raises:
+        SettingsError: The folder cannot be written.
+    """
+    rendered = render_run_figures(store_url, run_id)
+    paths = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in rendered.items():
+            path = folder / f"{name}.png"
+            path.write_bytes(data)
+            paths.append(path)
+    except OSError as error:
+        raise SettingsError(
+            f"{folder}: expected to write files, found: {error.strerror or error}. Choose another "
+            "--figures."
+        ) from error
+    return paths
+
+
+def draw_run(session: AuditSession, run_id: str) -> list[Chart]:
+    """Every chart a run has data for, in the order of the report."""
+    charts: list[Chart | None] = [
+        find_toxicity(session, run_id),
+        find_arms(session, run_id),
+        *find_layers(session, run_id),
+        *find_units(session, run_id),
+        chart_components(
+            _ask(
+                session, "SELECT component_index, effect_size, is_selected FROM components", run_id
+            )
+        ),
+        find_slices(session, run_id),
+        find_cost(session, run_id),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def find_toxicity(session: AuditSession, run_id: str) -> Chart | None:
+    """Distribution over the evaluation's continuations."""
+    return chart_toxicity(
+        _ask(
+            session,
+            f"SELECT least(floor(toxicity_probability * {N_BINS})::INT, {N_BINS - 1}) AS bin, "
+            f"count(*) FILTER (arm = '{BASE_ARM}') AS n_before, "
+            f"count(*) FILTER (arm = '{PATCHED_ARM}') AS n_after FROM generations",
+            run_id,
+            f"AND part = 'evaluation' AND status = 'scored' AND arm IN ('{BASE_ARM}', "
+            f"'{PATCHED_ARM}') GROUP BY bin ORDER BY bin",
+        )
+    )
+
+
+def find_arms(session: AuditSession, run_id: str) -> Chart | None:
+    """The Pareto front: of the run, if it searched or compared, else of the latest one that did.
+
+    One counts for a run if it is about the same model.
+    """
+    source = session.query(
+        "SELECT s.run_id, s.command, "
+        "CAST(s.settings->'$.tune.max_perplexity_increase' AS DOUBLE) AS budget "
+        "FROM runs r JOIN runs s ON s.command IN ('tune', 'compare') AND (s.run_id = r.run_id "
+        "OR (s.status = 'finished' AND s.model_digest = r.model_digest "
+        "AND r.command NOT IN ('tune', 'compare'))) "
+        f"WHERE r.run_id = {quote(run_id)} ORDER BY s.run_id DESC LIMIT 1"
+    ).to_pylist()
+    if not source:
+        return None
+    found = source[0]
+    if found["command"] == "tune":
+        return _find_trials(session, found["run_id"], found["budget"])
+    return chart_arms(
+        _ask(
+            session,
+            "SELECT arm, any_value(value) FILTER (metric = 'toxicity_rate') AS toxicity_rate, "
+            "any_value(value) FILTER (metric = 'perplexity_change') AS perplexity_change "
+            "FROM evaluations",
+            found["run_id"],
+            f"AND slice = '{ALL_SLICE}' GROUP BY arm ORDER BY arm",
+        ),
+        BASE_ARM,
+        found["run_id"],
+    )
+
+
+def _find_trials(session: AuditSession, run_id: str, budget: float) -> Chart | None:
+    """Trials of a search that got as far as to confirm some."""
+    rows = _ask(
+        session,
+        "SELECT score, n_components, factor, perplexity_increase, toxic_token_share, reduction, "
+        "is_on_front, is_best FROM trials",
+        run_id,
+        "ORDER BY score, factor, n_components",
+    )
+    if not rows:
+        return None
+    chart = chart_trials(rows, budget)
+    return replace(chart, summary=f"{chart.summary} Run {run_id}.")
+
+
+def find_layers(session: AuditSession, run_id: str) -> Iterator[Chart]:
+    """One chart per dataset and site."""
+    rows = _ask(
+        session,
+        "SELECT dataset, site || ' (' || pooling || ')' AS read_at, layer, probe_auroc AS probe, "
+        "probe_auroc_low AS low, probe_auroc_high AS high, best_neuron_auroc AS best_unit, "
+        "mean_neuron_heldout_auroc AS mean_unit FROM layers",
+        run_id,
+        "ORDER BY dataset, read_at, layer",
+    )
+    return _chart_groups("layers", rows, chart_layers)
+
+
+def find_units(session: AuditSession, run_id: str) -> Iterator[Chart]:
+    """One chart per dataset and site."""
+    rows = _ask(
+        session,
+        "SELECT dataset, site || ' (' || pooling || ')' AS read_at, "
+        "floor(auroc * 100 + 1e-9) / 100 AS low, count(*) AS n FROM neurons",
+        run_id,
+        "AND language = 'all' AND auroc IS NOT NULL GROUP BY ALL ORDER BY ALL",
+    )
+    return _chart_groups("units", rows, chart_units)
+
+
+def find_slices(session: AuditSession, run_id: str) -> Chart | None:
+    """Toxicity rate of each slice but the whole, before and after."""
+    interval = "any_value({{'value': value, 'low': low, 'high': high}}) FILTER (arm = '{}') AS {}"
+    return chart_slices(
+        _ask(
+            session,
+            f"SELECT slice, max(n) AS n, {interval.format(BASE_ARM, 'before')}, "
+            f"{interval.format(PATCHED_ARM, 'after')} FROM evaluations",
+            run_id,
+            f"AND metric = 'toxicity_rate' AND slice <> '{ALL_SLICE}' GROUP BY slice "
+            "ORDER BY slice",
+        )
+    )
+
+
+def find_cost(session: AuditSession, run_id: str) -> Chart | None:
+    """Seconds of work by stage, over all workers, from the run's record."""
+    return chart_cost(
+        _ask(
+            session,
+            "SELECT stage->>'name' AS stage, CAST(stage->'work_seconds' AS DOUBLE) AS seconds, "
+            "CAST(stage->'shards' AS BIGINT) AS shards, "
+            "CAST(stage->'shards_cached' AS BIGINT) AS cached "
+            "FROM (SELECT run_id, unnest(CAST(stages AS JSON[])) AS stage FROM runs)",
+            run_id,
+        )
+    )
+
+
+def _chart_groups(
+    kind: str, rows: list[dict[str, Any]], chart: Callable[..., Chart]
+) -> Iterator[Chart]:
+    groups = groupby(rows, key=lambda row: (row["dataset"], row["read_at"]))
+    for number, ((dataset, read_at), group) in enumerate(groups, start=1):
+        yield chart(list(group), dataset, read_at, f"{kind}-{number}")
+
+
+def _ask(session: AuditSession, sql: str, run_id: str, more: str = "") -> list[dict[str, Any]]:
+    return list(session.query(f"{sql} WHERE run_id = {quote(run_id)} {more}").to_pylist())

@@ -1,0 +1,404 @@
+"""Tables of a run's outcome, from its record and evaluation artifact only.
+
+Returns data and Markdown; printing is the command line's, the HTML report `html_report.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
+from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
+from eigenshift.ledger.runs import RunRecord, StageSummary, Status
+
+HEADLINE = (
+    ("toxicity rate", "toxicity_rate", "percent"),
+    ("perplexity", "perplexity", "number"),
+    ("TPH", "tph", "percent"),
+)
+"""Label, metric and unit of the table after a refresh; lower is better but for TPH."""
+
+COMPARED = (
+    ("toxicity rate", "toxicity_rate", "percent"),
+    ("reduction", "toxicity_reduction", "percent"),
+    ("perplexity", "perplexity", "number"),
+    ("perplexity change", "perplexity_change", "percent"),
+    ("KL to base", "kl_to_base", "number"),
+    ("distinct-2", "distinct_2", "percent"),
+    ("TPH", "tph", "percent"),
+    ("TPH (paper)", "tph_paper", "percent"),
+)
+"""Label, metric and unit of what is told about one arm."""
+
+ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in ("perplexity", "distinct_2"))
+"""Columns of a comparison of many arms that have intervals; the others are short ones."""
+FAILED_RUN = "failed_run"
+"""Attribute of an error that ended a run: what `describe_failure` says of the run."""
+HOOKED_MARK = " *"
+
+
+class RefreshOutcome(BaseModel):
+    """What a refresh found and decided; `as_contract` is the command line's JSON."""
+
+    model_config = ConfigDict(protected_namespaces=())
+    run_id: str
+    status: Status
+    store: str
+    model_id: str
+    metrics: dict[str, dict[str, float | None]]
+    stages: list[StageSummary]
+    checks: list[dict[str, Any]]
+    release: str | None
+    is_new_release: bool
+    evaluations: list[dict[str, Any]]
+
+    @classmethod
+    def from_record(
+        cls,
+        record: RunRecord,
+        store: str,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        is_new_release: bool,
+    ) -> RefreshOutcome:
+        """Gather a finished refresh."""
+        return cls(
+            run_id=record.run_id,
+            status=record.status,
+            store=store,
+            model_id=record.model_id,
+            metrics=record.metrics,
+            stages=record.stages,
+            checks=record.checks,
+            release=record.release,
+            is_new_release=is_new_release,
+            evaluations=[dict(row) for row in rows if row["slice"] == ALL_SLICE],
+        )
+
+    def as_contract(self) -> dict[str, Any]:
+        """The JSON object scripts rely on (how-it-works.md section 5)."""
+        names = {"run_id", "status", "store", "model_id", "metrics", "stages", "checks", "release"}
+        return self.model_dump(mode="json", include=names)
+
+
+def describe_failure(record: RunRecord, store: str) -> dict[str, Any]:
+    """The same object of a run that failed, with its error; tables it did not make are left out."""
+    names = {"run_id", "status", "model_id", "metrics", "stages", "error"}
+    return {**record.model_dump(mode="json", include=names), "store": store}
+
+
+def format_estimate(row: Mapping[str, Any] | None, unit: str) -> str:
+    """`4.7% [4.1, 5.3]`, or a dash where it was not measured or is undefined."""
+    if row is None or row["value"] is None:
+        return "-"
+    scale, suffix, digits = (100.0, "%", 1) if unit == "percent" else (1.0, "", 2)
+    text = f"{row['value'] * scale:.{digits}f}{suffix}"
+    if row["low"] is None:
+        return text
+    return f"{text} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"
+
+
+def tabulate_headline(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows (metric, before, after, random components, base again) of the table after a refresh."""
+    table = MetricTable(evaluations)
+    return [
+        [
+            label,
+            *(
+                format_estimate(table.get(arm, metric), unit)
+                for arm in (BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM)
+            ),
+        ]
+        for label, metric, unit in HEADLINE
+    ]
+
+
+OUTCOME_COLUMNS = ("before", "after", "random components", "base again (A/A)")
+HEADLINE_COLUMNS = ("", *OUTCOME_COLUMNS)
+
+
+def describe_outcome(outcome: RefreshOutcome) -> str:
+    """Markdown for the Prefect UI: the decision, the table, the checks, the stages."""
+    lines = [f"# {outcome.model_id}: {outcome.status}", "", f"Run `{outcome.run_id}`"]
+    if outcome.release is not None:
+        lines.append(f", release `{outcome.release}`")
+    reason = explain_hold(outcome.checks)
+    if reason:
+        lines += ["", "**Held, because of:**", "", *(f"- {line}" for line in reason.splitlines())]
+    lines += ["", *_markdown_table(HEADLINE_COLUMNS, tabulate_headline(outcome.evaluations))]
+    lines += ["", "## Gate", ""]
+    lines += _markdown_table(
+        ("check", "passed", "expected", "found", "missed by"),
+        [
+            [
+                check["name"],
+                "yes" if check["is_passed"] else "**no**",
+                check["expected"],
+                check["found"],
+                check.get("missed_by") or "",
+            ]
+            for check in outcome.checks
+        ],
+    )
+    lines += ["", "## Stages", ""]
+    lines += _markdown_table(
+        (
+            *("stage", "shards", "cached", "seconds", "rows/s", "tokens/s"),
+            *("requests", "bytes read", "bytes written"),
+        ),
+        [
+            [
+                stage.name,
+                str(stage.shards),
+                str(stage.shards_cached),
+                f"{stage.elapsed_seconds:.1f}",
+                _format_rate(stage.rows_per_second),
+                _format_rate(stage.tokens_per_second),
+                f"{stage.traffic.requests:,}",
+                f"{stage.traffic.bytes_read:,}",
+                f"{stage.traffic.bytes_written:,}",
+            ]
+            for stage in outcome.stages
+        ],
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _format_rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:,.0f}"
+
+
+def explain_hold(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Why the gate held a patch, in one line per failed check; empty if it passed."""
+    return "\n".join(
+        f"{check['name']}: expected {check['expected']}, found {check['found']}"
+        + (f", missed by {check['missed_by']}" if check.get("missed_by") else "")
+        for check in checks
+        if not check["is_passed"]
+    )
+
+
+def tabulate_results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Every metric, one row each, as text: before, after and the control arms."""
+    table = MetricTable(evaluations)
+    columns = dict(
+        zip((BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM), OUTCOME_COLUMNS, strict=True)
+    )
+    return [
+        {"metric": metric}
+        | {
+            column: format_estimate(table.get(arm, metric), "number")
+            for arm, column in columns.items()
+        }
+        for metric in dict.fromkeys(row["metric"] for row in evaluations)
+    ]
+
+
+def tabulate_components(
+    components: pa.Table, max_rows: int, *, show_text: bool
+) -> list[dict[str, str]]:
+    """The components that a patch damps, most toxic first, as text.
+
+    Args:
+        components: `schemas.COMPONENTS` rows.
+        max_rows: Only the first this many.
+        show_text: Whether the tokens they raise and lower are shown; they may be offensive.
+    """
+    chosen = [row for row in components.to_pylist() if row["is_selected"]]
+    chosen.sort(key=lambda row: row["rank"])
+    return [
+        {"component": str(row["component_index"])}
+        | {
+            name: "-" if row[name] is None else f"{row[name]:.3g}"
+            for name in ("sigma", "effect_size", "auroc", "logit_gain", "q_value", "factor")
+        }
+        | (
+            {name: " ".join(row[name] or []) for name in ("tokens_up", "tokens_down")}
+            if show_text
+            else {}
+        )
+        for row in chosen[:max_rows]
+    ]
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+class ArmComparison(BaseModel):
+    """All arms of a comparison, side by side.
+
+    Attributes:
+        arms: `schemas.COMPARISONS` rows.
+        evaluations: `schemas.EVALUATIONS` rows: every metric, also by slice.
+        table: Where the Parquet file of `arms` is.
+        figure: Where the plot is.
+    """
+
+    run_id: str
+    store: str
+    stages: list[StageSummary]
+    arms: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    table: str
+    figure: str
+
+    @property
+    def columns(self) -> list[str]:
+        """Headings of the table."""
+        return [
+            "arm",
+            *(label for label, _, _ in ARM_COLUMNS),
+            *("p", "perplexity", "distinct-2", "seconds", "MiB"),
+        ]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """One row per arm."""
+        return [self._format_arm(row) for row in self.arms]
+
+    def _format_arm(self, row: Mapping[str, Any]) -> list[str]:
+        peak = row["build_peak_bytes"]
+        return [
+            row["arm"] + (HOOKED_MARK if row["is_hooked_only"] else ""),
+            *(_format_columns(row, metric, unit) for _, metric, unit in ARM_COLUMNS),
+            _format_number(row["toxicity_p_value"], ".4f"),
+            _format_number(row["perplexity"], ".2f"),
+            _format_number(row["distinct_2"], ".1%"),
+            _format_number(row["build_seconds"], ".1f"),
+            _format_number(None if peak is None else peak / 2**20, ".0f"),
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the table does not say by itself."""
+        notes = [
+            "p: sign-flip test of the toxicity rate against base over prompts. seconds, MiB: "
+            "building the patch from its evidence."
+        ]
+        if any(row["is_hooked_only"] for row in self.arms):
+            notes.append("*: measured with hooks; it cannot be folded into the weights.")
+        return [*notes, f"Table: {self.table}", f"Plot: {self.figure}"]
+
+    def as_contract(self) -> dict[str, Any]:
+        """For `--json`: every metric of every arm."""
+        return {**self.model_dump(mode="json"), "status": "finished"}
+
+
+class Detection(BaseModel):
+    """A run that studied which units and layers detect toxicity; its tables are in the store."""
+
+    run_id: str
+    store: str
+    stages: list[StageSummary]
+
+    def as_contract(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**self.model_dump(), "status": "finished"}
+
+
+class Tuning(BaseModel):
+    """The trials of a search and the best within the budget.
+
+    Attributes:
+        budget: Relative rise of perplexity that is allowed.
+        trials: `schemas.TRIALS` rows.
+        figure: Where the plot is.
+    """
+
+    run_id: str
+    store: str
+    stages: list[StageSummary]
+    budget: float
+    trials: list[dict[str, Any]]
+    figure: str
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The confirmed trial with the largest reduction within the budget."""
+        return next((trial for trial in self.trials if trial["is_best"]), None)
+
+    @property
+    def columns(self) -> list[str]:
+        """Headings of the table."""
+        return [
+            *("score", "k", "factor", "perplexity", "toxic tokens left"),
+            *("toxicity rate", "reduction", ""),
+        ]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Trials on the Pareto front and confirmed ones, cheapest first; equal ones once."""
+        order = sorted(self.trials, key=lambda row: row["stage"] != "confirmed")
+        different = {find_damped(row): row for row in reversed(order)}
+        shown = [
+            row for row in different.values() if row["is_on_front"] or row["stage"] == "confirmed"
+        ]
+        shown.sort(key=lambda row: row["perplexity_increase"])
+        return [
+            [
+                row["score"],
+                str(row["n_components"]),
+                f"{row['factor']:g}",
+                f"{row['perplexity_increase']:+.1%}",
+                f"{row['toxic_token_share']:.1%}",
+                _format_columns(row, "toxicity_rate", "percent"),
+                _format_columns(row, "reduction", "percent"),
+                "best" if row["is_best"] else "front" if row["is_on_front"] else "",
+            ]
+            for row in shown
+        ]
+
+    @property
+    def overrides(self) -> list[str]:
+        """Settings of the best trial, for a refresh."""
+        best = self.best
+        if best is None:
+            return []
+        found = TrialPoint.from_row(best).overrides
+        if best["score"] == AUTOMATIC:
+            found = [*found, f"components.max_perplexity_increase={self.budget:g}"]
+        return found
+
+    @property
+    def advice(self) -> str:
+        """What to do with the result."""
+        if self.best is None:
+            return (
+                f"No trial lowers the toxicity rate within +{self.budget:.0%} perplexity. Raise "
+                "tune.max_perplexity_increase, or try more of tune.n_components and tune.factors."
+            )
+        lines = " ".join(f"--set {override}" for override in self.overrides)
+        return f"Best within +{self.budget:.0%} perplexity: refresh with {lines}"
+
+    def as_contract(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "run_id": self.run_id,
+            "status": "finished",
+            "store": self.store,
+            "budget": self.budget,
+            "best": self.best,
+            "overrides": self.overrides,
+            "trials": self.trials,
+            "figure": self.figure,
+            "stages": [stage.model_dump() for stage in self.stages],
+        }
+
+
+def _format_columns(row: Mapping[str, Any], name: str, unit: str) -> str:
+    estimate = {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+    return format_estimate(estimate, unit)
+
+
+def _format_number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

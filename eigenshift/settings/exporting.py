@@ -1,0 +1,21 @@
+"""What may be chosen about an export; given on the command line, part of no run's settings."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class ExportFormat(str, Enum):
+    """What an export is: a model, an adapter, or the patch's own files."""
+
+    merged = "merged"
+    lora = "lora"
+    patch = "patch"
+
+
+class ExportCheck(str, Enum):
+    """How a merged export is compared with what was measured."""
+
+    auto = "auto"
+    full = "full"
+    files = "files"

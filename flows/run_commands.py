@@ -1,0 +1,189 @@
+"""Commands that start a run, and the doctor: load settings, call a flow, print.
+
+With `--json` the last line of stdout is one JSON object, of a run that fails too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from eigenshift.settings import DetectionSettings, RefreshSettings
+from flows.options import (
+    EXIT_FAILED,
+    EXIT_HELD,
+    EXIT_PROMOTED,
+    ConfigOption,
+    PresetOption,
+    SetOption,
+    StoreOption,
+    console,
+    load,
+    with_settings,
+)
+from flows.prefect_environment import create_home
+from flows.terminal_tables import print_table
+
+app = typer.Typer()
+
+
+@app.command()
+@with_settings(RefreshSettings)
+def refresh(settings: RefreshSettings, as_json: bool) -> None:
+    """Run the whole line: read, study, patch, evaluate, release or hold."""
+    create_home()
+    from flows.refresh import run_refresh  # Prefect takes seconds to import: only where needed
+
+    with _telling_failure(as_json):
+        outcome = run_refresh(settings)
+    if as_json:
+        print(json.dumps(outcome.as_contract()))  # noqa: T201 - the contract's output
+    else:
+        _print_outcome(outcome)
+    raise typer.Exit(EXIT_PROMOTED if outcome.status == "promoted" else EXIT_HELD)
+
+
+@app.command()
+@with_settings(RefreshSettings)
+def compare(settings: RefreshSettings, as_json: bool) -> None:
+    """Compare the interventions and control arms on the same prompts and seeds."""
+    create_home()
+    from flows.compare import run_compare
+
+    with _telling_failure(as_json):
+        comparison = run_compare(settings)
+    _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
+    if not as_json:
+        for note in comparison.notes:
+            console.print(note, highlight=False, soft_wrap=True)
+
+
+@app.command()
+@with_settings(RefreshSettings)
+def tune(settings: RefreshSettings, as_json: bool) -> None:
+    """Search the number of components and the factor under a fluency budget."""
+    create_home()
+    from flows.tune import run_tune
+
+    with _telling_failure(as_json):
+        tuning = run_tune(settings)
+    _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json)
+    if not as_json:
+        console.print(f"Plot: {tuning.figure}", highlight=False, soft_wrap=True)
+        console.print(tuning.advice, highlight=False, soft_wrap=True)
+
+
+@app.command()
+@with_settings(DetectionSettings)
+def detect(settings: DetectionSettings, as_json: bool) -> None:
+    """Find which units and layers detect toxicity, in models of any kind; change nothing."""
+    create_home()
+    from flows.audit_commands import print_paper_tables
+    from flows.detect import run_detect
+
+    with _telling_failure(as_json):
+        detection = run_detect(settings)
+    if as_json:
+        print(json.dumps(detection.as_contract()))  # noqa: T201
+        return
+    print_paper_tables(settings.store, detection.run_id, console)
+    console.print(f"Run {detection.run_id}", highlight=False)
+
+
+@app.command()
+def doctor(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Tell what this machine and these settings can and cannot do."""
+    from eigenshift.diagnosis import diagnose
+    from flows.server_check import check_server
+
+    is_bare = preset is None and config is None
+    settings = (
+        None
+        if is_bare
+        else load(RefreshSettings, preset=preset, config=config, store=store, overrides=overrides)
+    )
+    findings = [*diagnose(settings), check_server()]
+    table = Table("", "what", "found", show_edge=False)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.is_fine else "[red]no[/]"
+        table.add_row(mark, finding.name, escape(finding.detail))
+    console.print(table)
+    raise typer.Exit(EXIT_PROMOTED if all(finding.is_fine for finding in findings) else EXIT_FAILED)
+
+
+@contextmanager
+def _telling_failure(as_json: bool) -> Iterator[None]:
+    """With `--json`, a run that fails ends with its JSON object too."""
+    from eigenshift.reporting.outcomes import FAILED_RUN
+
+    try:
+        yield
+    except BaseException as error:
+        if as_json and hasattr(error, FAILED_RUN):
+            print(json.dumps(getattr(error, FAILED_RUN)), flush=True)  # noqa: T201
+        raise
+
+
+def _print_outcome(outcome: Any) -> None:
+    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, tabulate_headline
+
+    table = Table(*HEADLINE_COLUMNS, title=f"{outcome.model_id}: {outcome.status}")
+    for row in tabulate_headline(outcome.evaluations):
+        table.add_row(*row)
+    console.print(table)
+    for check in outcome.checks:
+        mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"
+        console.print(f"  {mark}  {_describe_check(check)}", highlight=False)
+    if outcome.release is not None:
+        note = "made" if outcome.is_new_release else "already in force, nothing new to release"
+        console.print(f"Release {outcome.release} ({note}), run {outcome.run_id}")
+    else:
+        console.print(f"No release: held by the gate. Run {outcome.run_id}")
+    store = _shorten(outcome.store)
+    console.print("Next, try:")
+    for line in (
+        f'  eigenshift audit --store {store} "{EXAMPLE_QUESTION}"',
+        f"  eigenshift report --store {store} --out report.html",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _describe_check(check: Mapping[str, Any]) -> str:
+    line = f"{check['name']}: {check['found']}"
+    if check["is_passed"]:
+        return escape(line)
+    missed = f", missed by {check['missed_by']}" if check.get("missed_by") else ""
+    return escape(f"{line}; expected {check['expected']}{missed}")
+
+
+EXAMPLE_QUESTION = (
+    "select dataset, layer, site, round(probe_auroc, 3) probe, round(best_neuron_auroc, 3) neuron "
+    "from layers where run_id = (select max(run_id) from layers) order by probe desc"
+)
+
+
+def _print_result(
+    contract: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool
+) -> None:
+    if as_json:
+        print(json.dumps(contract))  # noqa: T201
+        return
+    print_table(console, columns, rows)
+
+
+def _shorten(root: str) -> str:
+    path = Path(root.removeprefix("file://"))
+    return os.path.relpath(path) if root.startswith("file://") else root
