@@ -1,6 +1,8 @@
-"""Write the generated pages of docs/ from the code: settings.md, tables.md and views.md.
+"""Write what documents say of the code from the code.
 
-`python docs/generate.py` writes them, `--check` fails if they are not up to date.
+Whole pages: settings.md, tables.md, views.md. Parts between marks: the README's stages and rooms,
+the picture in how-it-works.md, the index of decisions. `python docs/generate.py` writes them,
+`--check` fails if they are not up to date.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -19,11 +21,12 @@ import pyarrow as pa
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from eigenshift import schemas
 from eigenshift.audit.dictionary import list_entries
+from eigenshift.base import schemas
 from eigenshift.settings import (
     ActivationSettings,
     ColumnMapping,
+    CompareSettings,
     ComponentSettings,
     EvaluationSettings,
     ExecutionSettings,
@@ -39,10 +42,23 @@ from eigenshift.settings import (
     StatisticsSettings,
     TuneSettings,
 )
+from eigenshift.stages import tables
+from eigenshift.stages.tables import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+import pictures
 
 FOLDER = Path(__file__).parent
-RECORD_VIEWS = ("RUNS", "ARTIFACTS", "PATCHES", "RELEASES")
-"""Made from records, not from Parquet files."""
+ROOT = FOLDER.parent
+PARTS: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"stages": pictures.tabulate_stages, "rooms": pictures.draw_rooms},
+    FOLDER / "how-it-works.md": {
+        "pipeline": pictures.draw_pipeline,
+        "colours": pictures.explain_colours,
+    },
+    FOLDER / "decisions" / "README.md": {"decisions": pictures.list_decisions},
+}
+"""Document -> name of the mark -> what stands there."""
 SECTIONS: dict[str, type[BaseModel]] = {
     "(top level)": RefreshSettings,
     "model": ModelSettings,
@@ -59,6 +75,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "evaluation": EvaluationSettings,
     "gate": GateSettings,
     "tune": TuneSettings,
+    "compare": CompareSettings,
     "execution": ExecutionSettings,
 }
 
@@ -72,21 +89,31 @@ def describe_settings() -> str:
         "",
         "A settings file is YAML with these sections; `--set section.field=value` overrides one. "
         "Paths in it beginning with `./` or `../` are relative to the file; those of `--set` and "
-        "`--store`, and the default store, to the working folder. Everything but `store` and "
-        "`execution` enters the fingerprints of the stages that read it.",
+        "`--store`, and the default store, to the working folder.",
+        "",
+        "*Read by*: the stages whose fingerprint holds the field, or that find by it what lies "
+        "outside the store. Changing it does exactly these again, and what follows from them "
+        "([how it works](how-it-works.md)); a dash redoes nothing. What decides on a release, or "
+        "how fast a run goes, is read by no stage; what a search or a comparison is made of is "
+        "read by `tune` and `compare` themselves, which also build patches of their own from "
+        "`components`.",
     ]
     for section, model in SECTIONS.items():
         lines += [
             "",
             f"## {section}",
             "",
-            "| field | type | default | meaning |",
-            "|---|---|---|---|",
+            "| field | type | default | meaning | read by |",
+            "|---|---|---|---|---|",
         ]
         for name, field in model.model_fields.items():
             default = "required" if field.is_required() else _show_default(field.default)
             kind = _show_type(field.annotation)
-            lines.append(f"| `{name}` | {kind} | {default} | {field.description or ''} |")
+            path = name if section == "(top level)" else f"{section}.{name}"
+            readers = "-" if _is_section(field.annotation) else pictures.show_redone(path)
+            lines.append(
+                f"| `{name}` | {kind} | {default} | {field.description or ''} | {readers} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -95,11 +122,14 @@ def describe_tables() -> str:
     lines = [
         "# Tables",
         "",
-        "Generated from `eigenshift/schemas.py` by `make docs`; do not edit. What can be asked in "
-        "SQL is in [views.md](views.md).",
+        "Generated from the stages' declarations and `base/schemas.py` by `make docs`; do not "
+        "edit. What can be asked in SQL is in [views.md](views.md).",
     ]
-    for title, schema in _list_schemas():
-        lines += ["", f"## {title}", "", "| column | type | meaning |", "|---|---|---|"]
+    for table, kinds in pictures.list_tables():
+        holders = ", ".join(f"`{kind}`" for kind in kinds)
+        lines += ["", f"## {table.file}", "", f"In artifacts of kind {holders}.", ""]
+        lines += ["| column | type | meaning |", "|---|---|---|"]
+        schema = _show_schema(table)
         for field in schema:
             meaning = (field.metadata or {}).get(b"meaning", b"").decode()
             lines.append(f"| `{field.name}` | {field.type} | {meaning} |")
@@ -111,7 +141,7 @@ def describe_views() -> str:
     lines = [
         "# Audit views: the data dictionary",
         "",
-        "Generated from `eigenshift/schemas.py` and `eigenshift/audit/views.py` by `make docs`; do "
+        "Generated from `base/schemas.py` and `audit/views.py` by `make docs`; do "
         'not edit. Ask with `eigenshift audit --store URL "SELECT ..."`. A column marked *text* '
         "may be offensive and is shown only if a query names it.",
     ]
@@ -126,12 +156,28 @@ def describe_views() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _list_schemas() -> Iterator[tuple[str, Any]]:
-    for name, value in vars(schemas).items():
-        if isinstance(value, pa.Schema) and name not in RECORD_VIEWS:
-            yield name.lower(), value
-    widths = {"mlp_activation_max": 512, "residual_mean": 128}
-    yield "activations (widths of an example)", schemas.activations_schema(widths, "float16")
+def _show_schema(table: Table) -> pa.Schema:
+    """A table's columns; of activations those of an example."""
+    if table is tables.ACTIVATIONS:
+        widths = {"mlp_activation_max": 512, "residual_mean": 128}
+        return schemas.activations_schema(widths, "float16")
+    return table.expect(schemas.neuron_summaries_schema("float16"))
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def fill_parts(path: Path, text: str) -> str:
+    """A document with what stands between its marks made anew."""
+    for name, make in PARTS.get(path, {}).items():
+        start, end = f"<!-- {name}: make docs -->", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"{path}: expected the marks {start} and {end}, found none.")
+        text = f"{before}{start}\n\n{make()}\n\n{end}{after}"
+    return text
 
 
 def _show_type(annotation: Any) -> str:
@@ -168,17 +214,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a page is not up to date")
     is_check = parser.parse_args().check
-    pages = {"settings.md": describe_settings(), "tables.md": describe_tables()}
-    pages["views.md"] = describe_views()
+    pages = {
+        FOLDER / "settings.md": describe_settings(),
+        FOLDER / "tables.md": describe_tables(),
+        FOLDER / "views.md": describe_views(),
+        **{path: fill_parts(path, path.read_text(encoding="utf-8")) for path in PARTS},
+    }
     outdated = []
-    for name, text in pages.items():
-        path = FOLDER / name
+    for path, text in pages.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            outdated.append(name)
+            outdated.append(str(path.relative_to(ROOT)))
             if not is_check:
                 path.write_text(text, encoding="utf-8")
     if is_check and outdated:
-        sys.stderr.write(f"docs/: not up to date: {', '.join(outdated)}. Run `make docs`.\n")
+        sys.stderr.write(f"not up to date: {', '.join(outdated)}. Run `make docs`.\n")
         return 1
     return 0
 
