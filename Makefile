@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format bench demo-assets docs clean
+.PHONY: help install demo test test-slow check format bench demo-assets docs docs-site clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -60,11 +60,15 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 	@$(BIN)/python tests/benchmarks/bench_decomposition.py
 	@$(BIN)/python tests/benchmarks/bench_component_scores.py
 
-docs: $(STAMP) ## Write the generated pages of docs/
+docs: $(STAMP) ## Write what documents say of the code: pages of docs/, parts of the README
 	@$(BIN)/python docs/generate.py
+
+docs-site: $(STAMP) ## Build the documentation site in .site/html; a broken link fails
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/build_site.py
 
 demo-assets: $(STAMP) ## Rebuild data/demo (minutes)
 	@$(BIN)/python data/build_demo.py --out data/demo
 
 clean: ## Remove the environment and the local store
-	rm -rf $(VENV) .eigenshift build dist *.egg-info
+	rm -rf $(VENV) .eigenshift .site build dist *.egg-info
