@@ -5,5 +5,6 @@ Takes plain rows and gives SVG and PNG. Asks no store and no audit for its rows:
 
     run_charts.py  charts of a run
     arm_charts.py  charts of arms and of trials
+    labels.py      names beside points
     rendering.py   a chart as inline SVG or as PNG
 """

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from eigenshift.charts.labels import name_points
 from eigenshift.charts.run_charts import Chart, Palette
 
 MARKERS = "os^vD<>pP"
@@ -124,14 +125,6 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
                 markerfacecolor=palette.paper if row["is_hooked_only"] else colour,
                 elinewidth=0.8,
             )
-            axes.annotate(
-                row["arm"].replace("_", " "),
-                (x, y),
-                xytext=(6, 5),
-                textcoords="offset points",
-                color=palette.ink,
-                fontsize=8,
-            )
         axes.axhline(0.0, color=palette.line, linewidth=1, zorder=0)
         axes.axvline(0.0, color=palette.line, linewidth=1, zorder=0)
         # one arm that ruins the model must not hide the others
@@ -140,6 +133,14 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
         _use_percent(axes)
         axes.set_xlabel("change of perplexity (logarithmic beyond 10%)")
         axes.set_ylabel("reduction of the toxicity rate")
+        name_points(
+            axes,
+            [
+                (row["arm"].replace("_", " "), row["perplexity_change"], row["toxicity_reduction"])
+                for row in known
+            ],
+            palette.ink,
+        )
 
     return Chart(
         "comparison",

@@ -15,8 +15,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from eigenshift.charts.labels import name_points
+
 Rows = Sequence[dict[str, Any]]
 N_BINS = 20
+MAX_NAMES = 12
+"""Names in one chart: more could not be read."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +142,13 @@ def chart_arms(rows: Rows, base_arm: str, run_id: str) -> Chart | None:
                 color=palette.after if on_front else palette.paper,
                 edgecolor=palette.after if on_front else palette.other,
             )
-        _name_points(axes, {arm: points[arm] for arm in front}, palette)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("change of perplexity")
         axes.set_ylabel("toxicity rate")
         axes.margins(0.12)
+        named = sorted(front, key=points.__getitem__)[:MAX_NAMES]
+        name_points(axes, [(arm, *points[arm]) for arm in named], palette.ink)
 
     return Chart(
         "pareto",
@@ -390,20 +395,6 @@ def _add_legend(axes: Axes) -> None:
     if figure is not None:
         is_wide = figure.get_figwidth() > 5
         figure.legend(loc="outside upper left", ncols=3 if is_wide else 1)
-
-
-def _name_points(axes: Axes, points: dict[str, tuple[float, float]], palette: Palette) -> None:
-    """Names beside the points, at most twelve, so that they can be read."""
-    named = sorted(points.items(), key=lambda item: item[1])[:12]
-    for number, (arm, place) in enumerate(named):
-        axes.annotate(
-            arm,
-            place,
-            xytext=(5, 4 if number % 2 == 0 else -11),
-            textcoords="offset points",
-            color=palette.ink,
-            fontsize=8,
-        )
 
 
 def _show(value: float | None, digits: int = 3) -> str:
