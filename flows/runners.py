@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 THREADS_VARIABLE = "OMP_NUM_THREADS"
+NO_PROFILING = {"distributed.worker.profile.enabled": False}
+"""For Dask workers: their profiler asks for the frames of all threads 100 times a second, which can
+lock a process for good before Python 3.11.9 (cpython issue 106883), and nobody reads its result."""
 GPU = "GPU"
 """Name of the resource that Dask workers with a GPU offer."""
 PR_SET_PDEATHSIG = 1
@@ -134,6 +137,7 @@ def _make_dask(execution: ExecutionSettings) -> DaskTaskRunner:
             "dashboard_address": None,
             "host": LOOPBACK,
             "memory_limit": 0,  # a model may need more than an even share, and would be killed
+            "config": NO_PROFILING,
             "env": {THREADS_VARIABLE: share_threads(execution.concurrency)},
             "resources": {GPU: 1.0} if execution.gpus_per_task else None,
         }

@@ -69,6 +69,18 @@ def test_local_workers_get_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+def test_local_workers_are_not_profiled() -> None:
+    """Dask's profiler can lock a worker for good before Python 3.11.9; it is on by default."""
+    from flows.runners import make_runner
+
+    with make_runner(ExecutionSettings(runner=Runner.dask, concurrency=1)) as runner:
+        callbacks = runner.client.run(lambda dask_worker: list(dask_worker.periodic_callbacks))
+    assert len(callbacks) == 1
+    for names in callbacks.values():
+        assert "heartbeat" in names
+        assert "profile" not in names
+
+
 @pytest.mark.engine
 def test_a_scheduler_that_does_not_answer_is_explained(
     prefect_server: None, load_small: Callable[..., RefreshSettings]
