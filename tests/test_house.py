@@ -19,6 +19,10 @@ MODULES = [
 ]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+WRITTEN_PATH = re.compile(
+    r"(?<![\w./-])((?:tests|eigenshift|flows|tasks|docs|findings)/[\w/-]+\.(?:py|md|sh))\b"
+)
+
 
 def test_few_files_stand_outside_the_rooms() -> None:
     """The package itself, the doctor, the pipeline, and public names."""
@@ -76,3 +80,12 @@ def test_documents_name_modules_that_are_there(document: Path) -> None:
             path.match(name) for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts
         )
         assert found or name == "utils.py", name
+
+
+def test_paths_that_are_written_out_lead_somewhere() -> None:
+    """In documents, in code and in what CI runs: a path from the root is that of a file."""
+    example = "eigenshift/patches/interventions/toxic_mean.py"  # CONTRIBUTING: one to be written
+    ci = [path for path in ROOT.joinpath(".ci").iterdir() if path.is_file()]
+    for file in [*DOCUMENTS, *MODULES, *ci, ROOT / "Makefile", ROOT / "pyproject.toml"]:
+        for path in WRITTEN_PATH.findall(file.read_text(encoding="utf-8")):
+            assert path == example or ROOT.joinpath(path).is_file(), f"{file.name}: {path}"

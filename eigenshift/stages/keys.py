@@ -2,7 +2,7 @@
 
 A key is the part of a stage's fingerprint that comes from settings, and the only settings its work
 is given: what is not in the key cannot be read, and what is in it is redone when it changes
-(docs/decisions/0048-stages-declare-themselves.md).
+(docs/decisions/0048-rooms-and-declared-stages.md).
 """
 
 from __future__ import annotations
