@@ -9,19 +9,18 @@ from typing_extensions import Self
 
 from eigenshift.settings import ComponentScore, PositionSource, RefreshSettings
 from eigenshift.stages import tables
+from eigenshift.stages.edges import Decomposition, HeadStates, Model, SampleFiles
 from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
-from eigenshift.store.manifests import ArtifactReference, FileReference
-
-Model = Annotated[ArtifactReference, Of(("model",))]
+from eigenshift.store.manifests import ArtifactReference
 
 
 class LabelledTextInputs(Inputs):
     """The model and the samples of all labelled sources."""
 
     model: Model
-    samples: Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)]
+    samples: SampleFiles
 
 
 class LabelledTextKey(Key):
@@ -120,9 +119,9 @@ class ComponentInputs(Inputs):
     """The model, its head's decomposition, head states, and neutral texts."""
 
     model: Model
-    decomposition: Annotated[ArtifactReference, Of(("decomposition",))]
-    states: Annotated[ArtifactReference, Of(("head_states",), tables.HEAD_STATES)]
-    neutral: Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)]
+    decomposition: Decomposition
+    states: HeadStates
+    neutral: SampleFiles
 
 
 class ChoiceKey(Key):

@@ -8,13 +8,12 @@ from pydantic import PlainSerializer
 
 from eigenshift.settings import ActivationSettings, SitePooling
 from eigenshift.stages import tables
+from eigenshift.stages.edges import Model, SampleFile, SampleFiles
 from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
-from eigenshift.store.manifests import ArtifactReference, FileReference
+from eigenshift.store.manifests import FileReference
 
-Model = Annotated[ArtifactReference, Of(("model",))]
-SampleFile = Annotated[FileReference, Of(("samples",), tables.SAMPLES)]
 ActivationFile = Annotated[FileReference, Of(("activations",), tables.ACTIVATIONS, as_made=True)]
 NeuronFile = Annotated[FileReference, Of(("neurons",), tables.NEURONS, as_made=True)]
 Sites = Annotated[
@@ -109,7 +108,7 @@ class Shards(Inputs):
     activations: Annotated[
         tuple[FileReference, ...], Of(("activations",), tables.ACTIVATIONS, as_made=True)
     ]
-    samples: Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)]
+    samples: SampleFiles
 
 
 class StabilityInputs(Inputs):

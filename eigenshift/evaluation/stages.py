@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from eigenshift.settings import ComponentScore, EvaluationSettings, RefreshSettings, ScorerSettings
 from eigenshift.stages import tables
+from eigenshift.stages.edges import Decomposition, HeadStates, Model, SampleFile, SampleFiles
 from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
@@ -18,12 +19,8 @@ from eigenshift.toxicity.stages import Classifier, name_scorer_bounds
 CHART_NAME = "chart.png"
 RELOAD_NAME = "reload_check.json"
 
-Model = Annotated[ArtifactReference, Of(("model",))]
 Patch = Annotated[ArtifactReference, Of(("patch",))]
-Decomposition = Annotated[ArtifactReference, Of(("decomposition",))]
-HeadStates = Annotated[ArtifactReference, Of(("head_states",), tables.HEAD_STATES)]
 PromptFiles = Annotated[tuple[FileReference, ...], Of(("prompts",))]
-NeutralFiles = Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)]
 Continuations = Annotated[
     Mapping[str, tuple[ArtifactReference, ...]],
     Of(("continuations",), tables.CONTINUATIONS, by_name=True),
@@ -104,7 +101,7 @@ class FluencyInputs(Inputs):
     """The model, one shard of neutral samples, and the arms' patches."""
 
     model: Model
-    texts: Annotated[FileReference, Of(("samples",), tables.SAMPLES)]
+    texts: SampleFile
     patches: Patches
 
 
@@ -296,7 +293,7 @@ class ScreeningInputs(Inputs):
     states: HeadStates
     components: Annotated[ArtifactReference, Of(("components",), tables.COMPONENTS)]
     automatic: Annotated[Mapping[float, ArtifactReference], Of(("components",), tables.COMPONENTS)]
-    neutral: NeutralFiles
+    neutral: SampleFiles
 
 
 class ScreeningKey(Key):

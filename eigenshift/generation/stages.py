@@ -6,6 +6,7 @@ from typing import Annotated
 
 from eigenshift.settings import GenerationSettings, PromptSettings
 from eigenshift.stages import tables
+from eigenshift.stages.edges import Model
 from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.running import Piece
@@ -39,7 +40,7 @@ CHOOSE_PROMPTS = Stage(
 class ContinuationInputs(Inputs):
     """The model, one shard of prompts, and the arm's patch; the base has none."""
 
-    model: Annotated[ArtifactReference, Of(("model",))]
+    model: Model
     prompts: Annotated[FileReference, Of(("prompts",))]
     patch: Annotated[ArtifactReference | None, Of(("patch",))] = None
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from eigenshift.patches.requests import Need, PatchRequest
 from eigenshift.stages import tables
+from eigenshift.stages.edges import Model, SampleFiles
 from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
@@ -19,7 +20,7 @@ DESCRIPTION_NAME = "patch.json"
 class PatchInputs(Inputs):
     """The model and the evidence an intervention reads, by kind (`Need`); others are left out."""
 
-    model: Annotated[ArtifactReference, Of(("model",))]
+    model: Model
     components: Annotated[ArtifactReference | None, Of(("components",), tables.COMPONENTS)] = None
     decomposition: Annotated[ArtifactReference | None, Of(("decomposition",))] = None
     head_states: Annotated[ArtifactReference | None, Of(("head_states",), tables.HEAD_STATES)] = (
@@ -28,7 +29,7 @@ class PatchInputs(Inputs):
     labelled_texts: Annotated[
         tuple[FileReference, ...], Of(("samples",), tables.SAMPLES, is_optional=True)
     ] = ()
-    neutral_texts: Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)] = ()
+    neutral_texts: SampleFiles = ()
     units: Annotated[
         tuple[ArtifactReference, ...], Of(("neurons",), tables.NEURONS, is_optional=True)
     ] = ()

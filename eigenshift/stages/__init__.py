@@ -5,6 +5,7 @@ Reads and writes artifacts through `store/`. Knows no stage: each room declares 
 
     keys.py      the settings a stage reads: its fingerprint, and all its work is given
     inputs.py    the artifacts, files and things outside the store that it reads
+    edges.py     those of them that several rooms read
     tables.py    the tables it writes: file and schema
     stage.py     the declaration
     running.py   an artifact found, or made by a stage's work

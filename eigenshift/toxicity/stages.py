@@ -27,7 +27,7 @@ def name_scorer_fields(section: str) -> tuple[str, ...]:
 
 
 def name_scorer_bounds(section: str) -> tuple[str, ...]:
-    """Settings that say what is made of the scores, of one section."""
+    """Settings that say what is made of the scores, and the name, of one section."""
     return tuple(f"{section}.{name}" for name in sorted(NOT_IDENTIFYING))
 
 

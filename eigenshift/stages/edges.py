@@ -1,0 +1,18 @@
+"""What several rooms read, said once: the kind of an artifact, and the table that is read of it.
+
+An edge that one room alone has stands in that room's `stages.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from eigenshift.stages import tables
+from eigenshift.stages.inputs import Of
+from eigenshift.store.manifests import ArtifactReference, FileReference
+
+Model = Annotated[ArtifactReference, Of(("model",))]
+Decomposition = Annotated[ArtifactReference, Of(("decomposition",))]
+HeadStates = Annotated[ArtifactReference, Of(("head_states",), tables.HEAD_STATES)]
+SampleFile = Annotated[FileReference, Of(("samples",), tables.SAMPLES)]
+SampleFiles = Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)]
