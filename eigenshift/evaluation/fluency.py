@@ -122,7 +122,7 @@ def _measure_batch(
     states_of: dict[str, dict[int, Tensor]] = {}
     for arm, edit in edits.items():
         if arm == BASE_ARM or edit.changes_trunk:
-            with run_hooked(language_model, ModelEdit(units=edit.units)):
+            with run_hooked(language_model, edit.of_trunk):
                 states_of[arm] = dict(
                     iterate_head_states(language_model, sequences, tokens_per_batch)
                 )

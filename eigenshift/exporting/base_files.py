@@ -164,7 +164,7 @@ def open_patched_base(folder: Path, patch: Patch, dtype: str) -> PatchedBase:
 
 def _find_preceding_module(patch: Patch, head_name: str) -> str | None:
     """The module before the head, where the patch shifts its bias."""
-    known = {head_name, *patch.edit.units}
+    known = {head_name, *patch.edit.units, *patch.edit.linears}
     modules = {name.rpartition(".")[0] for name in patch.description.tensors} - known
     return next(iter(modules), None)
 

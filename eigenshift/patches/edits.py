@@ -1,9 +1,10 @@
-"""The two changes a patch is made of, as formulas on states; nothing here knows a model.
+"""The changes a patch is made of, as formulas on states; nothing here knows a model.
 
 `HeadEdit` is an affine change of what enters the output head, of low rank: every intervention on
-the head is one. `UnitEdit` is an affine change of each output unit of a module inside the trunk.
-Both can be applied to states (what a hook would do) and folded into weights (what is exported);
-`patching.py` finds the modules and proves that the two agree.
+the head is one. Inside the trunk `LinearEdit` adds a product of low rank to a linear layer and
+`UnitEdit` is an affine change of each output unit of a module. All can be applied to states (what a
+hook would do) and folded into weights (what is exported); `folding.py` finds the modules and the
+tests prove that the two agree.
 """
 
 from __future__ import annotations
@@ -182,36 +183,79 @@ class UnitEdit:
 
 
 @dataclass(frozen=True)
+class LinearEdit:
+    """y' = y + left (right^T x): a linear layer's weight gains left right^T, W (out, in).
+
+    Attributes:
+        left: Directions that are written, shape (out, k), float64 on the CPU.
+        right: Directions that are read, shape (in, k).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of directions, k."""
+        return self.right.shape[1]
+
+    def apply_to_outputs(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs of the layer, shape (..., out), changed by its inputs, shape (..., in)."""
+        return outputs + (inputs @ self.right.to(inputs)) @ self.left.to(outputs).T
+
+    def then(self, second: LinearEdit) -> LinearEdit:
+        """The one edit that does both: changes of a weight add up."""
+        return LinearEdit(
+            torch.cat([self.left, second.left], 1), torch.cat([self.right, second.right], 1)
+        )
+
+
+@dataclass(frozen=True)
 class ModelEdit:
     """All that a patch changes.
 
     Attributes:
         head: Change of what enters the head, or None.
         units: Name of a module inside the model -> change of its output units.
+        linears: Name of a linear layer inside the model -> what is added to its weight. Of a module
+            that both change, this comes first.
     """
 
     head: HeadEdit | None = None
     units: Mapping[str, UnitEdit] = field(default_factory=dict)
+    linears: Mapping[str, LinearEdit] = field(default_factory=dict)
 
     @property
     def changes_trunk(self) -> bool:
         """Whether states inside the model change, so that it has to run for itself."""
-        return bool(self.units)
+        return bool(self.units or self.linears)
+
+    @property
+    def of_trunk(self) -> ModelEdit:
+        """The part that changes the trunk, so that cached states are not the model's own."""
+        return ModelEdit(units=self.units, linears=self.linears)
 
     def then(self, second: ModelEdit) -> ModelEdit:
         """The one edit that does this and then `second`.
 
         Raises:
-            ComponentError: `second` changes the trunk, so it was made for other states.
+            ComponentError: `second` changes units, or a layer whose units this one changes, so the
+                two are not one edit.
         """
-        if second.units:
+        scaled = sorted(set(self.units) & set(second.linears))
+        if second.units or scaled:
             raise ComponentError(
-                "patches: expected a second patch of the head only, found one that changes units "
-                "of the trunk. Apply that one first."
+                "patches: expected a second patch of the head or of other linear layers, found one "
+                f"that changes {'units of the trunk' if second.units else scaled[0]}. Apply that "
+                "one first."
             )
-        if self.head is None or second.head is None:
-            return ModelEdit(self.head or second.head, self.units)
-        return ModelEdit(self.head.then(second.head), self.units)
+        linears = dict(self.linears)
+        for name, edit in second.linears.items():
+            linears[name] = linears[name].then(edit) if name in linears else edit
+        head = second.head if self.head is None else self.head
+        if self.head is not None and second.head is not None:
+            head = self.head.then(second.head)
+        return ModelEdit(head, self.units, linears)
 
 
 def check_factor(factor: float) -> None:

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from eigenshift.base.errors import FoldingError
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import ROWS_PER_BLOCK, HeadEdit, ModelEdit, UnitEdit
+from eigenshift.patches.edits import ROWS_PER_BLOCK, HeadEdit, LinearEdit, ModelEdit, UnitEdit
 
 PROBE_TOLERANCE = 1e-4
 VALUES_PER_BLOCK = 1 << 21
@@ -83,8 +83,11 @@ def plan_folds(
         ComponentError: The edit is for a model of other sizes.
     """
     folds: dict[str, Fold] = {}
+    for name, linear_edit in edit.linears.items():
+        folds[f"{name}.weight"] = _plan_linear(name, _find_module(model, name), linear_edit)
     for name, unit_edit in edit.units.items():
-        folds |= _plan_units(name, model.get_submodule(name), unit_edit)
+        for parameter, fold in _plan_units(name, _find_module(model, name), unit_edit).items():
+            folds[parameter] = _chain(folds[parameter], fold) if parameter in folds else fold
     if edit.head is not None:
         folds |= _plan_head(model, edit.head, head_name, preceding_module)
     return folds
@@ -110,13 +113,18 @@ def run_hooked(language_model: LanguageModel, edit: ModelEdit) -> Iterator[None]
         assert edit.head is not None  # noqa: S101 - registered only then
         return (edit.head.apply_to_states(args[0]), *args[1:])
 
+    def add_product(linear_edit: LinearEdit) -> Any:
+        return lambda _module, args, output: linear_edit.apply_to_outputs(output, args[0])
+
     def change_output(unit_edit: UnitEdit) -> Any:
         return lambda _module, _args, output: unit_edit.apply_to_outputs(output)
 
+    hooks = [(name, add_product(linear_edit)) for name, linear_edit in edit.linears.items()]
+    hooks += [(name, change_output(unit_edit)) for name, unit_edit in edit.units.items()]
     with language_model.lock, ExitStack() as stack:
-        for name, unit_edit in edit.units.items():
-            module = language_model.model.get_submodule(name)
-            stack.callback(module.register_forward_hook(change_output(unit_edit)).remove)
+        for name, hook in hooks:
+            module = _find_module(language_model.model, name)
+            stack.callback(module.register_forward_hook(hook).remove)
         if edit.head is not None:
             handle = language_model.head_module.register_forward_pre_hook(change_input)
             stack.callback(handle.remove)
@@ -174,13 +182,66 @@ def _plan_preceding_shift(
     return {f"{preceding_module}.bias": _plan_rows(f"{preceding_module}.bias", None, shift)}
 
 
-def _plan_units(name: str, module: nn.Module, edit: UnitEdit) -> dict[str, Fold]:
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+def _find_module(model: Any, name: str) -> nn.Module:
+    try:
+        module: nn.Module = model.get_submodule(name)
+    except AttributeError as error:
+        raise ComponentError(
+            f"{type(model).__name__}: expected a module {name}, found none. The patch is for "
+            "another model."
+        ) from error
+    return module
+
+
+def _require_float_weight(name: str, module: nn.Module) -> None:
+    weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         raise FoldingError(
             f"{name} ({type(module).__name__}): expected a module with a floating-point weight, "
             "found none. It is probably quantised. Load the model unquantised."
         )
+
+
+def _plan_linear(name: str, module: nn.Module, edit: LinearEdit) -> Fold:
+    """W' = W + left right^T by rows of the weight as the layer stores it."""
+    _require_float_weight(name, module)
+    shape = count_features(module)
+    if shape != (len(edit.right), len(edit.left)):
+        raise ComponentError(
+            f"{name}: expected a linear layer of {len(edit.right)} inputs and {len(edit.left)} "
+            f"outputs, found {type(module).__name__} of {shape}. The patch is for another model."
+        )
+    by_row, along = (edit.left, edit.right)
+    if isinstance(module, Conv1D):  # stores (in, out)
+        by_row, along = along, by_row
+
+    def add(rows: Sequence[Tensor], first: int) -> Tensor:
+        block = rows[0]
+        width = torch.float64 if block.dtype == torch.float64 else torch.float32
+        chosen = by_row[first : first + len(block)].to(device=block.device, dtype=width)
+        added = torch.addmm(block.to(width), chosen, along.to(chosen).T)
+        return added.to(block.dtype)
+
+    return Fold((f"{name}.weight",), add)
+
+
+def count_features(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear layer, None of any other module."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.nf
+    return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else None
+
+
+def _chain(first: Fold, second: Fold) -> Fold:
+    """Two changes of one parameter, neither of which reads another."""
+    return Fold(
+        first.reads, lambda rows, row: second.fold_rows([first.fold_rows(rows, row)], row)
+    )
+
+
+def _plan_units(name: str, module: nn.Module, edit: UnitEdit) -> dict[str, Fold]:
+    _require_float_weight(name, module)
+    bias = getattr(module, "bias", None)
     if edit.has_shift and not isinstance(bias, nn.Parameter):
         raise FoldingError(
             f"{name} ({type(module).__name__}): expected a bias to hold a shift, found none. "

@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from eigenshift.base.errors import ComponentError, FoldingError
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import HeadEdit, ModelEdit, UnitEdit
+from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit, UnitEdit
 from eigenshift.patches.folding import fold_edit, run_hooked
 from eigenshift.patches.stages import DESCRIPTION_NAME, TENSORS_NAME
 from eigenshift.store.artifact import Artifact
 from eigenshift.store.workspace import Workspace
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""What is read; a patch is written in the oldest format that holds it."""
+FORMAT_WITHOUT_LINEARS = 2
 
 
 class TensorChange(BaseModel):
@@ -47,7 +49,7 @@ class PatchDescription(BaseModel):
     """What a patch does and to what; the JSON beside its tensors."""
 
     model_config = ConfigDict(frozen=True)
-    format_version: int = FORMAT_VERSION
+    format_version: int = FORMAT_WITHOUT_LINEARS
     intervention: str
     component_indices: tuple[int, ...] = ()
     factor: float | None = None
@@ -140,6 +142,7 @@ def make_patch(
     # a patch that changes no parameter, or is hooked, is known by the head it was made for
     head_digest = "" if changes else digest_tensor(language_model.head_weight)
     description = PatchDescription(
+        format_version=FORMAT_VERSION if edit.linears else FORMAT_WITHOUT_LINEARS,
         intervention=intervention,
         component_indices=tuple(indices),
         factor=factor,
@@ -163,6 +166,7 @@ def write_patch(patch: Patch, workspace: Workspace) -> None:
         "intervention": description.intervention,
         "n_components": 0 if head is None else head.rank,
         "n_units": sum(int((unit.scale != 1).sum()) for unit in patch.edit.units.values()),
+        "ranks": {name: linear.rank for name, linear in patch.edit.linears.items()},
         "factor": description.factor,
         "factors": list(description.factors),
         "parameters": description.parameters,
@@ -177,7 +181,8 @@ def save_patch(patch: Patch, folder: Path) -> None:
     """Write a patch's two files into a folder: V_k as `v`, its gains as `sigma`.
 
     `left` and `target` are there where they are not (1 - factor) V_k and zero; units of the trunk
-    are `units/<module>/scale` and `units/<module>/shift`.
+    are `units/<module>/scale` and `units/<module>/shift`, linear layers `linears/<module>/left` and
+    `linears/<module>/right`.
     """
     tensors: dict[str, Tensor] = {}
     head = patch.edit.head
@@ -192,6 +197,9 @@ def save_patch(patch: Patch, folder: Path) -> None:
         tensors[f"units/{name}/scale"] = unit.scale
         if unit.has_shift:
             tensors[f"units/{name}/shift"] = unit.shift
+    for name, linear in patch.edit.linears.items():
+        tensors[f"linears/{name}/left"] = linear.left
+        tensors[f"linears/{name}/right"] = linear.right
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / TENSORS_NAME)
     text = json.dumps(patch.description.model_dump(mode="json"), indent=2, sort_keys=True)
@@ -217,13 +225,21 @@ def load_patch(tensors: Path, description: Path) -> Patch:
         left = found.get("left", (1.0 - (described.factor or 0.0)) * right)
         target = found.get("target", torch.zeros(right.shape[1], dtype=torch.float64))
         head = HeadEdit(left, right, target)
-    names = {name.split("/")[1] for name in found if name.startswith("units/")}
     units = {}
-    for name in sorted(names):
+    for name in _list_modules(found, "units"):
         scale = found[f"units/{name}/scale"]
         shift = found.get(f"units/{name}/shift", torch.zeros_like(scale))
         units[name] = UnitEdit(scale, shift)
-    return Patch(described, ModelEdit(head, units), found.get("sigma", torch.empty(0)))
+    linears = {
+        name: LinearEdit(found[f"linears/{name}/left"], found[f"linears/{name}/right"])
+        for name in _list_modules(found, "linears")
+    }
+    return Patch(described, ModelEdit(head, units, linears), found.get("sigma", torch.empty(0)))
+
+
+def _list_modules(tensors: Mapping[str, Tensor], part: str) -> list[str]:
+    """Names of the modules of which a patch file holds a kind of change."""
+    return sorted({name.split("/")[1] for name in tensors if name.startswith(f"{part}/")})
 
 
 def open_patch(artifact: Artifact) -> Patch:
