@@ -273,6 +273,16 @@ LABELLED_SPANS = pa.schema(
     ]
 )
 
+HARMLESS_TEXTS = pa.schema(
+    [
+        describe_column("text_id", pa.string(), "Prompt and sample, or sample_id of a labelled text"),
+        describe_column("origin", pa.string(), "continuation: of the base model; or labelled"),
+        describe_column("language", pa.string(), "Language code"),
+        describe_column("use", pa.string(), "fisher, budget, or evaluation: what it is kept for"),
+        describe_column("token_ids", pa.list_(pa.int32()), "Prompt and continuation, or the text"),
+    ]
+)
+
 HEAD_STATES = pa.schema(
     [
         describe_column("prompt_id", pa.string(), "The sample_id of the prompt"),
@@ -328,6 +338,33 @@ COMPONENTS = pa.schema(
             "Where it is most active, [next token]; may be offensive",
         ),
         describe_column("contexts_low", pa.list_(pa.string()), "Where it is least active"),
+    ]
+)
+
+FISHER_COMPONENTS = pa.schema(
+    [
+        describe_column("component_index", pa.int32(), "0 = brings most"),
+        describe_column("module", pa.string(), "What it changes: head, or a linear layer's name"),
+        describe_column("step", pa.float64(), "How far its change goes, in units of the metric"),
+        describe_column(
+            "benefit", pa.float64(), "Relative fall of the toxic tokens' probability, first order"
+        ),
+        describe_column("benefit_low", pa.float64(), "Lower end over resamples of the prompts"),
+        describe_column("benefit_high", pa.float64(), "Upper end"),
+        describe_column("cost", pa.float64(), "Loss on harmless text, nats a token, second order"),
+        describe_column(
+            "inclusion_frequency",
+            pa.float64(),
+            "Share of resamples of the prompts in which it lowers the toxic tokens' probability",
+        ),
+        describe_column("tokens_up", pa.list_(pa.string()), "Tokens most raised; may be offensive"),
+        describe_column("tokens_down", pa.list_(pa.string()), "Tokens most lowered"),
+        describe_column(
+            "contexts_high",
+            pa.list_(pa.string()),
+            "Where it does most, [next token]; may be offensive; none inside the trunk",
+        ),
+        describe_column("contexts_low", pa.list_(pa.string()), "Where it does the opposite"),
     ]
 )
 

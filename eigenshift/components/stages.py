@@ -81,6 +81,48 @@ COLLECT_HEAD_STATES = Stage(
 )
 
 
+class HarmlessInputs(Inputs):
+    """The model, what its base said with scores, and the samples of all labelled sources."""
+
+    model: Model
+    continuations: Annotated[
+        tuple[ArtifactReference, ...], Of(("continuations", "labelled_text"), tables.CONTINUATIONS)
+    ]
+    scores: Annotated[tuple[ArtifactReference, ...], Of(("scores", "labelled_text"), tables.SCORES)]
+    samples: SampleFiles
+
+
+class HarmlessKey(Key):
+    """What the texts are for, how many of them, and what is harmless."""
+
+    for_calibration: bool
+    n_continuations: Annotated[int, Reads("harmless.n_continuations")]
+    n_labelled: Annotated[int, Reads("harmless.n_labelled")]
+    max_tokens: Annotated[int, Reads("harmless.max_tokens")]
+    seed: Annotated[int, Reads("harmless.seed")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+
+    @classmethod
+    def of_evaluation(cls, settings: RefreshSettings) -> Self:
+        """Of texts that no arm was made of, as many of each kind as are evaluated."""
+        n_texts = settings.harmless.n_evaluated
+        return cls.of(
+            settings, for_calibration=False, n_continuations=n_texts, n_labelled=n_texts
+        )
+
+
+CHOOSE_HARMLESS_TEXTS = Stage(
+    name="choose_harmless_texts",
+    kind="harmless_texts",
+    version=1,
+    inputs=HarmlessInputs,
+    key=HarmlessKey,
+    files=(tables.HARMLESS_TEXTS,),
+    work="eigenshift.components.harmless_texts:carry_out",
+    runs_model=True,
+)
+
+
 class DecompositionInputs(Inputs):
     """The model."""
 

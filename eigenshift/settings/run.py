@@ -18,6 +18,7 @@ from eigenshift.settings.execution import ExecutionSettings
 from eigenshift.settings.fields import Frozen, Location
 from eigenshift.settings.generation import GenerationSettings, PromptSettings
 from eigenshift.settings.model import ModelSettings
+from eigenshift.settings.patch import HarmlessSettings, PatchSettings
 from eigenshift.settings.scorers import ScorerKind, ScorerSettings
 from eigenshift.settings.sources import IngestionSettings, Role, SourceSettings
 
@@ -62,6 +63,14 @@ class RefreshSettings(Frozen):
         ComponentSettings(),
         title="Components",
         description="How components are scored and how many are damped.",
+    )
+    harmless: HarmlessSettings = Field(
+        HarmlessSettings(),
+        title="Harmless text",
+        description="In-domain text on which every arm's cost is measured too.",
+    )
+    patch: PatchSettings = Field(
+        PatchSettings(), title="Patch", description="What is judged and released."
     )
     evaluation: EvaluationSettings = Field(
         EvaluationSettings(),

@@ -14,5 +14,6 @@ from eigenshift.store.manifests import ArtifactReference, FileReference
 Model = Annotated[ArtifactReference, Of(("model",))]
 Decomposition = Annotated[ArtifactReference, Of(("decomposition",))]
 HeadStates = Annotated[ArtifactReference, Of(("head_states",), tables.HEAD_STATES)]
+HarmlessTexts = Annotated[ArtifactReference, Of(("harmless_texts",), tables.HARMLESS_TEXTS)]
 SampleFile = Annotated[FileReference, Of(("samples",), tables.SAMPLES)]
 SampleFiles = Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)]

@@ -1,0 +1,373 @@
+"""Variant D: Fisher components of every layer that writes into the residual stream, and of the head.
+
+Of each matrix W of y = W x the gradient of the benefit M = sum of g x^T over toxic texts, and the
+second moments A of x and G of g over harmless text, are summed up while backward passes run; on
+harmless text g is the derivative of the log-likelihood of tokens drawn from the model itself, so G
+is the Fisher matrix's. Triples of all layers are ranked together, and steps come from the exact
+Fisher matrix in these terms, which a second pass over a part of the harmless text measures. Nothing
+of the size tokens x layers x width is kept: memory is that of A, G and M, for as many layers at a
+time as `MAX_MOMENTS` allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from eigenshift.components.budget_texts import BudgetTexts, Tokens
+from eigenshift.components.calibration import MIN_PROBABILITY
+from eigenshift.model.gradients import HEAD, Objective, Traffic, run_backward
+from eigenshift.model.loading import LanguageModel
+from eigenshift.model.writers import list_writers
+from eigenshift.patches.cost import CostMeter
+from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
+from eigenshift.patches.fisher.evidence import FisherEvidence, ToxicTexts
+from eigenshift.patches.fisher.rounds import Direction, Study
+from eigenshift.patches.fisher.whitening import (
+    Metric,
+    compress,
+    find_triples,
+    list_groups,
+    solve_steps,
+)
+from eigenshift.patches.folding import count_features, run_hooked
+
+MAX_MOMENTS = 1 << 31
+"""Numbers of A, G and M kept at once (8 GiB in float32): beyond it, groups of layers take turns."""
+FISHER_PART = 3
+"""One harmless text in so many is passed over again for the Fisher matrix of the chosen terms."""
+SHIPPED_SHARE = 0.999
+"""Of a layer's squared change, what is left of terms that are nearly the same after all rounds."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One rank-one change of one layer, of cost 1/2 in its metric.
+
+    Attributes:
+        layer: Its name, or `HEAD`.
+        gain: What it brings to first order.
+        left: Direction that is written, shape (out,), float64.
+        right: Direction that is read, shape (in,).
+    """
+
+    layer: str
+    gain: float
+    left: Tensor
+    right: Tensor
+
+
+@dataclass
+class _Moments:
+    """Sums over tokens of one layer: A of x, G of g, M of g x^T; and how many tokens."""
+
+    inputs: Tensor
+    outputs: Tensor
+    gradient: Tensor
+    n_tokens: int = 0
+
+
+@dataclass
+class _Draws:
+    """Tokens drawn from the model as it stands: the same in every pass over the same batches."""
+
+    seed: int
+    generators: dict[int, torch.Generator] = field(default_factory=dict)
+
+    def objective(self, lengths: Sequence[int]) -> Objective:
+        """Log-likelihood of one drawn token at each real position."""
+
+        def measure(places: list[int], logits: Tensor) -> Tensor:
+            total = logits.new_zeros((), dtype=torch.float32)
+            for row, place in enumerate(places):
+                found = torch.log_softmax(logits[row, : lengths[place]].float(), -1)
+                # by sequence, so that another batching draws the same
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
+                uniform = torch.rand(len(found), 1, generator=generator).to(found)
+                cumulative = found.detach().exp().cumsum(1)
+                drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
+                drawn = drawn.clamp_max(found.shape[1] - 1)
+                total = total + found.gather(1, drawn).sum()
+            return total
+
+        return measure
+
+
+class DeepStudy(Study):
+    """All writing layers and the head, edited in steps.
+
+    Args:
+        language_model: The unpatched model; edited by hooks, its weights stay.
+        evidence: Toxic positions and harmless texts.
+        n_terms: Rank-one changes of a step, over all layers.
+        tokens_per_batch: Budget of a forward pass; does not change the result.
+        seed: Of the drawn tokens.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        evidence: FisherEvidence,
+        n_terms: int,
+        *,
+        tokens_per_batch: int,
+        seed: int = 0,
+    ) -> None:
+        self._language_model, self._n_terms, self._seed = language_model, n_terms, seed
+        self._toxic, self._metric_texts = evidence.toxic, evidence.metric_texts
+        self._tokens_per_batch = tokens_per_batch
+        self._layers = list_writers(language_model.model)
+        self._meter = CostMeter(
+            language_model, evidence.budget_texts, tokens_per_batch=tokens_per_batch
+        )
+        self._taken = ModelEdit()
+        self._is_toxic = torch.zeros(language_model.head.vocab, device=language_model.device)
+        self._is_toxic[evidence.toxic.states.token_ids] = 1.0
+        self._base_probabilities = self._sum_toxic_probabilities()
+
+    def find_direction(self) -> Direction:
+        """A step along the best terms of all layers together."""
+        with self._edited():
+            terms = self.find_terms()
+            fisher = self.find_fisher(terms)
+        gains = torch.tensor([term.gain for term in terms], dtype=torch.float64)
+        steps = solve_steps(gains, fisher)
+
+        def step(strength: float) -> ModelEdit:
+            return make_edit(terms, strength * steps)
+
+        return step
+
+    def measure(self, edit: ModelEdit) -> float:
+        """The largest rise over the kinds of text."""
+        return self._meter.measure(self._taken.then(edit)).largest_rise
+
+    def take(self, edit: ModelEdit) -> None:
+        """Make a step lasting."""
+        self._taken = self._taken.then(edit)
+
+    def finish(self) -> Direction:
+        """All steps; of each layer as few terms as hold nearly all of its change."""
+        head, linears = self._taken.head, {}
+        for name, edit in self._taken.linears.items():
+            linears[name] = LinearEdit(
+                *compress(edit.left, edit.right, edit.rank, share=SHIPPED_SHARE)
+            )
+        left = right = torch.zeros(self._language_model.head.hidden, 0, dtype=torch.float64)
+        if head is not None:
+            left, right = compress(-head.left, head.right, head.rank, share=SHIPPED_SHARE)
+        self._taken = ModelEdit()
+
+        def scale(strength: float) -> ModelEdit:
+            scaled = {
+                name: LinearEdit(edit.left * strength, edit.right) for name, edit in linears.items()
+            }
+            return ModelEdit(_change_head(left * strength, right), {}, scaled)
+
+        return scale
+
+    def find_terms(self) -> list[Term]:
+        """The best rank-one changes over all layers, from the model as it stands."""
+        shapes = {name: count_features(module) for name, module in self._layers.items()}
+        sizes: dict[str, tuple[int, int]] = {name: size for name, size in shapes.items() if size}
+        sizes[HEAD] = (self._language_model.head.hidden,) * 2
+        names = list(sizes)
+        cells = [n_in**2 + n_out**2 + n_in * n_out for n_in, n_out in sizes.values()]
+        found: list[Term] = []
+        for group in list_groups(cells, MAX_MOMENTS):
+            chosen = {names[place]: sizes[names[place]] for place in group}
+            for name, moments in self._sum_moments(chosen).items():
+                found += self._find_terms_of(name, moments)
+        found.sort(key=lambda term: -term.gain)
+        return found[: self._n_terms]
+
+    def find_fisher(self, terms: Sequence[Term]) -> Tensor:
+        """Exact Fisher matrix along some terms, shape (k, k), float64, on part of the text."""
+        sequences = self._metric_texts.sequences[::FISHER_PART]
+        objective = _Draws(self._seed).objective([len(sequence) for sequence in sequences])
+        rows = self.project_texts(terms, sequences, objective)
+        return rows.T @ rows / sum(len(sequence) for sequence in sequences)
+
+    def find_toxic_projections(self, terms: Sequence[Term]) -> Tensor:
+        """What each toxic text contributes to the benefit along each term, (text, k), float64."""
+        return self.project_texts(terms, self._toxic.sequences, self._objective_of_toxic())
+
+    def project_texts(
+        self, terms: Sequence[Term], sequences: Sequence[Tokens], objective: Objective
+    ) -> Tensor:
+        """Derivative of an objective along each term, by text: shape (text, term), float64."""
+        places: dict[str, list[int]] = {}
+        for place, term in enumerate(terms):
+            places.setdefault(term.layer, []).append(place)
+        factors = {
+            name: tuple(
+                torch.stack([getattr(terms[place], side) for place in chosen], 1).float()
+                for side in ("left", "right")
+            )
+            for name, chosen in places.items()
+        }
+        device = self._language_model.device
+        found = torch.zeros(len(sequences), len(terms), dtype=torch.float64, device=device)
+
+        def begin() -> Callable[[Traffic], None]:
+            found.zero_()
+
+            def add(traffic: Traffic) -> None:
+                if traffic.name in places:
+                    left, right = (part.to(traffic.inputs) for part in factors[traffic.name])
+                    product = (traffic.gradients @ left) * (traffic.inputs @ right)
+                    part = torch.zeros(len(sequences), product.shape[1], device=device)
+                    part.index_add_(0, traffic.sequence, product)
+                    found[:, places[traffic.name]] += part.double()
+
+            return add
+
+        layers = {name: module for name, module in self._layers.items() if name in places}
+        self._run(sequences, objective, layers, begin)
+        return found.cpu()
+
+    @property
+    def total_weight(self) -> float:
+        """Of all toxic positions."""
+        return float(self._toxic.states.weights.sum())
+
+    @property
+    def toxic(self) -> ToxicTexts:
+        """Texts with toxic positions."""
+        return self._toxic
+
+    def _edited(self) -> AbstractContextManager[None]:
+        return run_hooked(self._language_model, self._taken)
+
+    def _run(
+        self,
+        sequences: Sequence[Tokens],
+        objective: Objective,
+        layers: Mapping[str, nn.Module],
+        begin: Callable[[], Callable[[Traffic], None]],
+    ) -> None:
+        run_backward(
+            self._language_model,
+            sequences,
+            objective,
+            layers,
+            begin,
+            tokens_per_batch=self._tokens_per_batch,
+        )
+
+    def _sum_moments(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, _Moments]:
+        """A, G and M of some layers: a pass over the toxic texts, one over the harmless ones."""
+        device = self._language_model.device
+        layers = {name: module for name, module in self._layers.items() if name in sizes}
+        moments: dict[str, _Moments] = {}
+
+        def begin_toxic() -> Callable[[Traffic], None]:
+            for name, (n_in, n_out) in sizes.items():
+                moments[name] = _Moments(
+                    torch.zeros(n_in, n_in, device=device),
+                    torch.zeros(n_out, n_out, device=device),
+                    torch.zeros(n_out, n_in, device=device),
+                )
+
+            def add(traffic: Traffic) -> None:
+                if traffic.name in moments:
+                    moments[traffic.name].gradient.addmm_(traffic.gradients.T, traffic.inputs)
+
+            return add
+
+        def begin_harmless() -> Callable[[Traffic], None]:
+            for found in moments.values():
+                found.inputs.zero_()
+                found.outputs.zero_()
+                found.n_tokens = 0
+
+            def add(traffic: Traffic) -> None:
+                if traffic.name in moments:
+                    found = moments[traffic.name]
+                    found.inputs.addmm_(traffic.inputs.T, traffic.inputs)
+                    found.outputs.addmm_(traffic.gradients.T, traffic.gradients)
+                    found.n_tokens += len(traffic.inputs)
+
+            return add
+
+        self._run(self._toxic.sequences, self._objective_of_toxic(), layers, begin_toxic)
+        harmless = self._metric_texts.sequences
+        objective = _Draws(self._seed).objective([len(sequence) for sequence in harmless])
+        self._run(harmless, objective, layers, begin_harmless)
+        return moments
+
+    def _find_terms_of(self, name: str, moments: _Moments) -> list[Term]:
+        if not moments.n_tokens or not moments.gradient.any():
+            return []  # an expert that no token was sent to
+        n_tokens = moments.n_tokens
+        metric = Metric.of(moments.outputs / n_tokens, moments.inputs / n_tokens)
+        gradient = moments.gradient / self.total_weight
+        triples = find_triples(gradient, metric, self._n_terms, self._seed)
+        left, right = triples.left.cpu(), triples.right.cpu()
+        return [
+            Term(name, float(gain), left[:, place], right[:, place])
+            for place, gain in enumerate(triples.gain)
+        ]
+
+    def _objective_of_toxic(self) -> Objective:
+        """Weighted log-probability of the toxic tokens, by how much of it is left."""
+        toxic = self._toxic
+
+        def measure(places: list[int], logits: Tensor) -> Tensor:
+            total = logits.new_zeros((), dtype=torch.float32)
+            for row, place in enumerate(places):
+                found = torch.log_softmax(logits[row, toxic.positions[place]].float(), -1)
+                share = torch.logsumexp(found.masked_fill(self._is_toxic == 0, -torch.inf), 1)
+                chosen = toxic.rows[place]
+                base = self._base_probabilities[chosen].clamp_min(MIN_PROBABILITY)
+                weight = toxic.states.weights[chosen] * share.detach().exp() / base
+                total = total + (weight * share).sum()
+            return total
+
+        return measure
+
+    @torch.inference_mode()
+    def _sum_toxic_probabilities(self) -> Tensor:
+        """Of the toxic tokens together at each toxic position, by the base, shape (position,)."""
+        language_model = self._language_model
+        head, states = language_model.head_module, self._toxic.states.states
+        found = []
+        for first in range(0, len(states), 256):
+            logits = language_model.head.compute_precise_logits(
+                states[first : first + 256].to(head.weight), head.weight, head.bias
+            )
+            found.append(torch.softmax(logits.float(), 1) @ self._is_toxic)
+        return torch.cat(found).clone()
+
+
+def make_edit(terms: Sequence[Term], steps: Tensor) -> ModelEdit:
+    """The change of the model that goes so far along each term.
+
+    Args:
+        terms: Of any layers.
+        steps: Shape (term,).
+    """
+    places: dict[str, list[int]] = {}
+    for place, term in enumerate(terms):
+        places.setdefault(term.layer, []).append(place)
+    linears: dict[str, LinearEdit] = {}
+    head: HeadEdit | None = None
+    for name, chosen in places.items():
+        left = torch.stack([terms[place].left * steps[place] for place in chosen], 1)
+        right = torch.stack([terms[place].right for place in chosen], 1)
+        if name == HEAD:
+            head = _change_head(left, right)
+        else:
+            linears[name] = LinearEdit(left, right)
+    return ModelEdit(head, {}, linears)
+
+
+def _change_head(left: Tensor, right: Tensor) -> HeadEdit | None:
+    """h' = h + left right^T h; None where there is nothing."""
+    if not right.shape[1]:
+        return None
+    return HeadEdit(-left, right, torch.zeros(right.shape[1], dtype=torch.float64))

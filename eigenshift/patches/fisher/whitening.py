@@ -1,0 +1,162 @@
+"""The singular value decomposition in the Fisher metric: rank-one changes by benefit per cost.
+
+Let M be the gradient of a benefit by a matrix W (out, in), A and G the second moments of what
+enters it and of the gradient that comes back on harmless text. In the metric A (x) G (K-FAC, Martens
+and Grosse, ICML 2015, arXiv 1503.05671) a change l r^T of W costs (l^T G l) (r^T A r) / 2 nats a
+token, and the singular triples of G^-1/2 M A^-1/2 are the rank-one changes of equal cost ranked by
+what they bring. Any roots with R R^T = G give the same triples; Cholesky factors cost least. Pure
+linear algebra in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+METRIC_RIDGE = 0.01
+"""Added to A and G, relative to their mean diagonal."""
+STEP_RIDGE = 0.3
+"""Added to the Fisher matrix of the chosen terms, likewise."""
+MAX_EXACT = 1024
+"""Largest smaller side of a matrix whose decomposition is exact; wider ones are randomised."""
+OVERSAMPLING = 16
+POWER_ITERATIONS = 4
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The cost of changing one matrix: Cholesky factors of G and A, lower triangular.
+
+    Attributes:
+        of_outputs: Shape (out, out), float64.
+        of_inputs: Shape (in, in).
+    """
+
+    of_outputs: Tensor
+    of_inputs: Tensor
+
+    @classmethod
+    def of(cls, outputs: Tensor, inputs: Tensor) -> Metric:
+        """Of second moments G and A, to which a ridge is added."""
+        return cls(*(_find_root(moment) for moment in (outputs, inputs)))
+
+    def whiten(self, gradient: Tensor) -> Tensor:
+        """G^-1/2 M A^-1/2, shape (out, in)."""
+        half = torch.linalg.solve_triangular(self.of_outputs, gradient.double(), upper=False)
+        return torch.linalg.solve_triangular(self.of_inputs, half.T, upper=False).T
+
+    def find_left(self, vectors: Tensor) -> Tensor:
+        """Directions that are written, of whitened vectors, shape (out, k)."""
+        return torch.linalg.solve_triangular(self.of_outputs.T, vectors, upper=True)
+
+    def find_right(self, vectors: Tensor) -> Tensor:
+        """Directions that are read, of whitened vectors, shape (in, k)."""
+        return torch.linalg.solve_triangular(self.of_inputs.T, vectors, upper=True)
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Rank-one changes left_j right_j^T of one matrix, best first, each of cost 1/2 in its metric.
+
+    Attributes:
+        gain: What each brings to first order, shape (k,): benefit per root of cost.
+        left: Shape (out, k), float64.
+        right: Shape (in, k).
+    """
+
+    gain: Tensor
+    left: Tensor
+    right: Tensor
+
+
+def find_triples(gradient: Tensor, metric: Metric, n_terms: int, seed: int = 0) -> Triples:
+    """The leading singular triples of the whitened gradient.
+
+    Args:
+        gradient: M, shape (out, in).
+        metric: Of the same matrix.
+        n_terms: At most so many.
+        seed: Of the randomised decomposition of wide matrices.
+    """
+    u, s, v = decompose(metric.whiten(gradient), n_terms, seed)
+    return Triples(s, metric.find_left(u), metric.find_right(v))
+
+
+def decompose(matrix: Tensor, n_terms: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading left vectors (out, k), values (k,) and right vectors (in, k) of a matrix."""
+    n_terms = min(n_terms, *matrix.shape)
+    if min(matrix.shape) <= max(MAX_EXACT, n_terms + OVERSAMPLING):
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :n_terms], s[:n_terms], vt[:n_terms].T
+    generator = torch.Generator(device=matrix.device).manual_seed(seed)
+    size = (matrix.shape[1], n_terms + OVERSAMPLING)
+    start = torch.randn(size, generator=generator, device=matrix.device, dtype=matrix.dtype)
+    basis = torch.linalg.qr(matrix @ start).Q
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    u, s, vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return (basis @ u)[:, :n_terms], s[:n_terms], vt[:n_terms].T
+
+
+def solve_steps(gains: Tensor, fisher: Tensor) -> Tensor:
+    """How far to go along each term: -(F + ridge)^-1 b, of length 1.
+
+    Args:
+        gains: b, derivative of the benefit's opposite along each term, shape (k,).
+        fisher: F, exact Fisher matrix in these terms, shape (k, k): it knows what K-FAC does not,
+            above all that terms of different layers overlap.
+    """
+    ridge = STEP_RIDGE * fisher.diagonal().mean()
+    damped = fisher + ridge * torch.eye(len(fisher), dtype=fisher.dtype, device=fisher.device)
+    steps: Tensor = -torch.linalg.solve(damped, gains.to(fisher))
+    return steps / steps.norm()
+
+
+def compress(
+    left: Tensor, right: Tensor, n_terms: int, metric: Metric | None = None, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The change left right^T by fewer terms, those that cost most in the metric.
+
+    Args:
+        left: Shape (out, m).
+        right: Shape (in, m).
+        n_terms: Keep at most so many.
+        metric: In which a change is measured; None: by its own entries.
+        share: Keep no more than hold this share of the squared norm.
+
+    Returns:
+        Left (out, k), with the size of each term, and right (in, k) of unit norm in the metric.
+    """
+    weighted = (left, right)
+    if metric is not None:
+        weighted = (metric.of_outputs.T @ left, metric.of_inputs.T @ right)
+    (q_left, r_left), (q_right, r_right) = (torch.linalg.qr(factor) for factor in weighted)
+    u, s, vt = torch.linalg.svd(r_left @ r_right.T)
+    energy = (s**2).cumsum(0) / (s**2).sum().clamp_min(torch.finfo(s.dtype).tiny)
+    n_needed = int((energy < share * (1.0 - 1e-12)).sum()) + 1
+    kept = min(n_terms, n_needed, len(s))
+    u, v = q_left @ u[:, :kept] * s[:kept], q_right @ vt[:kept].T
+    return (u, v) if metric is None else (metric.find_left(u), metric.find_right(v))
+
+
+def list_groups(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Places in groups, in order, of at most so much in all; what is larger alone."""
+    groups: list[list[int]] = []
+    total = 0
+    for place, size in enumerate(sizes):
+        if groups and total + size <= most:
+            groups[-1].append(place)
+            total += size
+        else:
+            groups.append([place])
+            total = size
+    return groups
+
+
+def _find_root(moment: Tensor) -> Tensor:
+    wide = moment.double()
+    ridge = METRIC_RIDGE * wide.diagonal().mean()
+    return torch.linalg.cholesky(wide + ridge * torch.eye(len(wide)).to(wide))
