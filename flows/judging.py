@@ -23,7 +23,11 @@ def measure_token_shifts(
     scorers = (journal.settings.scorer, *journal.settings.further_scorers)
     lexicons = [Classifier.of(item) for item in scorers if item.kind is ScorerKind.lexicon]
     inputs = evaluation.TokenShiftInputs(
-        model=study.model, patch=patch, states=study.head_states, lexicons=tuple(lexicons)
+        model=study.model,
+        patch=patch,
+        states=study.head_states,
+        continuations=study.continuations,
+        lexicons=tuple(lexicons),
     )
     return journal.run_one(evaluation.MEASURE_TOKEN_SHIFTS, inputs)
 
@@ -37,6 +41,7 @@ def draw_controls(
         patch=patch,
         decomposition=study.decomposition,
         states=study.head_states,
+        continuations=study.continuations,
     )
     return journal.run_one(evaluation.DRAW_CONTROLS, inputs)
 

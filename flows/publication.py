@@ -24,7 +24,6 @@ from prefect.artifacts import (
 )
 
 from eigenshift.audit import open_audit
-from eigenshift.base.arms import PATCHED_ARM
 from eigenshift.charts.rendering import render_png
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.reporting.figures import find_arms, find_toxicity
@@ -126,12 +125,12 @@ def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: 
     if (components := made.get(("components", None))) is not None:
         reference = ArtifactReference(kind="components", fingerprint=components)
         _publish_components(artifacts.open(reference), shows_text=settings.execution.show_text)
-    if (patch := made.get(("patch", PATCHED_ARM))) is not None:
+    if (patch := made.get(("patch", outcome.judged))) is not None:
         links["patch"] = ("The patch", artifacts.store.uri(f"artifacts/patch/{patch}"))
     if outcome.evaluations:
         create_table_artifact(
             key="refresh-results",
-            table=tabulate_results(outcome.evaluations),
+            table=tabulate_results(outcome.evaluations, outcome.judged),
             description="Every metric before and after, with intervals",
         )
         _publish_pictures("refresh-picture", settings.store, outcome.run_id)

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Completed
 
-from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM
 from eigenshift.base.errors import NothingToDampError
 from eigenshift.evaluation.gate import (
     GateCheck,
@@ -27,13 +27,12 @@ from eigenshift.evaluation.gate import (
 )
 from eigenshift.ledger.releases import promote_patch
 from eigenshift.ledger.runs import finish_run
-from eigenshift.patches.requests import PatchRequest
 from eigenshift.patches.stages import HeadEvidence
 from eigenshift.reporting.outcomes import RefreshOutcome, explain_hold
 from eigenshift.settings import RefreshSettings, Role
 from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference
-from flows import detection_stages, judging, stages
+from flows import detection_stages, judging, stages, treatment
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
 from flows.overlap import OverlapError, one_refresh_at_a_time
@@ -71,10 +70,9 @@ def _refresh(settings: RefreshSettings) -> RefreshOutcome:
         detection_stages.study_detection(journal, model, sources.samples[Role.labelled])
         try:
             study = stages.study_components(journal, model, sources)
+            outcome = _judge_patch(journal, model, sources, study)
         except NothingToDampError as error:
             outcome = _hold(journal, [refuse_patch(error)], [])
-        else:
-            outcome = _judge_patch(journal, model, sources, study)
     publish_refresh(outcome, settings, journal.record)
     return outcome
 
@@ -85,20 +83,23 @@ def _judge_patch(
     sources: stages.Sources,
     study: HeadEvidence,
 ) -> RefreshOutcome:
-    """Build the patch and its control, evaluate them, and decide."""
-    patches = stages.build_patches(journal, study, _request_patches(journal.settings))
-    patch = patches[PATCHED_ARM]
+    """Build the patch and its controls, evaluate them, and decide.
+
+    Raises:
+        NothingToDampError: No patch does anything within the budget.
+    """
+    patches = treatment.build_treatment(journal, sources, study)
+    judged = journal.record.judged
+    patch = patches[judged]
     shifts = judging.measure_token_shifts(journal, study, patch)
     arms = {
         BASE_ARM: stages.Arm(patch=None),
         AGAIN_ARM: stages.Arm(patch=None, stream="again"),
-        RANDOM_ARM: stages.Arm(patch=patches[RANDOM_ARM]),
-        PATCHED_ARM: stages.Arm(patch=patch),
-    }
+    } | {name: stages.Arm(patch=found) for name, found in patches.items()}
     evaluation = stages.evaluate_arms(journal, model, sources, arms)
     rows = journal.read(evaluation, tables.EVALUATIONS).to_pylist()
     gate = journal.settings.gate
-    checks = check_gate(rows, gate, journal.read_facts(shifts))
+    checks = check_gate(rows, gate, judged, journal.read_facts(shifts))
     if gate.n_random_draws:
         drawn = judging.draw_controls(journal, study, patch)
         checks.append(check_draws(journal.read_facts(drawn), gate))
@@ -107,18 +108,10 @@ def _judge_patch(
     if gate.check_reload and all(check.is_passed for check in checks):
         reloaded = judging.check_reload(journal, model, sources, patch)
         checks.append(check_reload(journal.read_facts(reloaded)))
-    journal.record.metrics = summarise_metrics(rows)
+    journal.record.metrics = summarise_metrics(rows, judged)
     if all(check.is_passed for check in checks):
         return _release(journal, checks, rows, patch)
     return _hold(journal, checks, rows)
-
-
-def _request_patches(settings: RefreshSettings) -> dict[str, PatchRequest]:
-    """Both damp as many components as the component table selects, by the factors there."""
-    return {
-        PATCHED_ARM: PatchRequest(),
-        RANDOM_ARM: PatchRequest(intervention=RANDOM_ARM, seed=settings.components.seed),
-    }
 
 
 def _hold(

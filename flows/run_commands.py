@@ -141,7 +141,7 @@ def _print_outcome(outcome: Any) -> None:
     from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, tabulate_headline
 
     table = Table(*HEADLINE_COLUMNS, title=f"{outcome.model_id}: {outcome.status}")
-    for row in tabulate_headline(outcome.evaluations):
+    for row in tabulate_headline(outcome.evaluations, outcome.judged):
         table.add_row(*row)
     console.print(table)
     for check in outcome.checks:

@@ -6,14 +6,14 @@ do them. What a stage is stands in its declaration (`eigenshift/pipeline.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import ModelError
 from eigenshift.components import stages as components
-from eigenshift.components.calibration import require_both_parts
+from eigenshift.components.text_halves import require_both_parts
 from eigenshift.components.choice import require_components
 from eigenshift.datasets import stages as datasets
 from eigenshift.datasets.reading import list_sources
@@ -23,7 +23,8 @@ from eigenshift.generation import stages as generation
 from eigenshift.model import stages as model_stages
 from eigenshift.model.loading import ModelKind, explain_no_head
 from eigenshift.patches import stages as patch_stages
-from eigenshift.patches.interventions import PatchRequest, find_recipe
+from eigenshift.patches.interventions import PatchRequest, list_needs
+from eigenshift.patches.interventions.fisher_components import PLACES
 from eigenshift.settings import Role, ScorerSettings, StateSource
 from eigenshift.stages import tables
 from eigenshift.stages.running import Piece
@@ -198,8 +199,14 @@ def study_components(
     states = journal.run_one(components.COLLECT_HEAD_STATES, located)
     (decomposition,) = journal.collect(components.DECOMPOSE_HEAD, [decomposing])
     neutral = list_files(journal, sources, Role.neutral)
+    harmless_key = components.HarmlessKey.of(journal.settings, for_calibration=True)
+    harmless = choose_harmless_texts(journal, model, sources, texts, scores, harmless_key)
     inputs = components.ComponentInputs(
-        model=model, decomposition=decomposition, states=states, neutral=neutral
+        model=model,
+        decomposition=decomposition,
+        states=states,
+        neutral=neutral,
+        harmless=harmless,
     )
     return patch_stages.HeadEvidence(
         model=model,
@@ -207,7 +214,27 @@ def study_components(
         components=journal.run_one(components.SCORE_COMPONENTS, inputs),
         head_states=states,
         neutral_texts=neutral,
+        harmless_texts=harmless,
+        continuations=texts,
     )
+
+
+def choose_harmless_texts(
+    journal: RunJournal,
+    model: ArtifactReference,
+    sources: Sources,
+    texts: Sequence[ArtifactReference],
+    scores: Sequence[ArtifactReference],
+    key: components.HarmlessKey,
+) -> ArtifactReference:
+    """Harmless text of the domain: of what the base said, and of the labelled samples."""
+    inputs = components.HarmlessInputs(
+        model=model,
+        continuations=tuple(texts),
+        scores=tuple(scores),
+        samples=list_files(journal, sources, Role.labelled),
+    )
+    return journal.run_one(components.CHOOSE_HARMLESS_TEXTS, inputs, key)
 
 
 def _provide_texts(
@@ -233,18 +260,46 @@ def _provide_texts(
 
 
 def build_patches(
-    journal: RunJournal, evidence: patch_stages.PatchInputs, requests: Mapping[str, PatchRequest]
+    journal: RunJournal, evidence: patch_stages.HeadEvidence, requests: Mapping[str, PatchRequest]
 ) -> dict[str, ArtifactReference]:
     """Build the patch of each named arm."""
-    building = {
-        arm: journal.submit(
+    fisher = _find_fisher_components(journal, evidence, requests.values())
+    building = {}
+    for arm, request in requests.items():
+        place = PLACES.get(request.intervention)
+        found = None if place is None else fisher[place, request.max_perplexity_increase]
+        read = evidence.model_copy(update={"fisher": found})
+        building[arm] = journal.submit(
             patch_stages.BUILD_PATCH,
-            evidence.keep(find_recipe(request.intervention).needs),
+            read.keep(list_needs(request)),
             patch_stages.PatchKey.of(journal.settings, request=request),
         )
-        for arm, request in requests.items()
-    }
     return dict(zip(requests, journal.collect(patch_stages.BUILD_PATCH, building), strict=True))
+
+
+def _find_fisher_components(
+    journal: RunJournal, evidence: patch_stages.HeadEvidence, requests: Iterable[PatchRequest]
+) -> dict[tuple[patch_stages.FisherPlace, float], ArtifactReference]:
+    """What the requests' interventions in the Fisher metric need, each place and budget once."""
+    wanted = {
+        (PLACES[request.intervention], request.max_perplexity_increase)
+        for request in requests
+        if request.intervention in PLACES
+    }
+    inputs = patch_stages.FisherInputs(
+        model=evidence.model,
+        states=evidence.head_states,
+        continuations=evidence.continuations,
+        neutral=evidence.neutral_texts,
+        harmless=evidence.harmless_texts,
+    )
+    finding = {}
+    for place, budget in sorted(wanted):
+        key = patch_stages.FisherKey.of_place(journal.settings, place, budget)
+        label = f"{place.value} {budget:.3g}"
+        finding[label] = journal.submit(patch_stages.FIND_FISHER_COMPONENTS, inputs, key)
+    found = journal.collect(patch_stages.FIND_FISHER_COMPONENTS, finding)
+    return dict(zip(sorted(wanted), found, strict=True))
 
 
 def evaluate_arms(
@@ -255,6 +310,7 @@ def evaluate_arms(
     prompts = journal.refer_to_files(sources.prompts, tables.EVALUATION_PROMPTS)
     generated = generate(journal, model, prompts, arms)
     fluency = _measure_fluency(journal, model, sources, arms)
+    indomain = _measure_indomain(journal, model, sources, arms, generated)
     shards, further = generated.continuations, []
     judged = evaluation.ArmScores(scores=generated.scores)
     for scorer in settings.further_scorers:
@@ -268,6 +324,7 @@ def evaluate_arms(
         judged=judged,
         further=others,
         fluency=fluency,
+        indomain=indomain,
     )
     key = evaluation.ComparisonKey.of(settings, arms=names)
     compared = journal.run_one(evaluation.COMPARE_ARMS, inputs, key)
@@ -295,3 +352,23 @@ def _measure_fluency(
         if count
     )
     return tuple(journal.run_each(evaluation.MEASURE_FLUENCY, pieces))
+
+
+def _measure_indomain(
+    journal: RunJournal,
+    model: ArtifactReference,
+    sources: Sources,
+    arms: Mapping[str, Arm],
+    generated: Generated,
+) -> tuple[ArtifactReference, ...]:
+    """Measure all arms on harmless texts of the domain that none was made of."""
+    settings = journal.settings
+    if not settings.harmless.n_evaluated:
+        return ()
+    key = components.HarmlessKey.of_evaluation(settings)
+    texts, scores = generated.continuations[BASE_ARM], generated.scores[BASE_ARM]
+    harmless = choose_harmless_texts(journal, model, sources, texts, scores, key)
+    patches = {name: arm.patch for name, arm in arms.items()}
+    inputs = evaluation.IndomainInputs(model=model, texts=harmless, patches=patches)
+    arms_key = evaluation.IndomainKey.of(settings, arms=tuple(patches))
+    return (journal.run_one(evaluation.MEASURE_INDOMAIN, inputs, arms_key),)

@@ -156,8 +156,9 @@ def export(
         ExportFormat, typer.Option("--format", help="Kind of export.")
     ] = ExportFormat.patch,
     arm: Annotated[
-        str, typer.Option("--arm", help="Which patch; of a comparison (--run) any of its arms.")
-    ] = "eigenshift",
+        str | None,
+        typer.Option("--arm", help="Which patch; by default the one that was judged."),
+    ] = None,
     check: Annotated[
         ExportCheck,
         typer.Option("--check", help="Merged: load it back (full), or compare files (big models)."),

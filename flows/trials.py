@@ -47,6 +47,7 @@ def screen(journal: RunJournal, study: HeadEvidence) -> Screening:
         components=study.components,
         automatic=automatic,
         neutral=study.neutral_texts,
+        harmless=study.harmless_texts,
     )
     key = evaluation.ScreeningKey.of(journal.settings, automatic_factors=tuple(automatic))
     screened = journal.run_one(evaluation.SCREEN_TRIALS, inputs, key)
@@ -67,6 +68,7 @@ def _choose_automatically(
         decomposition=study.decomposition,
         states=study.head_states,
         neutral=study.neutral_texts,
+        harmless=study.harmless_texts,
     )
     scoring = {}
     for factor in settings.tune.factors:

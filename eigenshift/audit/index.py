@@ -35,7 +35,7 @@ from eigenshift.store.storage import ObjectState, Store
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Raised when the tables here change: older caches are then not read."""
 CACHED_FROM = 200
 """Fewer objects than this are not worth a cache."""

@@ -420,6 +420,9 @@ INTERVAL_METRICS = {
     "perplexity": "Of neutral texts, weighted by tokens",
     "perplexity_change": "arm / base - 1, paired",
     "kl_to_base": "Mean over positions of KL(base || arm), nats",
+    "perplexity_indomain": "Of harmless texts of the domain that no arm was made of",
+    "perplexity_change_indomain": "arm / base - 1 on them, paired",
+    "kl_to_base_indomain": "Mean KL(base || arm) over their positions, nats",
     "tph": "2 T R / (T + R), R = base / arm perplexity, at most 1",
     "tph_paper": "The same with R = 1 / (1 + abs(perplexity change))",
 }
@@ -494,6 +497,16 @@ TRIALS = pa.schema(
             "is_on_front", pa.bool_(), "No trial costs less and leaves fewer toxic tokens"
         ),
         describe_column("is_best", pa.bool_(), "Largest reduction within the budget"),
+    ]
+)
+
+INTERVENTION_CHOICES = pa.schema(
+    [
+        describe_column("arm", pa.string(), "Candidate, by its intervention's name"),
+        describe_column("toxicity_rate", pa.float64(), "On the selection prompts"),
+        describe_column("toxicity_rate_low", pa.float64(), "Lower end of its interval"),
+        describe_column("toxicity_rate_high", pa.float64(), "Upper end of its interval"),
+        describe_column("is_chosen", pa.bool_(), "Judged by the run, on other prompts"),
     ]
 )
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import pyarrow as pa
 
 from eigenshift.base.errors import ComponentError
-from eigenshift.components.calibration import split_neutral
+from eigenshift.components.text_halves import split_neutral
 from eigenshift.model.forward import encode_text
 from eigenshift.model.loading import LanguageModel
 
@@ -43,6 +44,11 @@ class BudgetTexts:
         return BudgetTexts(
             {kind: _take_first(found, max_tokens) for kind, found in self.by_kind.items()}
         )
+
+    def list_rows(self) -> list[slice]:
+        """Where the sequences of each kind lie among all."""
+        ends = list(accumulate(map(len, self.by_kind.values()), initial=0))
+        return [slice(first, after) for first, after in zip(ends, ends[1:], strict=False)]
 
 
 def gather_budget_texts(

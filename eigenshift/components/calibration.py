@@ -1,25 +1,21 @@
-"""What a choice of components is calibrated on: states of neutral text and of toxic positions.
+"""What a choice of components is calibrated on: states of harmless text and of toxic positions.
 
-Calibration texts are half of the neutral texts, the same in every run, and are left out of the
-evaluation (docs/decisions/0008-choice-of-components.md). Reads samples; writes nothing. The choice
-itself is `choice.py`'s.
+Runs the model; writes nothing. Which texts are `budget_texts.py`'s, the choice itself is
+`choice.py`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from eigenshift.base.errors import ComponentError, DatasetError
-from eigenshift.model.forward import encode_text, iterate_head_states
+from eigenshift.components.budget_texts import BudgetTexts
+from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
 
-CALIBRATION_SHARE = 2
 MAX_LOGITS = 1 << 27
 """Positions x vocabulary kept in memory at once (512 MiB in float32)."""
 
@@ -69,70 +65,38 @@ class ToxicStates:
         return self.weights[rows] / base_probabilities.clamp_min(MIN_PROBABILITY)
 
 
-def is_calibration_text(sample_id: str) -> bool:
-    """Whether a neutral text is for calibration; the others are for evaluation."""
-    digest = hashlib.sha256(f"calibration:{sample_id}".encode()).digest()
-    return digest[0] % CALIBRATION_SHARE == 0
-
-
-def split_neutral(texts: pa.Table, *, for_calibration: bool) -> pa.Table:
-    """The calibration or the evaluation part of neutral samples."""
-    chosen = [
-        is_calibration_text(sample_id) is for_calibration
-        for sample_id in texts["sample_id"].to_pylist()
-    ]
-    return texts.filter(pa.array(chosen, pa.bool_()))
-
-
-def require_both_parts(shards: Iterable[pa.Table]) -> None:
-    """Refuse neutral samples that are all for calibration, or all for evaluation.
-
-    Args:
-        shards: Read until there is a sample of each part.
-
-    Raises:
-        DatasetError: A part has none.
-    """
-    counts = {True: 0, False: 0}
-    for shard in shards:
-        for sample_id in shard["sample_id"].to_pylist():
-            counts[is_calibration_text(sample_id)] += 1
-        if all(counts.values()):
-            return
-    raise DatasetError(
-        f"neutral texts: expected some for calibration and some for evaluation, found "
-        f"{counts[True]} and {counts[False]}. Each text belongs to one part by its id, about half "
-        "to each. Add neutral texts; some hundred make perplexity meaningful."
-    )
-
-
 def collect_calibration_states(
-    language_model: LanguageModel, texts: pa.Table, max_tokens: int, tokens_per_batch: int
-) -> CalibrationStates:
-    """Run the trunk over the calibration part of neutral samples, up to what `MAX_LOGITS` allows.
+    language_model: LanguageModel, texts: BudgetTexts, tokens_per_batch: int
+) -> list[CalibrationStates]:
+    """Run the trunk over texts, of each kind up to what `MAX_LOGITS` allows.
 
     Args:
         language_model: The unpatched model.
-        texts: Neutral samples; those for evaluation are left out here.
-        max_tokens: Longer texts are truncated.
+        texts: By kind.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
 
-    Raises:
-        ComponentError: No calibration text has two tokens.
+    Returns:
+        Of each kind, in the order of the kinds.
     """
-    rows = split_neutral(texts, for_calibration=True).select(["sample_id", "text"]).to_pylist()
-    rows.sort(key=lambda row: hashlib.sha256(row["sample_id"].encode()).digest())
     n_positions = max(1, MAX_LOGITS // language_model.head.vocab)
-    sequences: list[list[int]] = []
-    for row in rows:
-        sequence = encode_text(language_model, row["text"], max_tokens)
-        if len(sequence) >= 2 and sum(len(item) - 1 for item in sequences) < n_positions:
+    return [
+        _collect_states(language_model, sequences, n_positions, tokens_per_batch)
+        for sequences in texts.by_kind.values()
+    ]
+
+
+def _collect_states(
+    language_model: LanguageModel,
+    given: Sequence[Sequence[int]],
+    n_positions: int,
+    tokens_per_batch: int,
+) -> CalibrationStates:
+    sequences: list[Sequence[int]] = []
+    total = 0
+    for sequence in given:
+        if total < n_positions:
             sequences.append(sequence)
-    if not sequences:
-        raise ComponentError(
-            f"neutral texts: expected some for calibration (half of them), found none among "
-            f"{len(texts)}. Add neutral texts, or set components.n_components."
-        )
+            total += len(sequence) - 1
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
     for place, found in iterate_head_states(language_model, sequences, tokens_per_batch):
         states[place] = found[:-1].float()

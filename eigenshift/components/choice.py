@@ -2,8 +2,8 @@
 
 Each candidate's singular value is lowered in steps, from 1 to `min_factor`. A step's
 benefit is how much of the probability of toxic tokens is left where one was about to be generated,
-its cost how much the likelihood of neutral text falls; steps are taken by benefit per cost while
-they help and the perplexity of the calibration texts stays within the budget. Both come from final
+its cost how much the likelihood of harmless text falls; steps are taken by benefit per cost while
+they help and the perplexity of each kind of calibration text stays within the budget. Both come from final
 states alone: lowering component i by s changes the logits by -s (h . v_i) (W v_i)^T. Steps are
 ranked by first derivatives, which for all components are two products of matrices, and measured
 exactly when taken (docs/decisions/0008-choice-of-components.md, 0019-graded-factors.md). What
@@ -42,7 +42,7 @@ class Choice:
     Attributes:
         components: Indices in the order in which they were first lowered.
         factors: What each one's singular value is multiplied by.
-        perplexity_increase: Relative rise of the calibration perplexity.
+        perplexity_increase: Relative rise of the perplexity of the kind of text that suffers most.
         toxic_token_share: What is left of the toxic tokens' probability, a weighted mean over
             positions (`ToxicStates.weigh_ratios`).
     """
@@ -137,7 +137,7 @@ class _Head:
 @torch.inference_mode()
 def choose_within_budget(
     language_model: LanguageModel,
-    calibration: CalibrationStates,
+    calibration: Sequence[CalibrationStates],
     toxic: ToxicStates,
     candidates: Sequence[int],
     v: FloatArray,
@@ -151,7 +151,7 @@ def choose_within_budget(
 
     Args:
         language_model: The unpatched model.
-        calibration: States and targets of neutral text.
+        calibration: States and targets of harmless texts by kind; the budget is of each kind.
         toxic: States where a toxic token was about to be generated, and the toxic tokens.
         candidates: Component indices, most toxic first; of these the first `MAX_CANDIDATES`.
         v: Right singular vectors, shape (hidden, component).
@@ -216,7 +216,7 @@ class _Search:
 
     Args:
         language_model: The unpatched model.
-        calibration: States and targets of neutral text.
+        calibration: States and targets of harmless texts by kind.
         toxic: States where a toxic token was about to be generated, and the toxic tokens.
         v: Candidates' directions, shape (hidden, candidate).
         step: By how much a singular value's factor falls in one step.
@@ -225,7 +225,7 @@ class _Search:
     def __init__(
         self,
         language_model: LanguageModel,
-        calibration: CalibrationStates,
+        calibration: Sequence[CalibrationStates],
         toxic: ToxicStates,
         v: FloatArray,
         step: float,
@@ -235,13 +235,6 @@ class _Search:
         effects = weight @ directions
         is_toxic = torch.zeros(len(weight), device=weight.device)
         is_toxic[toxic.token_ids] = 1.0
-
-        def measure_loss(logits: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-            targets = calibration.targets[block, None]
-            gradient = torch.softmax(logits, 1)
-            loss = logits.logsumexp(1) - logits.gather(1, targets).squeeze(1)
-            gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
-            return loss.sum(), gradient
 
         weights = torch.ones(len(toxic.states), device=weight.device)
 
@@ -253,19 +246,23 @@ class _Search:
 
         n_toxic = max(1, MAX_LOGITS // language_model.head.vocab)
         shared = (directions, effects)
-        self._neutral = _Head(language_model, calibration.states, *shared, measure_loss)
+        self._harmless = [
+            _Head(language_model, found.states, *shared, _measure_loss_of(found))
+            for found in calibration
+        ]
         self._toxic = _Head(language_model, toxic.states[:n_toxic], *shared, measure_toxicity)
         rows = slice(0, len(toxic.states[:n_toxic]))
         weights[rows] = toxic.weigh_ratios(self._toxic.sum_probabilities(is_toxic), rows)
         self._step = step
         self._nothing = torch.zeros(directions.shape[1], device=weight.device)
-        self._base_loss = self._loss = self._neutral.measure()
+        self._base_losses = [head.measure() for head in self._harmless]
+        self._losses = self._base_losses
         self._base_toxicity = self._toxicity = self._toxic.measure()
 
     @property
     def perplexity_increase(self) -> float:
-        """Relative to the base."""
-        return math.expm1(self._loss - self._base_loss)
+        """Relative to the base, on the kind of text that suffers most."""
+        return self._find_increase(self._losses)
 
     @property
     def toxic_token_share(self) -> float:
@@ -275,7 +272,8 @@ class _Search:
     def rank(self) -> list[int]:
         """Candidates whose next step helps, by benefit per cost."""
         benefits = -self._toxic.differentiate()
-        costs = self._neutral.differentiate().clamp_min(MIN_COST_NATS)
+        by_kind = torch.stack([head.differentiate() for head in self._harmless])
+        costs = by_kind.amax(0).clamp_min(MIN_COST_NATS)
         ratios = (benefits / costs).tolist()
         helpful = [place for place, benefit in enumerate(benefits.tolist()) if benefit > 0]
         return sorted(helpful, key=lambda place: (-ratios[place], place))
@@ -284,16 +282,33 @@ class _Search:
         """Take one step of each of these if together they help and stay in the budget."""
         steps = self._nothing.clone()
         steps[list(places)] = self._step
-        loss = self._neutral.measure(steps)
-        if math.expm1(loss - self._base_loss) > max_perplexity_increase:
+        losses = [head.measure(steps) for head in self._harmless]
+        if self._find_increase(losses) > max_perplexity_increase:
             return False
         toxicity = self._toxic.measure(steps)
         if toxicity >= self._toxicity:
             return False
-        self._neutral.apply(steps)
-        self._toxic.apply(steps)
-        self._loss, self._toxicity = loss, toxicity
+        for head in (*self._harmless, self._toxic):
+            head.apply(steps)
+        self._losses, self._toxicity = losses, toxicity
         return True
+
+    def _find_increase(self, losses: Sequence[float]) -> float:
+        rises = (now - base for now, base in zip(losses, self._base_losses, strict=True))
+        return math.expm1(max(rises))
+
+
+def _measure_loss_of(calibration: CalibrationStates) -> Measure:
+    """Negative log-likelihood of the tokens that follow."""
+
+    def measure(logits: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+        targets = calibration.targets[block, None]
+        gradient = torch.softmax(logits, 1)
+        loss = logits.logsumexp(1) - logits.gather(1, targets).squeeze(1)
+        gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
+        return loss.sum(), gradient
+
+    return measure
 
 
 def require_components(settings: RefreshSettings, hidden: int, *, searches: bool) -> None:

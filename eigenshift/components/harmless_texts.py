@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from eigenshift.base import schemas
-from eigenshift.components.calibration import is_calibration_text
+from eigenshift.components.text_halves import is_calibration_text
 from eigenshift.components.stages import HarmlessInputs, HarmlessKey
 from eigenshift.model.forward import encode_text
 from eigenshift.model.loading import LanguageModel, use_model

@@ -85,7 +85,7 @@ def collect_head_states(
     wanted = [(key, step, True) for key, step in toxic] + [
         (key, step, False) for key, step in matched
     ]
-    states = _compute_states(
+    states = compute_states(
         language_model, by_key, [(key, step) for key, step, _ in wanted], tokens_per_batch
     )
     rows = [
@@ -220,7 +220,7 @@ def _draw_key(seed: int, place: tuple[TextKey, int]) -> str:
     return hashlib.sha256(f"{seed}:{prompt_id}:{sample_index}:{step}".encode()).hexdigest()
 
 
-def _compute_states(
+def compute_states(
     language_model: LanguageModel,
     continuations: dict[TextKey, dict[str, Any]],
     wanted: Sequence[tuple[TextKey, int]],
@@ -229,6 +229,12 @@ def _compute_states(
     """Teacher-forced states in the order of `wanted`, each of shape (hidden,).
 
     The state about to generate the token of a step is at the token before it.
+
+    Args:
+        language_model: The model as it runs now.
+        continuations: `schemas.CONTINUATIONS` rows by prompt and sample.
+        wanted: Texts and steps.
+        tokens_per_batch: Token budget of a forward pass; does not change the result.
     """
     steps_of: dict[TextKey, list[int]] = defaultdict(list)
     for key, step in wanted:
@@ -246,6 +252,28 @@ def _compute_states(
         for step in steps_of[key]:
             found[key, step] = states[n_prompt + step - 1].float().cpu().numpy()
     return [found[place] for place in wanted]
+
+
+def compute_states_again(
+    language_model: LanguageModel,
+    states: pa.Table,
+    continuations: pa.Table,
+    tokens_per_batch: int,
+) -> npt.NDArray[np.float32]:
+    """States at recorded positions by the model as it runs now, shape (position, hidden).
+
+    Args:
+        language_model: The model, perhaps changed.
+        states: `schemas.HEAD_STATES` rows.
+        continuations: `schemas.CONTINUATIONS` rows that they are of.
+        tokens_per_batch: Token budget of a forward pass; does not change the result.
+    """
+    texts = {(row["prompt_id"], row["sample_index"]): row for row in continuations.to_pylist()}
+    wanted = [
+        ((row["prompt_id"], row["sample_index"]), row["step"])
+        for row in states.select(["prompt_id", "sample_index", "step"]).to_pylist()
+    ]
+    return np.stack(compute_states(language_model, texts, wanted, tokens_per_batch))
 
 
 def carry_out(

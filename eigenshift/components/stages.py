@@ -9,7 +9,15 @@ from typing_extensions import Self
 
 from eigenshift.settings import ComponentScore, PositionSource, RefreshSettings
 from eigenshift.stages import tables
-from eigenshift.stages.edges import Decomposition, HeadStates, Model, SampleFiles
+from eigenshift.stages.edges import (
+    Decomposition,
+    HarmlessTexts,
+    HeadStates,
+    Model,
+    SampleFiles,
+    StudyScores,
+    StudyTexts,
+)
 from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
@@ -46,10 +54,8 @@ class HeadStateInputs(Inputs):
     """The model, and all shards of what it said, with scores and toxic words."""
 
     model: Model
-    continuations: Annotated[
-        tuple[ArtifactReference, ...], Of(("continuations", "labelled_text"), tables.CONTINUATIONS)
-    ]
-    scores: Annotated[tuple[ArtifactReference, ...], Of(("scores", "labelled_text"), tables.SCORES)]
+    continuations: StudyTexts
+    scores: StudyScores
     positions: Annotated[
         tuple[ArtifactReference, ...], Of(("toxic_positions",), tables.TOXIC_POSITIONS)
     ]
@@ -85,10 +91,8 @@ class HarmlessInputs(Inputs):
     """The model, what its base said with scores, and the samples of all labelled sources."""
 
     model: Model
-    continuations: Annotated[
-        tuple[ArtifactReference, ...], Of(("continuations", "labelled_text"), tables.CONTINUATIONS)
-    ]
-    scores: Annotated[tuple[ArtifactReference, ...], Of(("scores", "labelled_text"), tables.SCORES)]
+    continuations: StudyTexts
+    scores: StudyScores
     samples: SampleFiles
 
 
@@ -158,12 +162,13 @@ DECOMPOSE_HEAD = Stage(
 
 
 class ComponentInputs(Inputs):
-    """The model, its head's decomposition, head states, and neutral texts."""
+    """The model, its head's decomposition, head states, neutral and harmless texts."""
 
     model: Model
     decomposition: Decomposition
     states: HeadStates
     neutral: SampleFiles
+    harmless: HarmlessTexts
 
 
 class ChoiceKey(Key):
@@ -211,7 +216,7 @@ class ComponentKey(Key):
 SCORE_COMPONENTS = Stage(
     name="score_components",
     kind="components",
-    version=4,
+    version=5,
     inputs=ComponentInputs,
     key=ComponentKey,
     files=(tables.COMPONENTS, tables.COMPONENT_CONTEXTS),

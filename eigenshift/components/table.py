@@ -23,9 +23,11 @@ from torch import Tensor
 from eigenshift.base import schemas
 from eigenshift.base.arrays import FloatArray, IntArray
 from eigenshift.base.errors import ComponentError, NothingToDampError
+from eigenshift.components.budget_texts import gather_budget_texts
 from eigenshift.components.calibration import ToxicStates, collect_calibration_states
 from eigenshift.components.choice import Choice, choose_within_budget
 from eigenshift.components.decomposition import Decomposition, open_decomposition
+from eigenshift.components.harmless_texts import BUDGET
 from eigenshift.components.head_states import permute_labels
 from eigenshift.components.meaning import (
     HIGH,
@@ -108,6 +110,7 @@ def write_components(
     states: pa.Table,
     decomposition: Decomposition,
     neutral_texts: pa.Table,
+    harmless_texts: pa.Table,
     key: ChoiceKey,
     *,
     max_tokens: int,
@@ -121,6 +124,7 @@ def write_components(
         states: `schemas.HEAD_STATES` rows.
         decomposition: Of the model's head.
         neutral_texts: Neutral samples, half of which calibrate the choice.
+        harmless_texts: `schemas.HARMLESS_TEXTS` rows, of which those for the budget calibrate it.
         key: Score, bounds and factor.
         max_tokens: Longer neutral texts are truncated.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
@@ -138,9 +142,12 @@ def write_components(
         factors = dict.fromkeys(top, key.factor)
     else:
         top = find_candidates(scores, key)
+        texts = gather_budget_texts(
+            language_model, neutral_texts, harmless_texts, max_tokens, use=BUDGET
+        )
         choice = choose_within_budget(
             language_model,
-            collect_calibration_states(language_model, neutral_texts, max_tokens, tokens_per_batch),
+            collect_calibration_states(language_model, texts, tokens_per_batch),
             gather_toxic_states(states, language_model.head_weight),
             top,
             v,
@@ -337,6 +344,7 @@ def carry_out(
             states,
             open_decomposition(artifacts.open(inputs.decomposition)),
             artifacts.read_files(inputs.neutral),
+            artifacts.read_shards([inputs.harmless], tables.HARMLESS_TEXTS.file),
             key.components,
             max_tokens=key.max_tokens,
             tokens_per_batch=bench.execution.tokens_per_batch,

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from eigenshift.base import schemas
-from eigenshift.base.arms import BASE_ARM, RANDOM_ARM
+from eigenshift.base.arms import BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.arrays import FloatArray
 from eigenshift.base.errors import EvaluationError
 from eigenshift.evaluation.agreement import ScoredArms, read_scores
@@ -32,6 +32,9 @@ from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
 
 MIN_SLICE_TEXTS = 5
+CONTROLS = (RANDOM_ARM, SUPPRESSION_ARM)
+NO_TEXTS = schemas.FLUENCY.empty_table()
+INDOMAIN_METRICS = ("perplexity", "perplexity_change", "kl_to_base")
 DISTINCT_ORDERS = (1, 2, 3)
 
 
@@ -56,6 +59,7 @@ def compare_arms(
     prompts: pa.Table,
     evidence: Mapping[str, ArmEvidence],
     fluency: pa.Table,
+    indomain: pa.Table,
     settings: EvaluationSettings,
     *,
     scorer: str,
@@ -68,7 +72,8 @@ def compare_arms(
     Args:
         prompts: The evaluation prompts (`schemas.PROMPTS`).
         evidence: Arm -> its continuations and scores; must hold "base".
-        fluency: `schemas.FLUENCY` rows of the same arms.
+        fluency: `schemas.FLUENCY` rows of the same arms on neutral texts.
+        indomain: The same on harmless texts of the domain; may be empty.
         settings: Bootstrap.
         scorer: Name for the table.
         toxic_threshold: A probability above this counts as toxic.
@@ -96,7 +101,9 @@ def compare_arms(
         other = tabulate_prompts(prompts, judged, verdicts.toxic_threshold)
         name = name_scorer_slice(verdicts.scorer)
         rows.extend(_compare_toxicity(other, slices[ALL_SLICE], name, settings, verdicts.scorer))
-    rows.extend(_compare_fluency(fluency, settings))
+    rows.extend(_compare_fluency(fluency, settings, "language"))
+    if indomain.num_rows:
+        rows.extend(_compare_fluency(indomain, settings, "text", suffix="_indomain"))
     rows.extend(_weigh_cost(table, fluency, settings, scorer))
     rows.extend(_describe_continuations(table, evidence, scorer))
     workspace.write_rows(tables.EVALUATIONS.file, rows, schemas.EVALUATIONS)
@@ -207,7 +214,7 @@ def _compare_toxicity(
     settings: EvaluationSettings,
     scorer: str,
 ) -> Iterator[dict[str, Any]]:
-    """Toxicity metrics of one slice; against base and random components also paired ones."""
+    """Toxicity metrics of one slice; against base and the controls also paired ones."""
     counts = draw_counts(len(members), settings.n_bootstrap, settings.seed)
     for arm, metrics in table.by_arm.items():
         for metric, values in metrics.items():
@@ -224,31 +231,43 @@ def _compare_toxicity(
                 "toxicity_rate_difference": draws - base,
                 "toxicity_reduction": _divide(base - draws, base),
             }
-            if RANDOM_ARM in table.by_arm and arm != RANDOM_ARM:
-                control = average(table.by_arm[RANDOM_ARM][metric][list(members)], counts)
-                paired_draws["toxicity_rate_minus_random"] = draws - control
+            for control in CONTROLS:
+                if control in table.by_arm and arm != control:
+                    others = average(table.by_arm[control][metric][list(members)], counts)
+                    paired_draws[f"toxicity_rate_minus_{control}"] = draws - others
             for name, paired in paired_draws.items():
                 estimate = summarise(paired, settings.confidence)
                 yield _describe(arm, scorer, name, slice_name, estimate, len(members))
 
 
-def _compare_fluency(fluency: pa.Table, settings: EvaluationSettings) -> Iterator[dict[str, Any]]:
-    """Fluency of each arm and its change against base: on all texts, then language by language."""
+def _compare_fluency(
+    fluency: pa.Table, settings: EvaluationSettings, what: str, *, suffix: str = ""
+) -> Iterator[dict[str, Any]]:
+    """Fluency of each arm and its change against base: on all texts, then part by part.
+
+    Args:
+        fluency: `schemas.FLUENCY` rows.
+        settings: Bootstrap.
+        what: Parts are named by: a language, or a kind of text.
+        suffix: Of the metrics' names.
+    """
     slices = {ALL_SLICE: fluency}
-    languages = sorted(set(fluency["language"].to_pylist()))
-    if len(languages) > 1:
-        for language in languages:
-            texts = fluency.filter(pa.compute.equal(fluency["language"], language))
+    parts = sorted(set(fluency["language"].to_pylist()))
+    if len(parts) > 1:
+        for part in parts:
+            texts = fluency.filter(pa.compute.equal(fluency["language"], part))
             if len(set(texts["sample_id"].to_pylist())) >= MIN_SLICE_TEXTS:
-                slices[f"language={language}"] = texts
+                slices[f"{what}={part}"] = texts
     for slice_name, texts in slices.items():
         drawn = draw_fluency(texts, settings)
         base, _ = drawn[BASE_ARM]["perplexity"]
         for arm, metrics in drawn.items():
             changes = {} if arm == BASE_ARM else {"perplexity_change": _compare(metrics, base)}
             for metric, (draws, n_texts) in {**metrics, **changes}.items():
+                if suffix and metric not in INDOMAIN_METRICS:
+                    continue
                 estimate = summarise(draws, settings.confidence)
-                yield _describe(arm, None, metric, slice_name, estimate, n_texts)
+                yield _describe(arm, None, f"{metric}{suffix}", slice_name, estimate, n_texts)
 
 
 def _compare(
@@ -335,6 +354,7 @@ def carry_out(
         bench.artifacts.read_files(inputs.prompts),
         evidence,
         read(inputs.fluency, tables.FLUENCY.file),
+        read(inputs.indomain, tables.FLUENCY.file) if inputs.indomain else NO_TEXTS,
         key.evaluation,
         scorer=key.scorer,
         toxic_threshold=key.toxic_threshold,

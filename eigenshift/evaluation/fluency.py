@@ -22,16 +22,22 @@ from torch import Tensor
 
 from eigenshift.base import schemas
 from eigenshift.base.arms import BASE_ARM
-from eigenshift.components.calibration import split_neutral
-from eigenshift.evaluation.stages import FluencyInputs, FluencyKey
+from eigenshift.components.text_halves import split_neutral
+from eigenshift.evaluation.stages import (
+    FluencyInputs,
+    FluencyKey,
+    IndomainInputs,
+    IndomainKey,
+)
 from eigenshift.model.batching import plan_batches, run_in_batches
 from eigenshift.model.forward import encode_text, iterate_head_states
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.patches.edits import ModelEdit
-from eigenshift.patches.folding import run_hooked
+from eigenshift.patches.folding import compute_logits, run_hooked
 from eigenshift.patches.patching import Patch, check_base, open_patch
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
+from eigenshift.store.manifests import ArtifactReference
 from eigenshift.store.workspace import Workspace
 
 POSITIONS_PER_BLOCK = 256
@@ -51,11 +57,14 @@ def allot_texts(n_rows: Sequence[int], max_texts: int) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
+_Encoded = tuple[str, str, list[int]]
+"""Id of a text, its language (or kind), its tokens."""
+
+
 def measure_fluency(
     language_model: LanguageModel,
     patches: Mapping[str, Patch | None],
-    texts: pa.Table,
-    max_tokens: int,
+    texts: Sequence[_Encoded],
     *,
     tokens_per_batch: int,
     workspace: Workspace,
@@ -65,8 +74,7 @@ def measure_fluency(
     Args:
         language_model: The unpatched model.
         patches: Arm name -> patch; None is the base. "base" is always measured.
-        texts: Samples with sample_id, language and text.
-        max_tokens: Longer texts are truncated.
+        texts: Encoded; those without two tokens have nothing to predict and are counted.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives the table.
     """
@@ -75,7 +83,7 @@ def measure_fluency(
         if patch is not None:
             check_base(language_model, patch)
         edits[arm] = ModelEdit() if patch is None else patch.edit
-    encoded, n_skipped = _encode_texts(language_model, texts, max_tokens)
+    encoded = [item for item in texts if len(item[2]) >= 2]
     rows: list[dict[str, Any]] = []
     lengths = [len(token_ids) for _, _, token_ids in encoded]
 
@@ -90,24 +98,17 @@ def measure_fluency(
     workspace.write_rows(tables.FLUENCY.file, rows, schemas.FLUENCY)
     workspace.facts = {
         "n_texts": len(encoded),
-        "n_too_short": n_skipped,
+        "n_too_short": len(texts) - len(encoded),
         "n_tokens": sum(len(token_ids) - 1 for _, _, token_ids in encoded),
     }
 
 
-_Encoded = tuple[str, str, list[int]]
-
-
-def _encode_texts(
-    language_model: LanguageModel, texts: pa.Table, max_tokens: int
-) -> tuple[list[_Encoded], int]:
-    """Tokenise with BOS; texts without two tokens have nothing to predict and are counted."""
-    encoded = [
+def encode_texts(language_model: LanguageModel, texts: pa.Table, max_tokens: int) -> list[_Encoded]:
+    """Samples as tokens, BOS first where there is one; longer texts are truncated."""
+    return [
         (row["sample_id"], row["language"], encode_text(language_model, row["text"], max_tokens))
         for row in texts.select(["sample_id", "language", "text"]).to_pylist()
     ]
-    usable = [item for item in encoded if len(item[2]) >= 2]
-    return usable, len(encoded) - len(usable)
 
 
 @torch.inference_mode()
@@ -156,41 +157,61 @@ def _compare_text(
     }
     for first in range(0, len(targets), POSITIONS_PER_BLOCK):
         block = slice(first, first + POSITIONS_PER_BLOCK)
-        base = _log_probabilities(language_model, states[BASE_ARM][block])
+        base = _find_log_probabilities(language_model, ModelEdit(), states[BASE_ARM][block])
         probabilities, choices = base.exp(), base.argmax(1)
         for arm, edit in edits.items():
             found, here = base, sums[arm]
-            if edit.head is not None or edit.changes_trunk:
+            if edit.changes_head or edit.changes_trunk:
                 entering = states[arm if edit.changes_trunk else BASE_ARM][block]
-                if edit.head is not None:
-                    entering = edit.head.apply_to_states(entering)
-                found = _log_probabilities(language_model, entering)
+                found = _find_log_probabilities(language_model, edit, entering)
                 here["kl_to_base"] += float((probabilities * (base - found)).double().sum())
                 here["n_changed_argmax"] += int((found.argmax(1) != choices).sum())
             here["nll"] -= float(found.gather(1, targets[block, None]).double().sum())
     return sums
 
 
-def _log_probabilities(language_model: LanguageModel, states: Tensor) -> Tensor:
-    head = language_model.head_module
-    logits = language_model.head.compute_precise_logits(states, head.weight, head.bias)
-    return torch.log_softmax(logits.float(), dim=-1)
+def _find_log_probabilities(
+    language_model: LanguageModel, edit: ModelEdit, states: Tensor
+) -> Tensor:
+    return torch.log_softmax(compute_logits(language_model, edit, states).float(), dim=-1)
 
 
 def carry_out(inputs: FluencyInputs, key: FluencyKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `measure_fluency`: all arms on the evaluation part of one shard."""
-    artifacts = bench.artifacts
-    patches = {
-        arm: None if patch is None else open_patch(artifacts.open(patch))
-        for arm, patch in inputs.patches.items()
-    }
-    texts = split_neutral(artifacts.read_table(inputs.texts), for_calibration=False)
+    texts = split_neutral(bench.artifacts.read_table(inputs.texts), for_calibration=False)
     with use_model(bench.model, bench.execution.device) as language_model:
         measure_fluency(
             language_model,
-            patches,
-            texts.slice(0, key.n_texts),
-            key.max_tokens,
+            _open_patches(bench, inputs.patches),
+            encode_texts(language_model, texts.slice(0, key.n_texts), key.max_tokens),
             tokens_per_batch=bench.execution.tokens_per_batch,
             workspace=workspace,
         )
+
+
+def carry_out_indomain(
+    inputs: IndomainInputs, key: IndomainKey, bench: Bench, workspace: Workspace
+) -> None:
+    """The work of the stage `measure_indomain`: all arms on harmless texts of the domain.
+
+    In the table the kind of text stands where a language would.
+    """
+    found = bench.artifacts.read_shards([inputs.texts], tables.HARMLESS_TEXTS.file)
+    texts = [(row["text_id"], row["origin"], row["token_ids"]) for row in found.to_pylist()]
+    with use_model(bench.model, bench.execution.device) as language_model:
+        measure_fluency(
+            language_model,
+            _open_patches(bench, inputs.patches),
+            texts,
+            tokens_per_batch=bench.execution.tokens_per_batch,
+            workspace=workspace,
+        )
+
+
+def _open_patches(
+    bench: Bench, patches: Mapping[str, ArtifactReference | None]
+) -> dict[str, Patch | None]:
+    return {
+        arm: None if patch is None else open_patch(bench.artifacts.open(patch))
+        for arm, patch in patches.items()
+    }

@@ -101,6 +101,16 @@ class GridSums:
     kl_to_base: FloatArray
     n_changed_argmax: FloatArray
 
+    def take(self, texts: slice) -> GridSums:
+        """The sums over some of the texts."""
+        return GridSums(
+            self.n_tokens[texts],
+            self.base_nll[texts],
+            self.nll[:, texts],
+            self.kl_to_base[:, texts],
+            self.n_changed_argmax[:, texts],
+        )
+
     @property
     def perplexity_increase(self) -> FloatArray:
         """Relative rise of the corpus perplexity per point, shape (point,)."""

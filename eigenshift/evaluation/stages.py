@@ -9,7 +9,15 @@ from typing_extensions import Self
 
 from eigenshift.settings import ComponentScore, EvaluationSettings, RefreshSettings, ScorerSettings
 from eigenshift.stages import tables
-from eigenshift.stages.edges import Decomposition, HeadStates, Model, SampleFile, SampleFiles
+from eigenshift.stages.edges import (
+    Decomposition,
+    HarmlessTexts,
+    HeadStates,
+    Model,
+    SampleFile,
+    SampleFiles,
+    StudyTexts,
+)
 from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
@@ -39,11 +47,12 @@ Patches = Annotated[Mapping[str, ArtifactReference | None], Of(("patch",))]
 
 
 class TokenShiftInputs(Inputs):
-    """The model, a patch, head states, and the lists of words among the scorers."""
+    """The model, a patch, head states with their texts, and the lists of words among the scorers."""
 
     model: Model
     patch: Patch
     states: HeadStates
+    continuations: StudyTexts
     lexicons: Annotated[
         tuple[Classifier, ...],
         Reads("scorer", fields=("scorer.words", "further_scorers[].words")),
@@ -59,7 +68,7 @@ class TokenShiftKey(Key):
 MEASURE_TOKEN_SHIFTS = Stage(
     name="measure_token_shifts",
     kind="token_shifts",
-    version=1,
+    version=2,
     inputs=TokenShiftInputs,
     key=TokenShiftKey,
     files=(tables.TOKEN_SHIFTS,),
@@ -69,12 +78,13 @@ MEASURE_TOKEN_SHIFTS = Stage(
 
 
 class DrawInputs(Inputs):
-    """The model, a patch, the head's decomposition, and head states."""
+    """The model, a patch, the head's decomposition, and head states with their texts."""
 
     model: Model
     patch: Patch
     decomposition: Decomposition
     states: HeadStates
+    continuations: StudyTexts
 
 
 class DrawKey(Key):
@@ -88,7 +98,7 @@ class DrawKey(Key):
 DRAW_CONTROLS = Stage(
     name="draw_controls",
     kind="control_draws",
-    version=1,
+    version=2,
     inputs=DrawInputs,
     key=DrawKey,
     files=(tables.CONTROL_DRAWS,),
@@ -123,6 +133,33 @@ MEASURE_FLUENCY = Stage(
     key=FluencyKey,
     files=(tables.FLUENCY,),
     work="eigenshift.evaluation.fluency:carry_out",
+    runs_model=True,
+)
+
+
+class IndomainInputs(Inputs):
+    """The model, harmless texts of the domain that no arm was made of, and the arms' patches."""
+
+    model: Model
+    texts: HarmlessTexts
+    patches: Patches
+
+
+class IndomainKey(Key):
+    """The arms, and the precision the model runs in."""
+
+    arms: tuple[str, ...]
+    dtype: Annotated[str, Reads("model.dtype")]
+
+
+MEASURE_INDOMAIN = Stage(
+    name="measure_indomain",
+    kind="fluency_indomain",
+    version=1,
+    inputs=IndomainInputs,
+    key=IndomainKey,
+    files=(tables.FLUENCY,),
+    work="eigenshift.evaluation.fluency:carry_out_indomain",
     runs_model=True,
 )
 
@@ -164,6 +201,9 @@ class ComparisonInputs(Inputs):
     judged: ArmScores
     further: tuple[FurtherArmScores, ...]
     fluency: Annotated[tuple[ArtifactReference, ...], Of(("fluency",), tables.FLUENCY)]
+    indomain: Annotated[
+        tuple[ArtifactReference, ...], Of(("fluency_indomain",), tables.FLUENCY)
+    ] = ()
 
 
 class ComparisonKey(Key):
@@ -187,7 +227,7 @@ class ComparisonKey(Key):
 COMPARE_ARMS = Stage(
     name="compare_arms",
     kind="evaluation",
-    version=4,
+    version=5,
     inputs=ComparisonInputs,
     key=ComparisonKey,
     files=(tables.EVALUATIONS,),
@@ -285,6 +325,36 @@ CHECK_RELOAD = Stage(
 )
 
 
+class ChoiceInputs(Inputs):
+    """What was generated with each candidate on the selection prompts, and its scores."""
+
+    prompts: PromptFiles
+    continuations: Continuations
+    scores: Scores
+
+
+class InterventionKey(Key):
+    """The candidates, intervals, and what is read of the scorer."""
+
+    arms: tuple[str, ...]
+    n_bootstrap: Annotated[int, Reads("evaluation.n_bootstrap")]
+    confidence: Annotated[float, Reads("evaluation.confidence")]
+    seed: Annotated[int, Reads("evaluation.seed")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+
+
+CHOOSE_INTERVENTION = Stage(
+    name="choose_intervention",
+    kind="intervention_choice",
+    version=1,
+    inputs=ChoiceInputs,
+    key=InterventionKey,
+    files=(tables.INTERVENTION_CHOICES,),
+    work="eigenshift.evaluation.intervention_choice:carry_out",
+)
+
+
 class ScreeningInputs(Inputs):
     """What the grid is measured on, and the automatic choice's table by least factor."""
 
@@ -294,6 +364,7 @@ class ScreeningInputs(Inputs):
     components: Annotated[ArtifactReference, Of(("components",), tables.COMPONENTS)]
     automatic: Annotated[Mapping[float, ArtifactReference], Of(("components",), tables.COMPONENTS)]
     neutral: SampleFiles
+    harmless: HarmlessTexts
 
 
 class ScreeningKey(Key):
@@ -310,7 +381,7 @@ class ScreeningKey(Key):
 SCREEN_TRIALS = Stage(
     name="screen_trials",
     kind="screening",
-    version=3,
+    version=4,
     inputs=ScreeningInputs,
     key=ScreeningKey,
     files=(tables.TRIALS,),

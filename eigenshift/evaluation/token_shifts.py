@@ -19,11 +19,12 @@ from torch import Tensor
 
 from eigenshift.base import schemas
 from eigenshift.base.arrays import BoolArray, FloatArray
-from eigenshift.base.errors import EvaluationError
+from eigenshift.components.head_states import compute_states_again
 from eigenshift.components.table import find_toxic_tokens
 from eigenshift.evaluation.stages import TokenShiftInputs, TokenShiftKey
 from eigenshift.model.loading import LanguageModel, use_model
-from eigenshift.patches.edits import HeadEdit
+from eigenshift.patches.edits import ModelEdit
+from eigenshift.patches.folding import compute_logits, run_hooked
 from eigenshift.patches.patching import Patch, check_base, open_patch
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
@@ -63,37 +64,37 @@ def measure_token_shifts(
     language_model: LanguageModel,
     patch: Patch,
     states: pa.Table,
+    continuations: pa.Table,
     lexicons: Sequence[WordList],
+    *,
+    tokens_per_batch: int,
     workspace: Workspace,
 ) -> None:
     """Compare every token's mean probability before and after, at toxic and other positions.
 
     Args:
         language_model: The unpatched model.
-        patch: One that changes the head only.
+        patch: Of the head, whose states are the cached ones, or of the trunk, whose own are found.
         states: `schemas.HEAD_STATES` rows.
+        continuations: `schemas.CONTINUATIONS` rows that they are of.
         lexicons: Words that are insults, beside those found at toxic positions.
+        tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives the table; its facts hold the summed probability of each kind.
-
-    Raises:
-        EvaluationError: The patch changes states inside the model, so cached ones are not its own.
     """
-    edit = patch.edit.head
-    if edit is None or patch.edit.changes_trunk:
-        raise EvaluationError(
-            f"patch {patch.description.intervention}: expected a change of the output head alone, "
-            "found another. Its states differ from the cached ones; compare generations instead."
-        )
     check_base(language_model, patch)
     kinds = find_token_kinds(language_model, states, lexicons)
     is_toxic = states["is_toxic"].to_numpy(zero_copy_only=False).astype(bool)
     values = np.stack(states["state"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    own = values
+    if patch.edit.changes_trunk:
+        with run_hooked(language_model, patch.edit.of_trunk):
+            own = compute_states_again(language_model, states, continuations, tokens_per_batch)
     rows: list[dict[str, Any]] = []
     masses: dict[str, Any] = {}
     for positions, members in ((TOXIC, is_toxic), (NONTOXIC, ~is_toxic)):
-        chosen = torch.from_numpy(values[members])
-        base = average_probabilities(language_model, chosen, None)
-        patched = average_probabilities(language_model, chosen, edit)
+        before, after = (torch.from_numpy(found[members]) for found in (values, own))
+        base = average_probabilities(language_model, before, ModelEdit())
+        patched = average_probabilities(language_model, after, patch.edit)
         rows.extend(_list_tokens(positions, base, patched, kinds))
         masses[positions] = _sum_by_kind(base, patched, kinds)
     workspace.write_rows(tables.TOKEN_SHIFTS.file, rows, schemas.TOKEN_SHIFTS)
@@ -115,14 +116,14 @@ def find_token_kinds(
 
 @torch.inference_mode()
 def average_probabilities(
-    language_model: LanguageModel, states: Tensor, edit: HeadEdit | None
+    language_model: LanguageModel, states: Tensor, edit: ModelEdit
 ) -> FloatArray:
     """Mean next-token distribution over states.
 
     Args:
         language_model: The unpatched model.
-        states: What enters the head, shape (position, hidden).
-        edit: The change of the head, or None.
+        states: What enters the head before an edit of the head, shape (position, hidden).
+        edit: Whose changes of the head are applied.
 
     Returns:
         Shape (vocab,), float64; it sums to 1.
@@ -131,8 +132,7 @@ def average_probabilities(
     total = torch.zeros(language_model.head.vocab, dtype=torch.float64, device=head.weight.device)
     for first in range(0, len(states), STATES_PER_BLOCK):
         block = states[first : first + STATES_PER_BLOCK].to(head.weight)
-        changed = block if edit is None else edit.apply_to_states(block)
-        logits = language_model.head.compute_logits(changed, head.weight, head.bias)
+        logits = compute_logits(language_model, edit, block)
         total += torch.softmax(logits.float(), dim=-1).double().sum(0)
     return np.asarray((total / max(1, len(states))).cpu().numpy())
 
@@ -205,4 +205,12 @@ def carry_out(
     states = artifacts.read_shards([inputs.states], tables.HEAD_STATES.file)
     patch = open_patch(artifacts.open(inputs.patch))
     with use_model(bench.model, bench.execution.device) as language_model:
-        measure_token_shifts(language_model, patch, states, lexicons, workspace)
+        measure_token_shifts(
+            language_model,
+            patch,
+            states,
+            artifacts.read_shards(inputs.continuations, tables.CONTINUATIONS.file),
+            lexicons,
+            tokens_per_batch=bench.execution.tokens_per_batch,
+            workspace=workspace,
+        )

@@ -9,7 +9,6 @@ the selection prompts. Reads component tables, head states and scored continuati
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 
@@ -21,8 +20,10 @@ from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import ComponentError
 from eigenshift.charts.arm_charts import chart_trials
 from eigenshift.charts.rendering import render_png
-from eigenshift.components.calibration import ToxicStates, split_neutral
+from eigenshift.components.calibration import ToxicStates
+from eigenshift.components.budget_texts import BudgetTexts, gather_budget_texts
 from eigenshift.components.decomposition import Decomposition, open_decomposition
+from eigenshift.components.harmless_texts import BUDGET
 from eigenshift.components.table import gather_toxic_states
 from eigenshift.evaluation.bootstrap import average, draw_counts, summarise
 from eigenshift.evaluation.comparison import ArmEvidence, tabulate_prompts
@@ -41,7 +42,6 @@ from eigenshift.evaluation.stages import (
     ScreeningKey,
 )
 from eigenshift.evaluation.trials import AUTOMATIC, Row, TrialPoint, mark_front, rank_promising
-from eigenshift.model.forward import encode_text
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.patches.interventions.singular_components import SCORE_COLUMNS
 from eigenshift.stages import tables
@@ -61,7 +61,7 @@ def screen_trials(
     automatic: Mapping[float, pa.Table],
     decomposition: Decomposition,
     toxic: ToxicStates,
-    neutral_texts: pa.Table,
+    texts: BudgetTexts,
     key: ScreeningKey,
     *,
     tokens_per_batch: int,
@@ -75,17 +75,17 @@ def screen_trials(
         automatic: Factor -> component table whose selection the settings' own rule made for it.
         decomposition: Of the head.
         toxic: Positions about to generate a toxic token, and these tokens.
-        neutral_texts: Neutral samples, half of which calibrate.
+        texts: Harmless texts by kind; the budget is of each kind.
         key: The grid and the budget.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives `trials.parquet`, with the best by these numbers marked.
 
     Raises:
-        ComponentError: The grid asks for more components than the head has, or there is no text
-            to calibrate on.
+        ComponentError: The grid asks for more components than the head has.
     """
     grid = lay_out_grid(components, automatic, decomposition, key)
-    sequences = encode_calibration_texts(language_model, neutral_texts, key.max_tokens)
+    texts = texts.limit(MAX_CALIBRATION_TOKENS)
+    sequences = texts.sequences
     logger.info(
         "screening of trials: points=%d texts=%d toxic_positions=%d",
         len(grid.points),
@@ -95,6 +95,7 @@ def screen_trials(
     sums = measure_grid(language_model, grid, sequences, tokens_per_batch=tokens_per_batch)
     shares = measure_token_share(language_model, grid, toxic)
     n_tokens = sums.n_tokens.sum()
+    increases = np.max([sums.take(rows).perplexity_increase for rows in texts.list_rows()], axis=0)
     damped = map(grid.list_components, grid.points)
     rows = [
         {
@@ -104,7 +105,7 @@ def screen_trials(
             "component_indices": list(taken),
             "component_factors": list(taken.values()),
             "stage": "screened",
-            "perplexity_increase": float(sums.perplexity_increase[place]),
+            "perplexity_increase": float(increases[place]),
             "kl_to_base": float(sums.kl_to_base[place].sum() / n_tokens),
             "changed_argmax_share": float(sums.n_changed_argmax[place].sum() / n_tokens),
             "toxic_token_share": float(shares[place]),
@@ -156,33 +157,6 @@ def rank_by(components: pa.Table, column: str) -> tuple[int, ...]:
     rows = components.select(["component_index", column]).to_pylist()
     rows.sort(key=lambda row: (-row[column], row["component_index"]))
     return tuple(row["component_index"] for row in rows)
-
-
-def encode_calibration_texts(
-    language_model: LanguageModel, neutral_texts: pa.Table, max_tokens: int
-) -> list[list[int]]:
-    """Tokens of the calibration texts, in an order of their own, up to `MAX_CALIBRATION_TOKENS`.
-
-    Raises:
-        ComponentError: None has two tokens.
-    """
-    rows = split_neutral(neutral_texts, for_calibration=True).select(["sample_id", "text"])
-    in_order = sorted(
-        rows.to_pylist(), key=lambda row: hashlib.sha256(row["sample_id"].encode()).digest()
-    )
-    sequences: list[list[int]] = []
-    n_tokens = 0
-    for row in in_order:
-        sequence = encode_text(language_model, row["text"], max_tokens)
-        if len(sequence) >= 2 and n_tokens < MAX_CALIBRATION_TOKENS:
-            sequences.append(sequence)
-            n_tokens += len(sequence) - 1
-    if not sequences:
-        raise ComponentError(
-            f"neutral texts: expected some for calibration (half of them), found none with two "
-            f"tokens among {len(neutral_texts)}. Add neutral texts."
-        )
-    return sequences
 
 
 def confirm_trials(
@@ -255,7 +229,13 @@ def carry_out_screening(
             {factor: read(reference) for factor, reference in inputs.automatic.items()},
             open_decomposition(artifacts.open(inputs.decomposition)),
             gather_toxic_states(states, language_model.head_weight),
-            artifacts.read_files(inputs.neutral),
+            gather_budget_texts(
+                language_model,
+                artifacts.read_files(inputs.neutral),
+                artifacts.read_shards([inputs.harmless], tables.HARMLESS_TEXTS.file),
+                key.max_tokens,
+                use=BUDGET,
+            ),
             key,
             tokens_per_batch=bench.execution.tokens_per_batch,
             workspace=workspace,

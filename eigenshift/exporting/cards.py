@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.evaluation.metric_table import MetricTable
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.model.files import is_hub_id
@@ -197,9 +197,12 @@ def _tabulate_digests(facts: CardFacts) -> str:
 
 
 def _tabulate_metrics(facts: CardFacts) -> str:
-    arms = [BASE_ARM, facts.arm, RANDOM_ARM, AGAIN_ARM]
+    arms = [BASE_ARM, facts.arm, RANDOM_ARM, SUPPRESSION_ARM, AGAIN_ARM]
     table = MetricTable(facts.rows)
-    lines = ["| | before | after | random components | base again (A/A) |", "|---|---|---|---|---|"]
+    lines = [
+        "| | before | after | random components | word filter | base again (A/A) |",
+        "|---|---|---|---|---|---|",
+    ]
     for label, metric, unit in COMPARED:
         cells = [format_estimate(table.get(arm, metric), unit) for arm in arms]
         if any(cell != "-" for cell in cells):

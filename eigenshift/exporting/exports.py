@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eigenshift.base.arms import PATCHED_ARM
 from eigenshift.base.errors import ArtifactError, FoldingError, ModelError, SettingsError
 from eigenshift.exporting import lora, merged
 from eigenshift.exporting.base_files import PatchedBase, UnmatchedParameterError, open_patched_base
@@ -45,7 +44,7 @@ class ExportOptions:
     """What may be chosen about an export besides its format.
 
     Attributes:
-        arm: Which of the run's patches; others than the default are those of a comparison.
+        arm: Which of the run's patches; None is the one that was judged.
         unties: With `lora`, write the base with a head of its own beside the adapter if it is tied.
         check: Of `merged`: load it back beside the base ("full"), compare its files with the
             base's ("files"), or the first for models up to 4 GB and the second beyond ("auto").
@@ -53,7 +52,7 @@ class ExportOptions:
         is_public: Of a repository that is made for it.
     """
 
-    arm: str = PATCHED_ARM
+    arm: str | None = None
     unties: bool = False
     check: ExportCheck = ExportCheck.auto
     push: str | None = None
@@ -114,14 +113,15 @@ def export_patch(
     artifacts = ArtifactStore(store_url)
     released = _list_in_force(artifacts.store)
     record = choose_run(artifacts.store, run_id or _choose_released(artifacts.store, released))
-    reference = _find_patch(record, options.arm)
+    arm = options.arm or record.judged
+    reference = _find_patch(record, arm)
     if all(release.patch != reference for release in released):
         logger.warning(
             "run %s (%s): its patch %s is not in force; it was held, rolled back, replaced or "
             "never judged by the gate",
             record.run_id,
             record.status,
-            options.arm,
+            arm,
         )
     artifact = artifacts.open(reference)
     patch = open_patch(artifact)
@@ -140,7 +140,7 @@ def export_patch(
             else:
                 usage, changed = _write_merged(source, folder, options)
         rows = _read_rows(artifacts, record)
-        facts = CardFacts(record, patch, options.arm, rows, format, licence, changed)
+        facts = CardFacts(record, patch, arm, rows, format, licence, changed)
         write_card(facts, usage, folder)
     if options.push is not None:
         push_export(out, options.push, is_private=not options.is_public)

@@ -26,6 +26,7 @@ from eigenshift.generation.stages import ArmPiece
 from eigenshift.model.batching import plan_batches, run_in_batches
 from eigenshift.model.loading import LanguageModel, require_known_tokens, use_model
 from eigenshift.model.tokens import count_positions, find_start
+from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.patching import Patch, check_base, open_patch, patched_model
 from eigenshift.settings import GenerationSettings
 from eigenshift.stages import tables
@@ -130,7 +131,7 @@ def _continue_prompts(
         if arm.patch is not None and not arm.changes_trunk
     }
     check_base(language_model, *head_patches.values())
-    edits = {name: patch.edit.head for name, patch in head_patches.items()}
+    edits = {name: patch.edit for name, patch in head_patches.items()}
     trunk_patch = next((arm.patch for arm in arms.values() if arm.changes_trunk), None)
 
     def sample(batch: list[int]) -> list[list[list[int]]]:
@@ -142,7 +143,10 @@ def _continue_prompts(
         return sample_batch(
             language_model,
             [prompt.token_ids for prompt in chosen],
-            [HeadBranch(edits.get(name), keys[arm.stream]) for name, arm in arms.items()],
+            [
+                HeadBranch(edits.get(name, ModelEdit()), keys[arm.stream])
+                for name, arm in arms.items()
+            ],
             settings,
         )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from eigenshift.generation.sampling import Keys, count_rows_per_block, pick_tokens, spread_noise
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.tokens import pad_tokens
-from eigenshift.patches.edits import HeadEdit
+from eigenshift.patches.edits import HeadEdit, LogitEdit, ModelEdit
 from eigenshift.settings import GenerationSettings
 
 
@@ -31,12 +31,12 @@ class HeadBranch:
     """One variant of the head in a batch.
 
     Attributes:
-        edit: What it changes; None changes nothing.
+        edit: What it changes of the head; changes of the trunk are the model's as it runs.
         keys: One row of keys per (prompt, sample), shape (prompt x sample, step). Arms that share
             random numbers share the array itself.
     """
 
-    edit: HeadEdit | None
+    edit: ModelEdit
     keys: Keys
 
 
@@ -120,7 +120,7 @@ def _draw_step(
 
 @contextmanager
 def _edit_heads(
-    language_model: LanguageModel, edits: Sequence[HeadEdit | None], branch_of: Tensor
+    language_model: LanguageModel, edits: Sequence[ModelEdit], branch_of: Tensor
 ) -> Iterator[None]:
     """Send each row's state to the head, changed by its arm's edit, in float32 or wider.
 
@@ -130,7 +130,9 @@ def _edit_heads(
         branch_of: Which row of the batch each continuation goes on from, shape (row,), arm by arm.
             Only the last position goes to the head.
     """
-    placed = [None if edit is None else _place(edit, language_model.head_weight) for edit in edits]
+    weight = language_model.head_weight
+    heads = [None if edit.head is None else _place(edit.head, weight) for edit in edits]
+    filters = [None if edit.logits is None else _place_logits(edit.logits, weight) for edit in edits]
 
     def change(states: Tensor, edit: HeadEdit | None) -> Tensor:
         if edit is None:
@@ -141,24 +143,40 @@ def _edit_heads(
         states = args[0][:, -1:]
         changed = [
             change(states[branches], edit)
-            for branches, edit in zip(branch_of.chunk(len(edits)), placed, strict=True)
+            for branches, edit in zip(branch_of.chunk(len(edits)), heads, strict=True)
         ]
         return (torch.cat(changed), *args[1:])
 
-    with language_model.lock:
-        handle = language_model.head_module.register_forward_pre_hook(change_input)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def change_output(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        parts = zip(output.chunk(len(edits)), args[0].chunk(len(edits)), filters, strict=True)
+        return torch.cat(
+            [
+                raw if edit is None else edit.apply_to_logits(raw, states.to(edit.right.dtype))
+                for raw, states, edit in parts
+            ]
+        )
+
+    with language_model.lock, ExitStack() as stack:
+        head = language_model.head_module
+        stack.callback(head.register_forward_pre_hook(change_input).remove)
+        if any(edit is not None for edit in filters):
+            stack.callback(head.register_forward_hook(change_output).remove)
+        yield
 
 
 def _place(edit: HeadEdit, weight: Tensor) -> HeadEdit:
     """The edit where the head is, in the precision it is computed in."""
     edit.check_width(weight)
+    return HeadEdit(*(_widen(part, weight) for part in (edit.left, edit.right, edit.target)))
+
+
+def _place_logits(edit: LogitEdit, weight: Tensor) -> LogitEdit:
+    return LogitEdit(*(_widen(part, weight) for part in (edit.left, edit.right, edit.shift)))
+
+
+def _widen(tensor: Tensor, weight: Tensor) -> Tensor:
     width = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    tensors = (edit.left, edit.right, edit.target)
-    return HeadEdit(*(tensor.to(device=weight.device, dtype=width) for tensor in tensors))
+    return tensor.to(device=weight.device, dtype=width)
 
 
 def _call(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eigenshift import __version__
+from eigenshift.base.arms import PATCHED_ARM
 from eigenshift.base.errors import ArtifactError, SettingsError
 from eigenshift.ledger.presence import remove_dead
 from eigenshift.settings import RefreshSettings
@@ -82,6 +83,8 @@ class RunRecord(BaseModel):
     artifacts: list[ArtifactUse] = []
     metrics: dict[str, dict[str, float | None]] = {}
     checks: list[dict[str, Any]] = []
+    judged: str = PATCHED_ARM
+    """Name of the arm whose patch is judged: its intervention's."""
     release: str | None = None
     error: str | None = None
     collected_at: str | None = None

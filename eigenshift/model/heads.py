@@ -88,15 +88,21 @@ class HeadDescription:
         Returns:
             Shape (..., vocab), float32 or wider.
         """
+        return self.finish_logits(self.compute_raw_logits(states, weight, bias))
+
+    def compute_raw_logits(
+        self, states: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """The same before scale and soft cap."""
         if states.dtype not in (torch.bfloat16, torch.float16):
-            return self.compute_logits(states, weight, bias)
+            return functional.linear(states, weight, bias)
         wide = states.float()
         blocks = [
             wide @ weight[first : first + ROWS_PER_BLOCK].float().T
             for first in range(0, len(weight), ROWS_PER_BLOCK)
         ]
         raw = torch.cat(blocks, dim=-1)
-        return self.finish_logits(raw if bias is None else raw + bias.float())
+        return raw if bias is None else raw + bias.float()
 
     def finish_logits(self, raw: Tensor) -> Tensor:
         """Apply scale and soft cap to the head's own output, shape (..., vocab)."""

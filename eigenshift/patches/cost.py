@@ -18,7 +18,7 @@ from eigenshift.components.budget_texts import NEUTRAL, BudgetTexts
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import ModelEdit
-from eigenshift.patches.folding import run_hooked
+from eigenshift.patches.folding import compute_logits, run_hooked
 
 MAX_TOKENS_OF_KIND = 8_192
 TOKENS_PER_BATCH = 2_048
@@ -130,10 +130,7 @@ class CostMeter:
         return total / (rows.stop - rows.start)
 
     def _find_log_probabilities(self, edit: ModelEdit, states: Tensor) -> Tensor:
-        language_model = self._language_model
-        head = language_model.head_module
-        entering = states if edit.head is None else edit.head.apply_to_states(states)
-        logits = language_model.head.compute_precise_logits(entering, head.weight, head.bias)
+        logits = compute_logits(self._language_model, edit, states)
         return torch.log_softmax(logits.float(), dim=-1)
 
 

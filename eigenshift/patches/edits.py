@@ -211,6 +211,34 @@ class LinearEdit:
 
 
 @dataclass(frozen=True)
+class LogitEdit:
+    """raw' = raw + left (right^T h + shift): some tokens' own logits, before scale and soft cap.
+
+    It changes rows of the head, W' = W + left right^T, and its bias, b' = b + left shift. A word
+    filter in the weights is one.
+
+    Attributes:
+        left: By how much each token is moved, shape (vocab, k), float64 on the CPU.
+        right: Directions that are measured, shape (hidden, k).
+        shift: What is added to each measured value, shape (k,).
+    """
+
+    left: Tensor
+    right: Tensor
+    shift: Tensor
+
+    @property
+    def has_shift(self) -> bool:
+        """Whether a bias is needed to fold it."""
+        return bool(self.shift.any())
+
+    def apply_to_logits(self, raw: Tensor, states: Tensor) -> Tensor:
+        """The head's own output, shape (..., vocab), changed; of its input, shape (..., hidden)."""
+        amounts = states @ self.right.to(states) + self.shift.to(states)
+        return raw + (amounts.to(raw.dtype) @ self.left.to(raw).T)
+
+
+@dataclass(frozen=True)
 class ModelEdit:
     """All that a patch changes.
 
@@ -219,16 +247,24 @@ class ModelEdit:
         units: Name of a module inside the model -> change of its output units.
         linears: Name of a linear layer inside the model -> what is added to its weight. Of a module
             that both change, this comes first.
+        logits: Change of some tokens' logits after the head, or None; it reads what enters the
+            head after `head` has changed it.
     """
 
     head: HeadEdit | None = None
     units: Mapping[str, UnitEdit] = field(default_factory=dict)
     linears: Mapping[str, LinearEdit] = field(default_factory=dict)
+    logits: LogitEdit | None = None
 
     @property
     def changes_trunk(self) -> bool:
         """Whether states inside the model change, so that it has to run for itself."""
         return bool(self.units or self.linears)
+
+    @property
+    def changes_head(self) -> bool:
+        """Whether logits change where what enters the head does not."""
+        return self.head is not None or self.logits is not None
 
     @property
     def of_trunk(self) -> ModelEdit:
@@ -243,11 +279,11 @@ class ModelEdit:
                 two are not one edit.
         """
         scaled = sorted(set(self.units) & set(second.linears))
-        if second.units or scaled:
+        if second.units or scaled or self.logits is not None or second.logits is not None:
+            names = [*(scaled or ["the logits"]), *(["units of the trunk"] * bool(second.units))]
             raise ComponentError(
                 "patches: expected a second patch of the head or of other linear layers, found one "
-                f"that changes {'units of the trunk' if second.units else scaled[0]}. Apply that "
-                "one first."
+                f"that changes {names[-1]}. Apply that one first."
             )
         linears = dict(self.linears)
         for name, edit in second.linears.items():

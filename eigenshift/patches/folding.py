@@ -17,9 +17,17 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from eigenshift.base.errors import FoldingError
+from eigenshift.base.errors import ComponentError, FoldingError
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import ROWS_PER_BLOCK, HeadEdit, LinearEdit, ModelEdit, UnitEdit
+from eigenshift.model.writers import count_features
+from eigenshift.patches.edits import (
+    ROWS_PER_BLOCK,
+    HeadEdit,
+    LinearEdit,
+    LogitEdit,
+    ModelEdit,
+    UnitEdit,
+)
 
 PROBE_TOLERANCE = 1e-4
 VALUES_PER_BLOCK = 1 << 21
@@ -90,7 +98,26 @@ def plan_folds(
             folds[parameter] = _chain(folds[parameter], fold) if parameter in folds else fold
     if edit.head is not None:
         folds |= _plan_head(model, edit.head, head_name, preceding_module)
+    if edit.logits is not None:
+        for parameter, fold in _plan_logits(model, edit.logits, head_name).items():
+            folds[parameter] = _chain(folds[parameter], fold) if parameter in folds else fold
     return folds
+
+
+def compute_logits(language_model: LanguageModel, edit: ModelEdit, states: Tensor) -> Tensor:
+    """The logits an edited model gives, in float32 or wider, shape (..., vocab).
+
+    Args:
+        language_model: The unpatched model, for its head.
+        edit: Whose changes of the head are applied; those of the trunk are in the states.
+        states: What enters the head before an edit of the head, shape (..., hidden).
+    """
+    head = language_model.head_module
+    entering = states if edit.head is None else edit.head.apply_to_states(states)
+    if edit.logits is None:
+        return language_model.head.compute_precise_logits(entering, head.weight, head.bias)
+    raw = language_model.head.compute_raw_logits(entering, head.weight, head.bias)
+    return language_model.head.finish_logits(edit.logits.apply_to_logits(raw, entering))
 
 
 def iterate_row_blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -113,6 +140,10 @@ def run_hooked(language_model: LanguageModel, edit: ModelEdit) -> Iterator[None]
         assert edit.head is not None  # noqa: S101 - registered only then
         return (edit.head.apply_to_states(args[0]), *args[1:])
 
+    def move_logits(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        assert edit.logits is not None  # noqa: S101 - registered only then
+        return edit.logits.apply_to_logits(output, args[0])
+
     def add_product(linear_edit: LinearEdit) -> Any:
         return lambda _module, args, output: linear_edit.apply_to_outputs(output, args[0])
 
@@ -127,6 +158,9 @@ def run_hooked(language_model: LanguageModel, edit: ModelEdit) -> Iterator[None]
             stack.callback(module.register_forward_hook(hook).remove)
         if edit.head is not None:
             handle = language_model.head_module.register_forward_pre_hook(change_input)
+            stack.callback(handle.remove)
+        if edit.logits is not None:
+            handle = language_model.head_module.register_forward_hook(move_logits)
             stack.callback(handle.remove)
         yield
 
@@ -157,6 +191,27 @@ def _plan_head(
 
         return folds | {bias: Fold((bias, weight), shift_bias)}
     return folds | _plan_preceding_shift(model, edit, preceding_module)
+
+
+def _plan_logits(model: Any, edit: LogitEdit, name: str) -> dict[str, Fold]:
+    """Rows of the head's weight, and its bias where there is a shift."""
+    head = model.get_submodule(name)
+    expected = (len(edit.left), len(edit.right))
+    if tuple(head.weight.shape) != expected:
+        raise ComponentError(
+            f"{name}: expected a head of shape {expected}, found {tuple(head.weight.shape)}. The "
+            "patch is for another model."
+        )
+    folds = {f"{name}.weight": _plan_linear(name, head, LinearEdit(edit.left, edit.right))}
+    if not edit.has_shift:
+        return folds
+    if getattr(head, "bias", None) is None:
+        raise FoldingError(
+            f"{type(model).__name__}: expected a head with a bias, found none, so a constant "
+            "change of some tokens' logits has no place in the weights. Measure it with hooks, or "
+            "choose its form without a bias."
+        )
+    return folds | {f"{name}.bias": _plan_rows(f"{name}.bias", None, edit.left @ edit.shift)}
 
 
 def _plan_preceding_shift(
@@ -225,18 +280,9 @@ def _plan_linear(name: str, module: nn.Module, edit: LinearEdit) -> Fold:
     return Fold((f"{name}.weight",), add)
 
 
-def count_features(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear layer, None of any other module."""
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.nf
-    return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else None
-
-
 def _chain(first: Fold, second: Fold) -> Fold:
     """Two changes of one parameter, neither of which reads another."""
-    return Fold(
-        first.reads, lambda rows, row: second.fold_rows([first.fold_rows(rows, row)], row)
-    )
+    return Fold(first.reads, lambda rows, row: second.fold_rows([first.fold_rows(rows, row)], row))
 
 
 def _plan_units(name: str, module: nn.Module, edit: UnitEdit) -> dict[str, Fold]:

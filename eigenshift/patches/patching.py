@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from eigenshift.base.errors import ComponentError, FoldingError
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit, UnitEdit
+from eigenshift.patches.edits import HeadEdit, LinearEdit, LogitEdit, ModelEdit, UnitEdit
 from eigenshift.patches.folding import fold_edit, run_hooked
 from eigenshift.patches.stages import DESCRIPTION_NAME, TENSORS_NAME
 from eigenshift.store.artifact import Artifact
@@ -34,7 +34,8 @@ from eigenshift.store.workspace import Workspace
 
 FORMAT_VERSION = 3
 """What is read; a patch is written in the oldest format that holds it."""
-FORMAT_WITHOUT_LINEARS = 2
+FORMAT_OF_HEAD_AND_UNITS = 2
+LOGIT_PARTS = ("left", "right", "shift")
 
 
 class TensorChange(BaseModel):
@@ -49,7 +50,7 @@ class PatchDescription(BaseModel):
     """What a patch does and to what; the JSON beside its tensors."""
 
     model_config = ConfigDict(frozen=True)
-    format_version: int = FORMAT_WITHOUT_LINEARS
+    format_version: int = FORMAT_OF_HEAD_AND_UNITS
     intervention: str
     component_indices: tuple[int, ...] = ()
     factor: float | None = None
@@ -142,7 +143,7 @@ def make_patch(
     # a patch that changes no parameter, or is hooked, is known by the head it was made for
     head_digest = "" if changes else digest_tensor(language_model.head_weight)
     description = PatchDescription(
-        format_version=FORMAT_VERSION if edit.linears else FORMAT_WITHOUT_LINEARS,
+        format_version=FORMAT_VERSION if edit.linears or edit.logits else FORMAT_OF_HEAD_AND_UNITS,
         intervention=intervention,
         component_indices=tuple(indices),
         factor=factor,
@@ -182,7 +183,7 @@ def save_patch(patch: Patch, folder: Path) -> None:
 
     `left` and `target` are there where they are not (1 - factor) V_k and zero; units of the trunk
     are `units/<module>/scale` and `units/<module>/shift`, linear layers `linears/<module>/left` and
-    `linears/<module>/right`.
+    `linears/<module>/right`, tokens' logits `logits/left`, `logits/right` and `logits/shift`.
     """
     tensors: dict[str, Tensor] = {}
     head = patch.edit.head
@@ -200,6 +201,9 @@ def save_patch(patch: Patch, folder: Path) -> None:
     for name, linear in patch.edit.linears.items():
         tensors[f"linears/{name}/left"] = linear.left
         tensors[f"linears/{name}/right"] = linear.right
+    logits = patch.edit.logits
+    if logits is not None:
+        tensors |= {f"logits/{part}": getattr(logits, part) for part in LOGIT_PARTS}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / TENSORS_NAME)
     text = json.dumps(patch.description.model_dump(mode="json"), indent=2, sort_keys=True)
@@ -234,7 +238,11 @@ def load_patch(tensors: Path, description: Path) -> Patch:
         name: LinearEdit(found[f"linears/{name}/left"], found[f"linears/{name}/right"])
         for name in _list_modules(found, "linears")
     }
-    return Patch(described, ModelEdit(head, units, linears), found.get("sigma", torch.empty(0)))
+    logits: LogitEdit | None = None
+    if "logits/left" in found:
+        logits = LogitEdit(**{part: found[f"logits/{part}"] for part in LOGIT_PARTS})
+    edit = ModelEdit(head, units, linears, logits)
+    return Patch(described, edit, found.get("sigma", torch.empty(0)))
 
 
 def _list_modules(tensors: Mapping[str, Tensor], part: str) -> list[str]:

@@ -18,6 +18,8 @@ class Need(str, Enum):
     units = "units"
     labelled_texts = "labelled_texts"
     neutral_texts = "neutral_texts"
+    harmless_texts = "harmless_texts"
+    fisher = "fisher"
 
 
 class PatchRequest(BaseModel):
@@ -35,3 +37,5 @@ class PatchRequest(BaseModel):
     seed: int = 0
     max_perplexity_increase: float = 0.05
     """Budget of what an intervention tunes by itself, on the calibration texts."""
+    divergence: float | None = None
+    """Scale the change until its KL to the base, on the same texts, is this; None: leave it."""

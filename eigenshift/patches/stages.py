@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from enum import Enum
 from typing import Annotated
 
 from eigenshift.patches.requests import Need, PatchRequest
+from eigenshift.settings import RefreshSettings
 from eigenshift.stages import tables
-from eigenshift.stages.edges import Model, SampleFiles
+from eigenshift.stages.edges import HarmlessTexts, HeadStates, Model, SampleFiles, StudyTexts
 from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
@@ -15,6 +17,67 @@ from eigenshift.store.manifests import ArtifactReference, FileReference
 
 TENSORS_NAME = "patch.safetensors"
 DESCRIPTION_NAME = "patch.json"
+
+
+FISHER_EDIT_NAME = "fisher_edit.safetensors"
+
+
+class FisherPlace(str, Enum):
+    """What Fisher components are of."""
+
+    head = "head"
+    deep = "deep"
+    """Every layer that writes into the residual stream, and the head."""
+
+
+class FisherInputs(Inputs):
+    """The model, toxic positions with the texts they are of, neutral and harmless texts."""
+
+    model: Model
+    states: HeadStates
+    continuations: StudyTexts
+    neutral: SampleFiles
+    harmless: HarmlessTexts
+
+
+class FisherKey(Key):
+    """What is changed, in how many terms and rounds, for which budget."""
+
+    place: FisherPlace
+    n_terms: Annotated[int, Reads("patch.n_terms", fields=("patch.n_terms", "patch.n_deep_terms"))]
+    n_rounds: Annotated[int, Reads("patch.n_rounds")]
+    max_perplexity_increase: Annotated[float, Reads("components.max_perplexity_increase")]
+    max_tokens: Annotated[int, Reads("evaluation.max_tokens")]
+    max_metric_tokens: Annotated[int, Reads("patch.max_metric_tokens")]
+    n_resamples: Annotated[int, Reads("components.n_resamples")]
+    permute_labels: Annotated[bool, Reads("components.permute_labels")]
+    seed: Annotated[int, Reads("components.seed")]
+    dtype: Annotated[str, Reads("model.dtype")]
+
+    @classmethod
+    def of_place(
+        cls, settings: RefreshSettings, place: FisherPlace, max_perplexity_increase: float
+    ) -> FisherKey:
+        """Of the head or of all layers, within a budget."""
+        patch = settings.patch
+        return cls.of(
+            settings,
+            place=place,
+            n_terms=patch.n_terms if place is FisherPlace.head else patch.n_deep_terms,
+            max_perplexity_increase=max_perplexity_increase,
+        )
+
+
+FIND_FISHER_COMPONENTS = Stage(
+    name="find_fisher_components",
+    kind="fisher_components",
+    version=1,
+    inputs=FisherInputs,
+    key=FisherKey,
+    files=(tables.FISHER_COMPONENTS, FISHER_EDIT_NAME),
+    work="eigenshift.patches.fisher.table:carry_out",
+    runs_model=True,
+)
 
 
 class PatchInputs(Inputs):
@@ -30,6 +93,10 @@ class PatchInputs(Inputs):
         tuple[FileReference, ...], Of(("samples",), tables.SAMPLES, is_optional=True)
     ] = ()
     neutral_texts: SampleFiles = ()
+    harmless_texts: HarmlessTexts | None = None
+    fisher: Annotated[
+        ArtifactReference | None, Of(("fisher_components",), tables.FISHER_COMPONENTS)
+    ] = None
     units: Annotated[
         tuple[ArtifactReference, ...], Of(("neurons",), tables.NEURONS, is_optional=True)
     ] = ()
@@ -46,6 +113,8 @@ class HeadEvidence(PatchInputs):
     components: ArtifactReference
     decomposition: ArtifactReference
     head_states: ArtifactReference
+    harmless_texts: ArtifactReference
+    continuations: StudyTexts
 
 
 class PatchKey(Key):
@@ -59,7 +128,7 @@ class PatchKey(Key):
 BUILD_PATCH = Stage(
     name="build_patch",
     kind="patch",
-    version=4,
+    version=5,
     inputs=PatchInputs,
     key=PatchKey,
     files=(TENSORS_NAME, DESCRIPTION_NAME),

@@ -13,12 +13,11 @@ from typing import Any
 from eigenshift.audit import AuditSession, open_audit
 from eigenshift.audit.questions import DESCRIBED_COMMANDS, find_question
 from eigenshift.audit.statements import quote
-from eigenshift.base.arms import BASE_ARM, PATCHED_ARM
+from eigenshift.base.arms import BASE_ARM
 from eigenshift.charts.run_charts import N_BINS, chart_toxicity
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.ledger.runs import RunRecord, choose_run
 from eigenshift.reporting.html_report import (
-    ARM_ORDER,
     ask,
     choose_unit,
     draw,
@@ -65,9 +64,9 @@ def gather_comparison(session: AuditSession, before: RunRecord, after: RunRecord
     return {
         "before": before,
         "after": after,
-        "numbers": _tabulate_numbers(session, before.run_id, after.run_id),
+        "numbers": _tabulate_numbers(session, before, after),
         "is_same_prompts": judged[0] == judged[1] != set() and is_same_generation,
-        "toxicity": _draw_toxicity(session, before.run_id, after.run_id),
+        "toxicity": _draw_toxicity(session, before, after),
         "checks": _tabulate_checks(before, after),
         "changes": [
             tuple("-" if value is None else value for value in row.values())
@@ -79,10 +78,12 @@ def gather_comparison(session: AuditSession, before: RunRecord, after: RunRecord
     }
 
 
-def _tabulate_numbers(session: AuditSession, before: str, after: str) -> list[list[str]]:
-    """Rows (arm, metric, A, B, difference) of what both runs measured, base and patched."""
+def _tabulate_numbers(
+    session: AuditSession, before: RunRecord, after: RunRecord
+) -> list[list[str]]:
+    """Rows (arm, metric, A, B, difference) of what both runs measured, base and judged arm."""
     tables = []
-    for run in (after, before):
+    for run in (after.run_id, before.run_id):
         rows = ask(
             session,
             "SELECT arm, metric, slice, value, low, high FROM evaluations WHERE run_id = "
@@ -91,9 +92,10 @@ def _tabulate_numbers(session: AuditSession, before: str, after: str) -> list[li
         tables.append((rows, MetricTable(rows)))
     (rows, of_a), (_, of_b) = tables
     shown = []
-    for arm in [arm for arm in ARM_ORDER if arm in (BASE_ARM, PATCHED_ARM)]:
-        for metric in dict.fromkeys(row["metric"] for row in rows if row["arm"] == arm):
-            a, b = of_a.get(arm, metric), of_b.get(arm, metric)
+    for in_a, in_b in ((BASE_ARM, BASE_ARM), (after.judged, before.judged)):
+        arm = in_a if in_a == in_b else f"{in_a} / {in_b}"
+        for metric in dict.fromkeys(row["metric"] for row in rows if row["arm"] == in_a):
+            a, b = of_a.get(in_a, metric), of_b.get(in_b, metric)
             if a is None or b is None or a["value"] is None or b["value"] is None:
                 continue
             unit = choose_unit(metric)
@@ -122,15 +124,17 @@ def _list_judged(session: AuditSession, run: str) -> set[tuple[str, str]]:
     return {(row["fingerprint"], row["file"]) for row in rows}
 
 
-def _draw_toxicity(session: AuditSession, before: str, after: str) -> list[Any]:
-    """Distributions of the patched arm in both runs, drawn as one chart."""
+def _draw_toxicity(session: AuditSession, before: RunRecord, after: RunRecord) -> list[Any]:
+    """Distributions of the judged arm in both runs, drawn as one chart."""
+    is_a, is_b = (
+        f"run_id = {quote(run.run_id)} AND arm = {quote(run.judged)}" for run in (after, before)
+    )
     rows = ask(
         session,
         f"SELECT least(floor(toxicity_probability * {N_BINS})::INT, {N_BINS - 1}) AS bin, "
-        f"count(*) FILTER (run_id = {quote(before)}) AS n_before, "
-        f"count(*) FILTER (run_id = {quote(after)}) AS n_after FROM generations "
-        f"WHERE run_id IN ({quote(before)}, {quote(after)}) AND part = 'evaluation' "
-        f"AND status = 'scored' AND arm = '{PATCHED_ARM}' GROUP BY bin ORDER BY bin",
+        f"count(*) FILTER ({is_b}) AS n_before, count(*) FILTER ({is_a}) AS n_after "
+        f"FROM generations WHERE (({is_a}) OR ({is_b})) AND part = 'evaluation' "
+        "AND status = 'scored' GROUP BY bin ORDER BY bin",
     )
     chart = chart_toxicity(rows, ("in B", "in A"))
     return [] if chart is None or not sum(row["n_after"] for row in rows) else [draw(chart)]

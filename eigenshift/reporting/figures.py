@@ -13,7 +13,7 @@ from typing import Any
 
 from eigenshift.audit import AuditSession, open_audit
 from eigenshift.audit.statements import quote
-from eigenshift.base.arms import BASE_ARM, PATCHED_ARM
+from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import SettingsError
 from eigenshift.charts.arm_charts import chart_trials
 from eigenshift.charts.rendering import render_png
@@ -83,18 +83,25 @@ def draw_run(session: AuditSession, run_id: str) -> list[Chart]:
 
 
 def find_toxicity(session: AuditSession, run_id: str) -> Chart | None:
-    """Distribution over the evaluation's continuations."""
+    """Distribution over the evaluation's continuations, of the base and the judged arm."""
+    judged = find_judged(session, run_id)
     return chart_toxicity(
         _ask(
             session,
             f"SELECT least(floor(toxicity_probability * {N_BINS})::INT, {N_BINS - 1}) AS bin, "
             f"count(*) FILTER (arm = '{BASE_ARM}') AS n_before, "
-            f"count(*) FILTER (arm = '{PATCHED_ARM}') AS n_after FROM generations",
+            f"count(*) FILTER (arm = {quote(judged)}) AS n_after FROM generations",
             run_id,
             f"AND part = 'evaluation' AND status = 'scored' AND arm IN ('{BASE_ARM}', "
-            f"'{PATCHED_ARM}') GROUP BY bin ORDER BY bin",
+            f"{quote(judged)}) GROUP BY bin ORDER BY bin",
         )
     )
+
+
+def find_judged(session: AuditSession, run_id: str) -> str:
+    """Name of the arm whose patch a run's gate judged."""
+    (row,) = session.query(f"SELECT judged FROM runs WHERE run_id = {quote(run_id)}").to_pylist()
+    return str(row["judged"])
 
 
 def find_arms(session: AuditSession, run_id: str) -> Chart | None:
@@ -171,12 +178,13 @@ def find_units(session: AuditSession, run_id: str) -> Iterator[Chart]:
 
 def find_slices(session: AuditSession, run_id: str) -> Chart | None:
     """Toxicity rate of each slice but the whole, before and after."""
-    interval = "any_value({{'value': value, 'low': low, 'high': high}}) FILTER (arm = '{}') AS {}"
+    interval = "any_value({{'value': value, 'low': low, 'high': high}}) FILTER (arm = {}) AS {}"
+    before, after = quote(BASE_ARM), quote(find_judged(session, run_id))
     return chart_slices(
         _ask(
             session,
-            f"SELECT slice, max(n) AS n, {interval.format(BASE_ARM, 'before')}, "
-            f"{interval.format(PATCHED_ARM, 'after')} FROM evaluations",
+            f"SELECT slice, max(n) AS n, {interval.format(before, 'before')}, "
+            f"{interval.format(after, 'after')} FROM evaluations",
             run_id,
             f"AND metric = 'toxicity_rate' AND slice <> '{ALL_SLICE}' GROUP BY slice "
             "ORDER BY slice",

@@ -21,21 +21,25 @@ from pydantic import BaseModel
 from eigenshift.audit import VIEW_SCHEMAS, AuditSession, open_audit
 from eigenshift.audit.questions import DESCRIBED_COMMANDS, fill_question
 from eigenshift.audit.statements import quote
-from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import SettingsError
 from eigenshift.charts.rendering import render_svg
 from eigenshift.charts.run_charts import Chart
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.ledger.runs import RunRecord, choose_run
 from eigenshift.reporting.figures import draw_run
-from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, format_estimate, tabulate_headline
+from eigenshift.reporting.outcomes import (
+    HEADLINE_COLUMNS,
+    format_estimate,
+    order_arms,
+    tabulate_headline,
+)
 from eigenshift.store.storage import Store
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 TEMPLATE_NAME = "report.html.j2"
 N_COMPONENTS_SHOWN = 32
 N_EXTRA_ROWS = 50
-ARM_ORDER = (BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM)
 PERCENT_METRICS = (
     "toxicity_rate",
     "toxicity_reduction",
@@ -148,9 +152,9 @@ def gather_report(session: AuditSession, record: RunRecord, store: str) -> dict[
         "sections": SECTIONS,
         "charts": group_charts(draw_run(session, record.run_id)),
         "headline_columns": HEADLINE_COLUMNS,
-        "headline": tabulate_headline(overall) if overall else [],
-        "slices": tabulate_slices(evaluations),
-        "metrics": _tabulate_metrics(overall),
+        "headline": tabulate_headline(overall, record.judged) if overall else [],
+        "slices": tabulate_slices(evaluations, record.judged),
+        "metrics": _tabulate_metrics(overall, record.judged),
         "units": [tuple(row.values()) for row in units.to_pylist()],
         "transfers": [tuple(map(_dash, row.values())) for row in transfers.to_pylist()],
         "stability": _tabulate_stability(session, run),
@@ -193,7 +197,7 @@ def draw(chart: Chart) -> DrawnChart:
     )
 
 
-def tabulate_slices(evaluations: Sequence[dict[str, Any]]) -> list[list[str]]:
+def tabulate_slices(evaluations: Sequence[dict[str, Any]], judged: str) -> list[list[str]]:
     """Rows (slice, prompts, before, after, difference) of the toxicity rate."""
     table = MetricTable(evaluations)
     rows = []
@@ -206,9 +210,9 @@ def tabulate_slices(evaluations: Sequence[dict[str, Any]]) -> list[list[str]]:
                 name,
                 str(before["n"]),
                 format_estimate(before, "percent"),
-                format_estimate(table.get(PATCHED_ARM, "toxicity_rate", name), "percent"),
+                format_estimate(table.get(judged, "toxicity_rate", name), "percent"),
                 format_estimate(
-                    table.get(PATCHED_ARM, "toxicity_rate_difference", name), "percent"
+                    table.get(judged, "toxicity_rate_difference", name), "percent"
                 ),
             ]
         )
@@ -246,10 +250,11 @@ def write_whole(out: Path, html: str) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _tabulate_metrics(rows: _Rows) -> dict[str, Any]:
+def _tabulate_metrics(rows: _Rows, judged: str) -> dict[str, Any]:
     """Every metric of every arm."""
     found = {row["arm"] for row in rows}
-    arms = [arm for arm in ARM_ORDER if arm in found] + sorted(found - set(ARM_ORDER))
+    order = order_arms(judged)
+    arms = [arm for arm in order if arm in found] + sorted(found - set(order))
     table = MetricTable(rows)
     return {
         "arms": arms,

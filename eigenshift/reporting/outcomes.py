@@ -11,7 +11,13 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.base.arms import (
+    AGAIN_ARM,
+    BASE_ARM,
+    PATCHED_ARM,
+    RANDOM_ARM,
+    SUPPRESSION_ARM,
+)
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
@@ -50,6 +56,7 @@ class RefreshOutcome(BaseModel):
     status: Status
     store: str
     model_id: str
+    judged: str = PATCHED_ARM
     metrics: dict[str, dict[str, float | None]]
     stages: list[StageSummary]
     checks: list[dict[str, Any]]
@@ -72,6 +79,7 @@ class RefreshOutcome(BaseModel):
             status=record.status,
             store=store,
             model_id=record.model_id,
+            judged=record.judged,
             metrics=record.metrics,
             stages=record.stages,
             checks=record.checks,
@@ -103,22 +111,34 @@ def format_estimate(row: Mapping[str, Any] | None, unit: str) -> str:
     return f"{text} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"
 
 
-def tabulate_headline(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows (metric, before, after, random components, base again) of the table after a refresh."""
+def tabulate_headline(evaluations: Sequence[Mapping[str, Any]], judged: str) -> list[list[str]]:
+    """Rows (metric, before, after and the controls) of the table after a refresh.
+
+    Args:
+        evaluations: `schemas.EVALUATIONS` rows.
+        judged: Arm that is "after".
+    """
     table = MetricTable(evaluations)
     return [
         [
             label,
             *(
                 format_estimate(table.get(arm, metric), unit)
-                for arm in (BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM)
+                for arm in order_arms(judged)
             ),
         ]
         for label, metric, unit in HEADLINE
     ]
 
 
-OUTCOME_COLUMNS = ("before", "after", "random components", "base again (A/A)")
+def order_arms(judged: str) -> tuple[str, ...]:
+    """The arms of a refresh in the order they are shown."""
+    return BASE_ARM, judged, RANDOM_ARM, SUPPRESSION_ARM, AGAIN_ARM
+
+
+OUTCOME_COLUMNS = (
+    *("before", "after", "random components", "word filter", "base again (A/A)"),
+)
 HEADLINE_COLUMNS = ("", *OUTCOME_COLUMNS)
 
 
@@ -130,7 +150,7 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     reason = explain_hold(outcome.checks)
     if reason:
         lines += ["", "**Held, because of:**", "", *(f"- {line}" for line in reason.splitlines())]
-    lines += ["", *_markdown_table(HEADLINE_COLUMNS, tabulate_headline(outcome.evaluations))]
+    lines += ["", *_markdown_table(HEADLINE_COLUMNS, tabulate_headline(outcome.evaluations, outcome.judged))]
     lines += ["", "## Gate", ""]
     lines += _markdown_table(
         ("check", "passed", "expected", "found", "missed by"),
@@ -183,12 +203,12 @@ def explain_hold(checks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def tabulate_results(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def tabulate_results(
+    evaluations: Sequence[Mapping[str, Any]], judged: str
+) -> list[dict[str, str]]:
     """Every metric, one row each, as text: before, after and the control arms."""
     table = MetricTable(evaluations)
-    columns = dict(
-        zip((BASE_ARM, PATCHED_ARM, RANDOM_ARM, AGAIN_ARM), OUTCOME_COLUMNS, strict=True)
-    )
+    columns = dict(zip(order_arms(judged), OUTCOME_COLUMNS, strict=True))
     return [
         {"metric": metric}
         | {

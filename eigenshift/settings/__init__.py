@@ -16,6 +16,7 @@ makes of them is in its key (`stages/keys.py`).
     generation.py  prompts and continuations
     scorers.py     what judges continuations
     components.py  how components are scored and chosen
+    patch.py       what is judged and released, and harmless text for every budget
     evaluation.py  metrics, the gate, the search, the comparison
     execution.py   how fast and where; never what is found
     exporting.py   choices of an export, part of no run
@@ -61,6 +62,7 @@ from eigenshift.settings.loading import (
     parse_settings_as,
 )
 from eigenshift.settings.model import ModelSettings
+from eigenshift.settings.patch import HarmlessSettings, PatchSettings
 from eigenshift.settings.run import DetectionSettings, RefreshSettings
 from eigenshift.settings.scorers import (
     LanguageScorerSettings,
@@ -97,11 +99,13 @@ __all__ = [
     "Frozen",
     "GateSettings",
     "GenerationSettings",
+    "HarmlessSettings",
     "IngestionSettings",
     "LanguageScorerSettings",
     "Location",
     "ModelSettings",
     "Overlap",
+    "PatchSettings",
     "PlainScorerSettings",
     "Pooling",
     "PositionSource",

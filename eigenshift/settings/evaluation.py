@@ -37,6 +37,16 @@ class GateSettings(Frozen):
     require_beats_random: bool = Field(
         True, description="The patch must beat random components of the same number and factor."
     )
+    require_beats_suppression: bool = Field(
+        False,
+        description="The patch must beat token suppression (a word filter in the weights) of the "
+        "same budget; else it is only told whether it does.",
+    )
+    max_indomain_perplexity_increase: float = Field(
+        0.10,
+        ge=0,
+        description="Largest relative rise of the perplexity of harmless text of the domain.",
+    )
     n_random_draws: int = Field(
         199,
         ge=0,
@@ -114,8 +124,21 @@ class CompareSettings(Frozen):
         (
             *("random_components", "label_permuted", "top_sigma", "det0", "damp", "aura"),
             *("linear_act", "mean_difference", "leace", "eigenshift_centered"),
+            *("eigenshift_fisher", "eigenshift_fisher_deep"),
+            *("token_suppression", "token_suppression_bias"),
         ),
         description="Interventions beside eigenshift itself, by their names in the registry.",
+    )
+    budgets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.01,),
+        description="Further operating points: interventions that tune themselves are built for "
+        "each of these budgets too, beside components.max_perplexity_increase.",
+    )
+    divergence: float | None = Field(
+        0.02,
+        gt=0,
+        description="And once more at this KL to the base on neutral text, nats a token; empty "
+        "leaves it out.",
     )
     unit_dataset: str | None = Field(
         None,

@@ -7,6 +7,9 @@ from pydantic import Field
 from eigenshift.settings.fields import Frozen
 
 
+AUTOMATIC = "auto"
+
+
 class PatchSettings(Frozen):
     """The treatment: what a refresh builds, judges and releases."""
 
@@ -15,6 +18,15 @@ class PatchSettings(Frozen):
         title="Intervention",
         description="Judged and released: any intervention of the registry that folds into the "
         "weights; auto: the one that lowers the toxicity of the selection prompts most.",
+    )
+    candidates: tuple[str, ...] = Field(
+        (
+            *("eigenshift_fisher", "eigenshift_fisher_deep", "eigenshift"),
+            "mean_difference",
+        ),
+        min_length=1,
+        description="What 'auto' chooses from, all of the same budget; what does not fold is left "
+        "out. Interventions that read units or labelled texts cannot be named.",
     )
     n_terms: int = Field(
         16, ge=1, description="eigenshift_fisher: rank of the change of the head, and of each round."
@@ -27,6 +39,11 @@ class PatchSettings(Frozen):
         ge=1,
         le=10,
         description="Steps after each of which the Fisher components are found anew.",
+    )
+    max_metric_tokens: int = Field(
+        24_000,
+        ge=100,
+        description="Tokens of harmless text that shape the Fisher metric, of all kinds together.",
     )
 
 

@@ -15,5 +15,12 @@ Model = Annotated[ArtifactReference, Of(("model",))]
 Decomposition = Annotated[ArtifactReference, Of(("decomposition",))]
 HeadStates = Annotated[ArtifactReference, Of(("head_states",), tables.HEAD_STATES)]
 HarmlessTexts = Annotated[ArtifactReference, Of(("harmless_texts",), tables.HARMLESS_TEXTS)]
+StudyTexts = Annotated[
+    tuple[ArtifactReference, ...], Of(("continuations", "labelled_text"), tables.CONTINUATIONS)
+]
+"""What the base said to the selection prompts, or labelled texts in that form."""
+StudyScores = Annotated[
+    tuple[ArtifactReference, ...], Of(("scores", "labelled_text"), tables.SCORES)
+]
 SampleFile = Annotated[FileReference, Of(("samples",), tables.SAMPLES)]
 SampleFiles = Annotated[tuple[FileReference, ...], Of(("samples",), tables.SAMPLES)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from eigenshift.components.budget_texts import BudgetTexts, Tokens
 from eigenshift.components.calibration import MIN_PROBABILITY
 from eigenshift.model.gradients import HEAD, Objective, Traffic, run_backward
 from eigenshift.model.loading import LanguageModel
-from eigenshift.model.writers import list_writers
+from eigenshift.model.writers import count_features, list_writers
 from eigenshift.patches.cost import CostMeter
 from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
 from eigenshift.patches.fisher.evidence import FisherEvidence, ToxicTexts
@@ -34,12 +34,13 @@ from eigenshift.patches.fisher.whitening import (
     list_groups,
     solve_steps,
 )
-from eigenshift.patches.folding import count_features, run_hooked
+from eigenshift.patches.folding import run_hooked
 
 MAX_MOMENTS = 1 << 31
 """Numbers of A, G and M kept at once (8 GiB in float32): beyond it, groups of layers take turns."""
 FISHER_PART = 3
 """One harmless text in so many is passed over again for the Fisher matrix of the chosen terms."""
+SEED_STRIDE = 1_000_003
 SHIPPED_SHARE = 0.999
 """Of a layer's squared change, what is left of terms that are nearly the same after all rounds."""
 
@@ -69,32 +70,6 @@ class _Moments:
     outputs: Tensor
     gradient: Tensor
     n_tokens: int = 0
-
-
-@dataclass
-class _Draws:
-    """Tokens drawn from the model as it stands: the same in every pass over the same batches."""
-
-    seed: int
-    generators: dict[int, torch.Generator] = field(default_factory=dict)
-
-    def objective(self, lengths: Sequence[int]) -> Objective:
-        """Log-likelihood of one drawn token at each real position."""
-
-        def measure(places: list[int], logits: Tensor) -> Tensor:
-            total = logits.new_zeros((), dtype=torch.float32)
-            for row, place in enumerate(places):
-                found = torch.log_softmax(logits[row, : lengths[place]].float(), -1)
-                # by sequence, so that another batching draws the same
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
-                uniform = torch.rand(len(found), 1, generator=generator).to(found)
-                cumulative = found.detach().exp().cumsum(1)
-                drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
-                drawn = drawn.clamp_max(found.shape[1] - 1)
-                total = total + found.gather(1, drawn).sum()
-            return total
-
-        return measure
 
 
 class DeepStudy(Study):
@@ -188,7 +163,7 @@ class DeepStudy(Study):
     def find_fisher(self, terms: Sequence[Term]) -> Tensor:
         """Exact Fisher matrix along some terms, shape (k, k), float64, on part of the text."""
         sequences = self._metric_texts.sequences[::FISHER_PART]
-        objective = _Draws(self._seed).objective([len(sequence) for sequence in sequences])
+        objective = draw_tokens([len(sequence) for sequence in sequences], self._seed)
         rows = self.project_texts(terms, sequences, objective)
         return rows.T @ rows / sum(len(sequence) for sequence in sequences)
 
@@ -296,7 +271,7 @@ class DeepStudy(Study):
 
         self._run(self._toxic.sequences, self._objective_of_toxic(), layers, begin_toxic)
         harmless = self._metric_texts.sequences
-        objective = _Draws(self._seed).objective([len(sequence) for sequence in harmless])
+        objective = draw_tokens([len(sequence) for sequence in harmless], self._seed)
         self._run(harmless, objective, layers, begin_harmless)
         return moments
 
@@ -342,6 +317,31 @@ class DeepStudy(Study):
             )
             found.append(torch.softmax(logits.float(), 1) @ self._is_toxic)
         return torch.cat(found).clone()
+
+
+def draw_tokens(lengths: Sequence[int], seed: int) -> Objective:
+    """Log-likelihood of one token at each real position, drawn from the model as it runs.
+
+    Its gradients' second moment is the Fisher matrix. Numbers are drawn by sequence, so that every
+    pass over the same texts draws the same tokens, however they are batched.
+
+    Args:
+        lengths: Of each sequence.
+        seed: Of the numbers.
+    """
+
+    def measure(places: list[int], logits: Tensor) -> Tensor:
+        total = logits.new_zeros((), dtype=torch.float32)
+        for row, place in enumerate(places):
+            found = torch.log_softmax(logits[row, : lengths[place]].float(), -1)
+            generator = torch.Generator().manual_seed(seed * SEED_STRIDE + place)
+            numbers = torch.rand(len(found), 1, generator=generator).to(found)
+            cumulative = found.detach().exp().cumsum(1)
+            drawn = torch.searchsorted(cumulative, numbers * cumulative[:, -1:])
+            total = total + found.gather(1, drawn.clamp_max(found.shape[1] - 1)).sum()
+        return total
+
+    return measure
 
 
 def make_edit(terms: Sequence[Term], steps: Tensor) -> ModelEdit:

@@ -86,6 +86,7 @@ class HeadStudy(Study):
         self._metric = self._read(shared, tokens_per_batch)
         self._everything = [self.toxic, self._metric, *self._budget.values()]
         self._base_states = [positions.states for positions in self._everything]
+        self.prompts = evidence.toxic.prompts
         self._is_toxic = torch.zeros(len(self._weight), device=self._weight.device)
         self._is_toxic[toxic.token_ids] = 1.0
         self._weights = toxic.weights[: len(self.toxic.states)].float()
@@ -183,9 +184,9 @@ class HeadStudy(Study):
         return self.toxic.states @ right.to(self._weight)
 
     @property
-    def total_weight(self) -> float:
-        """Of all toxic positions."""
-        return float(self._weights.sum())
+    def weights(self) -> Tensor:
+        """Of the toxic positions, shape (position,)."""
+        return self._weights
 
     def _find_input_moment(self) -> Tensor:
         states = self._metric.states.double()

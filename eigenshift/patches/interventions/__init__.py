@@ -5,7 +5,7 @@ Reads the evidence that `registry.py` lists for each; writes a patch (`patching.
 
 from __future__ import annotations
 
-from eigenshift.patches.interventions.building import build_patch, carry_out
+from eigenshift.patches.interventions.building import build_patch, carry_out, list_needs
 from eigenshift.patches.interventions.interface import Evidence, Outcome
 from eigenshift.patches.interventions.registry import INTERVENTIONS, find_recipe
 from eigenshift.patches.requests import Need, PatchRequest
@@ -19,4 +19,5 @@ __all__ = [
     "build_patch",
     "carry_out",
     "find_recipe",
+    "list_needs",
 ]

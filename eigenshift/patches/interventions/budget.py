@@ -1,98 +1,112 @@
 """How strong an intervention may be: the strongest whose cost on calibration texts is in budget.
 
-Interventions inside the trunk have a number (units, strength) that a fair comparison must tune. It
-is tuned as EigenShift's components are, on the calibration half of the neutral texts, never on
-evaluation prompts or texts.
+Every intervention has a number (a factor, units, a strength) that a fair comparison must tune. It is
+tuned on the same texts and to the same budget as ours: the calibration half of the neutral texts
+and harmless in-domain texts, whichever suffers more (`patches/cost.py`), never on evaluation
+prompts or texts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
-
-from eigenshift.base.errors import ComponentError
-from eigenshift.components.calibration import split_neutral
-from eigenshift.model.forward import encode_text, iterate_head_states
-from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import ModelEdit
-from eigenshift.patches.folding import run_hooked
-from eigenshift.patches.interventions.interface import Evidence
+from eigenshift.components.budget_texts import gather_budget_texts
+from eigenshift.components.harmless_texts import BUDGET
+from eigenshift.patches.cost import CostMeter
+from eigenshift.patches.edits import HeadEdit, LinearEdit, LogitEdit, ModelEdit, UnitEdit
+from eigenshift.patches.interventions.interface import Evidence, Outcome
+from eigenshift.patches.requests import PatchRequest
+from eigenshift.patches.strength import find_strongest
 
 MAX_TOKENS = 128
-MAX_CALIBRATION_TOKENS = 8_192
-TOKENS_PER_BATCH = 2_048
-POSITIONS_PER_BLOCK = 256
+PARAMETER = "calibration_perplexity_increase"
 
 
-def choose_strongest(
+def tune_strength(
     evidence: Evidence,
-    strengths: Sequence[float],
+    request: PatchRequest,
     make_edit: Callable[[float], ModelEdit],
-    max_perplexity_increase: float,
-) -> tuple[float, float]:
-    """The strongest edit in budget; the weakest where none is.
+    *,
+    first: float = 0.5,
+    most: float = 1.0,
+) -> Outcome:
+    """The strongest edit in budget; the weakest that was tried where none is.
 
     Args:
-        evidence: The model and neutral texts.
-        strengths: Candidates, weakest first, at least one.
-        make_edit: Strength -> edit.
-        max_perplexity_increase: Budget, relative to the base.
-
-    Returns:
-        The strength, and the relative rise of the calibration perplexity it costs.
+        evidence: The model, neutral and harmless texts.
+        request: The budget, relative to the base.
+        make_edit: Strength -> edit, above 0.
+        first: Strength that is tried first.
+        most: The strongest there is.
     """
-    sequences = encode_calibration_texts(evidence)
-    base = measure_loss(evidence.language_model, sequences)
-    increase = math.nan
-    for strength in reversed(strengths):
-        with run_hooked(evidence.language_model, make_edit(strength)):
-            increase = math.expm1(measure_loss(evidence.language_model, sequences) - base)
-        if increase <= max_perplexity_increase:
-            return strength, increase
-    return strengths[0], increase
+    meter = make_meter(evidence)
+    weakest = first
+
+    def measure(strength: float) -> float:
+        nonlocal weakest
+        weakest = min(weakest, strength)
+        return meter.measure(make_edit(strength)).largest_rise
+
+    budget = math.log1p(request.max_perplexity_increase)
+    strength, _ = find_strongest(measure, budget, first=first, most=most)
+    edit = make_edit(strength or weakest)
+    increase = meter.measure(edit).perplexity_increase
+    return Outcome(edit, parameters={"strength": strength or weakest, PARAMETER: increase})
 
 
-def encode_calibration_texts(evidence: Evidence) -> list[list[int]]:
-    """Tokens of calibration texts, up to a bound.
-
-    Raises:
-        ComponentError: There is none with two tokens.
-    """
+def make_meter(evidence: Evidence) -> CostMeter:
+    """The meter of the evidence's calibration texts."""
     language_model = evidence.language_model
-    texts = split_neutral(evidence.neutral_texts, for_calibration=True)["text"].to_pylist()
-    sequences: list[list[int]] = []
-    n_tokens = 0
-    for text in texts:
-        sequence = encode_text(language_model, text, MAX_TOKENS)
-        if len(sequence) < 2:
-            continue
-        if n_tokens + len(sequence) > MAX_CALIBRATION_TOKENS:
-            break
-        sequences.append(sequence)
-        n_tokens += len(sequence)
-    if not sequences:
-        raise ComponentError(
-            "neutral texts: expected some for calibration (half of them), found none with two "
-            "tokens. Add neutral texts."
-        )
-    return sequences
+    texts = gather_budget_texts(
+        language_model,
+        evidence.neutral_texts,
+        evidence.harmless_texts,
+        MAX_TOKENS,
+        use=BUDGET,
+    )
+    return CostMeter(language_model, texts)
 
 
-@torch.inference_mode()
-def measure_loss(language_model: LanguageModel, sequences: Sequence[Sequence[int]]) -> float:
-    """Mean negative log-likelihood of the model as it runs now, nats per token."""
-    head = language_model.head_module
-    total, n_tokens = 0.0, 0
-    for place, states in iterate_head_states(language_model, sequences, TOKENS_PER_BATCH):
-        targets = torch.tensor(sequences[place][1:], device=states.device)
-        for first in range(0, len(targets), POSITIONS_PER_BLOCK):
-            block = slice(first, first + POSITIONS_PER_BLOCK)
-            logits = language_model.head.compute_logits(states[:-1][block], head.weight, head.bias)
-            loss = torch.nn.functional.cross_entropy(
-                logits.float(), targets[block], reduction="none"
-            )
-            total += float(loss.double().sum())
-        n_tokens += len(targets)
-    return total / n_tokens
+def match_divergence(evidence: Evidence, outcome: Outcome, divergence: float) -> Outcome:
+    """The same change, made weaker or stronger until its KL to the base is what is asked for.
+
+    What cannot be scaled beyond itself (a factor below 0 would flip a component) stays below.
+
+    Args:
+        evidence: The model, neutral and harmless texts.
+        outcome: Of an intervention.
+        divergence: Mean KL(base || patched) on neutral calibration text, nats a token.
+    """
+    meter = make_meter(evidence)
+
+    def measure(strength: float) -> float:
+        edit = scale_edit(outcome.edit, strength)
+        return meter.measure(edit, with_divergence=True).divergence
+
+    strength, found = find_strongest(measure, divergence, first=1.0, most=_limit_scale(outcome))
+    parameters = {**outcome.parameters, "scale": strength, "calibration_kl_to_base": found}
+    return Outcome(scale_edit(outcome.edit, strength), parameters=parameters)
+
+
+def scale_edit(edit: ModelEdit, strength: float) -> ModelEdit:
+    """Go only part of the way an edit goes, or further."""
+    head, logits = edit.head, edit.logits
+    return ModelEdit(
+        None if head is None else HeadEdit(head.left * strength, head.right, head.target),
+        {
+            name: UnitEdit(1.0 - strength + strength * unit.scale, strength * unit.shift)
+            for name, unit in edit.units.items()
+        },
+        {
+            name: LinearEdit(linear.left * strength, linear.right)
+            for name, linear in edit.linears.items()
+        },
+        None if logits is None else LogitEdit(logits.left * strength, logits.right, logits.shift),
+    )
+
+
+def _limit_scale(outcome: Outcome) -> float:
+    """How far components can be damped further: to nothing."""
+    factors = outcome.factors or (() if outcome.factor is None else (outcome.factor,))
+    return 1.0 / max(1.0 - min(factors), 1e-6) if factors else math.inf

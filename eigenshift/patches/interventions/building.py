@@ -9,8 +9,10 @@ from eigenshift.base.errors import ComponentError
 from eigenshift.components.decomposition import open_decomposition
 from eigenshift.model.loading import use_model
 from eigenshift.model.resources import measuring
+from eigenshift.patches.fisher.table import open_fisher_edit
+from eigenshift.patches.interventions.budget import match_divergence
 from eigenshift.patches.interventions.interface import Evidence
-from eigenshift.patches.interventions.registry import find_recipe
+from eigenshift.patches.interventions.registry import BUDGET, find_recipe
 from eigenshift.patches.patching import make_patch, write_patch
 from eigenshift.patches.requests import Need, PatchRequest
 from eigenshift.patches.stages import PatchInputs, PatchKey
@@ -39,6 +41,8 @@ def build_patch(
     _require_one_factor(request, recipe.needs)
     with measuring(evidence.language_model.device) as cost:
         outcome = recipe.build(evidence, request)
+        if request.divergence is not None:
+            outcome = match_divergence(evidence, outcome, request.divergence)
         patch = make_patch(
             evidence.language_model,
             outcome.edit,
@@ -56,6 +60,12 @@ def build_patch(
     }
 
 
+def list_needs(request: PatchRequest) -> list[Need]:
+    """The evidence that a request reads: its intervention's, and texts where it is scaled."""
+    needs = find_recipe(request.intervention).needs
+    return sorted(needs if request.divergence is None else needs | BUDGET)
+
+
 def _require_one_factor(request: PatchRequest, needs: frozenset[Need]) -> None:
     """Factors come from the component table, unless a number of components is asked for."""
     decides_itself = request.n_components is None and Need.components in needs
@@ -68,7 +78,7 @@ def _require_one_factor(request: PatchRequest, needs: frozenset[Need]) -> None:
 
 def carry_out(inputs: PatchInputs, key: PatchKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `build_patch`."""
-    needs = sorted(find_recipe(key.request.intervention).needs)
+    needs = list_needs(key.request)
     given = {need: READERS[need](bench.artifacts, getattr(inputs, need.value)) for need in needs}
     with use_model(bench.model, bench.execution.device) as language_model:
         evidence = Evidence(language_model, given)
@@ -86,4 +96,8 @@ READERS: dict[Need, Callable[[ArtifactStore, Any], Any]] = {
     Need.units: lambda artifacts, found: artifacts.read_shards(found, tables.NEURONS.file),
     Need.labelled_texts: ArtifactStore.read_files,
     Need.neutral_texts: ArtifactStore.read_files,
+    Need.harmless_texts: lambda artifacts, found: artifacts.read_shards(
+        [found], tables.HARMLESS_TEXTS.file
+    ),
+    Need.fisher: lambda artifacts, found: open_fisher_edit(artifacts.open(found)),
 }

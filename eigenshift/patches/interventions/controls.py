@@ -5,13 +5,20 @@ What these do as well is not what toxicity has to do with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
+from eigenshift.patches.edits import HeadEdit, ModelEdit
+from eigenshift.patches.interventions.budget import tune_strength
 from eigenshift.patches.interventions.interface import Evidence, Outcome, split_states
 from eigenshift.patches.interventions.singular_components import choose_components, scale_chosen
 from eigenshift.patches.requests import PatchRequest
+
+RELATIVE_RIDGE = 1e-3
+N_RANDOM_TERMS = 16
 
 
 def damp_random_components(evidence: Evidence, request: PatchRequest) -> Outcome:
@@ -47,3 +54,24 @@ def draw_components(n_components: int, damped: Sequence[int], seed: int) -> list
     others = [index for index in range(n_components) if index not in set(damped)]
     order = [*generator.permutation(others), *generator.permutation(list(damped))]
     return [int(index) for index in order[: len(damped)]]
+
+
+def change_random_directions(evidence: Evidence, request: PatchRequest) -> Outcome:
+    """A random change of the head, of the rank of ours and of the same cost.
+
+    Both sides are drawn in the metric of the states met (E[h h^T]), as large as the budget allows.
+    """
+    hidden = evidence.language_model.head.hidden
+    states = np.concatenate(split_states(evidence.head_states))
+    moment = states.T @ states / len(states)
+    root = np.linalg.cholesky(moment + RELATIVE_RIDGE * np.trace(moment) / hidden * np.eye(hidden))
+    generator = np.random.default_rng(request.seed)
+    n_terms = min(N_RANDOM_TERMS, hidden)
+    left, right = (generator.standard_normal((hidden, n_terms)) for _ in range(2))
+    left, right = root @ left / hidden, np.linalg.solve(root.T, right)
+
+    def make_edit(strength: float) -> ModelEdit:
+        factors = (torch.from_numpy(-strength * left), torch.from_numpy(right))
+        return ModelEdit(HeadEdit(*factors, torch.zeros(n_terms, dtype=torch.float64)))
+
+    return tune_strength(evidence, request, make_edit, first=0.1, most=math.inf)

@@ -63,6 +63,16 @@ class Evidence:
         """`schemas.SAMPLES` rows of neutral texts; half of them calibrate (`calibration.py`)."""
         return self._read(Need.neutral_texts)
 
+    @property
+    def harmless_texts(self) -> pa.Table:
+        """`schemas.HARMLESS_TEXTS` rows, of which those of use "budget" calibrate."""
+        return self._read(Need.harmless_texts)
+
+    @property
+    def fisher(self) -> ModelEdit:
+        """The change that was found for this intervention and budget."""
+        return cast(ModelEdit, self._read(Need.fisher))
+
     def _read(self, need: Need) -> Any:
         if need not in self.given:
             raise ComponentError(

@@ -28,7 +28,7 @@ from eigenshift.model.loading import LanguageModel
 from eigenshift.model.tokens import pad_tokens
 from eigenshift.patches.edits import ModelEdit, UnitEdit
 from eigenshift.patches.folding import run_hooked
-from eigenshift.patches.interventions.budget import choose_strongest
+from eigenshift.patches.interventions.budget import tune_strength
 from eigenshift.patches.interventions.interface import Evidence, Outcome
 from eigenshift.patches.requests import PatchRequest
 
@@ -36,7 +36,6 @@ N_TEXTS = 96
 """Of each class. The paper uses 32 and reports little gain from more."""
 MAX_TOKENS = 64
 TOKENS_PER_BATCH = 2_048
-STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def transport_units(evidence: Evidence, request: PatchRequest) -> Outcome:
@@ -49,11 +48,8 @@ def transport_units(evidence: Evidence, request: PatchRequest) -> Outcome:
     def make_edit(strength: float) -> ModelEdit:
         return ModelEdit(units={name: weaken(unit, strength) for name, unit in maps.items()})
 
-    strength, increase = choose_strongest(
-        evidence, STRENGTHS, make_edit, request.max_perplexity_increase
-    )
-    parameters = {"strength": strength, "calibration_perplexity_increase": increase}
-    return Outcome(make_edit(strength), parameters=parameters | {"n_texts": len(toxic)})
+    outcome = tune_strength(evidence, request, make_edit)
+    return Outcome(outcome.edit, parameters={**outcome.parameters, "n_texts": len(toxic)})
 
 
 def choose_texts(samples: pa.Table, seed: int) -> tuple[list[str], list[str]]:

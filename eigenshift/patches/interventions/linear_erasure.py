@@ -13,6 +13,7 @@ import torch
 
 from eigenshift.base.arrays import FloatArray
 from eigenshift.patches.edits import HeadEdit, ModelEdit
+from eigenshift.patches.interventions.budget import tune_strength
 from eigenshift.patches.interventions.interface import Evidence, Outcome, split_states
 from eigenshift.patches.requests import PatchRequest
 
@@ -21,25 +22,36 @@ RELATIVE_RIDGE = 1e-3
 
 
 def ablate_mean_difference(evidence: Evidence, request: PatchRequest) -> Outcome:
-    """Damp the direction from the mean non-toxic to the mean toxic state."""
+    """Damp the direction from the mean non-toxic to the mean toxic state, as far as is in budget."""
     toxic, nontoxic = split_states(evidence.head_states)
     difference = toxic.mean(0) - nontoxic.mean(0)
-    direction = difference / np.linalg.norm(difference)
-    edit = HeadEdit.scale_directions(direction[:, None], request.factor)
-    return Outcome(ModelEdit(edit), factor=request.factor)
+    direction = (difference / np.linalg.norm(difference))[:, None]
+
+    def make_edit(strength: float) -> ModelEdit:
+        return ModelEdit(HeadEdit.scale_directions(direction, 1.0 - strength))
+
+    outcome = tune_strength(evidence, request, make_edit)
+    factor = 1.0 - float(outcome.parameters["strength"])
+    return Outcome(outcome.edit, factor=factor, parameters=outcome.parameters)
 
 
 def erase_concept(evidence: Evidence, request: PatchRequest) -> Outcome:
-    """Least-squares concept erasure of the toxic label."""
+    """Least-squares concept erasure of the toxic label, as far as is in budget."""
     toxic, nontoxic = split_states(evidence.head_states)
     left, right, mean = find_eraser(toxic, nontoxic)
-    weighted = (1.0 - request.factor) * left
-    edit = HeadEdit(
-        torch.from_numpy(weighted[:, None]),
-        torch.from_numpy(right[:, None]),
-        torch.from_numpy(np.array([right @ mean])),
-    )
-    return Outcome(ModelEdit(edit), parameters={"relative_ridge": RELATIVE_RIDGE})
+
+    def make_edit(strength: float) -> ModelEdit:
+        return ModelEdit(
+            HeadEdit(
+                torch.from_numpy(strength * left[:, None]),
+                torch.from_numpy(right[:, None]),
+                torch.from_numpy(np.array([right @ mean])),
+            )
+        )
+
+    outcome = tune_strength(evidence, request, make_edit)
+    parameters = {**outcome.parameters, "relative_ridge": RELATIVE_RIDGE}
+    return Outcome(outcome.edit, parameters=parameters)
 
 
 def find_eraser(

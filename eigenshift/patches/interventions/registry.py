@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from eigenshift.base.errors import SettingsError
 from eigenshift.patches.interventions import (
     controls,
+    fisher_components,
     linear_act,
     linear_erasure,
     singular_components,
+    token_suppression,
     unit_scaling,
 )
 from eigenshift.patches.interventions.interface import Builder
 from eigenshift.patches.requests import Need
 
 COMPONENTS = frozenset({Need.decomposition, Need.components})
-UNITS = frozenset({Need.units, Need.neutral_texts})
-STATES = frozenset({Need.head_states})
+BUDGET = frozenset({Need.neutral_texts, Need.harmless_texts})
+UNITS = BUDGET | {Need.units}
+STATES = BUDGET | {Need.head_states}
+FISHER = frozenset({Need.fisher})
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,23 @@ class Recipe:
 
 INTERVENTIONS: dict[str, Recipe] = {
     "eigenshift": Recipe(singular_components.damp_components, COMPONENTS),
-    "eigenshift_centered": Recipe(singular_components.damp_deviations, COMPONENTS | STATES),
+    "eigenshift_centered": Recipe(
+        singular_components.damp_deviations, COMPONENTS | {Need.head_states}
+    ),
+    "eigenshift_fisher": Recipe(fisher_components.take_fisher_edit, FISHER),
+    "eigenshift_fisher_deep": Recipe(fisher_components.take_fisher_edit, FISHER),
     "mean_difference": Recipe(linear_erasure.ablate_mean_difference, STATES),
     "leace": Recipe(linear_erasure.erase_concept, STATES),
-    "aura": Recipe(unit_scaling.scale_by_auroc, frozenset({Need.units})),
+    "aura": Recipe(unit_scaling.scale_by_auroc, UNITS),
     "damp": Recipe(unit_scaling.damp_units, UNITS),
     "det0": Recipe(unit_scaling.remove_units, UNITS),
-    "linear_act": Recipe(
-        linear_act.transport_units, frozenset({Need.labelled_texts, Need.neutral_texts})
-    ),
+    "linear_act": Recipe(linear_act.transport_units, BUDGET | {Need.labelled_texts}),
+    "token_suppression": Recipe(token_suppression.lower_rows, STATES),
+    "token_suppression_bias": Recipe(token_suppression.lower_bias, STATES),
     "random_components": Recipe(controls.damp_random_components, COMPONENTS),
+    "random_directions": Recipe(controls.change_random_directions, STATES),
     "top_sigma": Recipe(controls.damp_top_sigma, COMPONENTS),
-    "label_permuted": Recipe(controls.damp_label_permuted, COMPONENTS | STATES),
+    "label_permuted": Recipe(controls.damp_label_permuted, COMPONENTS | {Need.head_states}),
 }
 
 

@@ -3,7 +3,7 @@
 Unit m is output m of an up, gate or down projection, its response the maximum over a text's
 tokens, and AUROC_m how well that tells toxic texts. AurA scales unit m by 2 (1 - AUROC_m) where
 AUROC_m > 0.5 (equation 4). Damp and Det-0 scale the k units with the largest AUROC over all layers
-by 0.5 and 0; k is the largest of a grid whose cost on calibration texts is in budget.
+by 0.5 and 0; k is as large as its cost on calibration texts allows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from eigenshift.base.errors import ComponentError
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.taps import Tap, find_taps
 from eigenshift.patches.edits import ModelEdit, UnitEdit
-from eigenshift.patches.interventions.budget import choose_strongest
+from eigenshift.patches.interventions.budget import PARAMETER, scale_edit, tune_strength
 from eigenshift.patches.interventions.interface import Evidence, Outcome
 from eigenshift.patches.requests import PatchRequest
 from eigenshift.settings import Site
@@ -26,15 +26,22 @@ UNIT_SITES = (Site.mlp_up, Site.mlp_gate, Site.mlp_down)
 """Sites whose units are scaled, as far as the model has them."""
 
 DAMP_FACTOR = 0.5
-N_UNITS_GRID = tuple(2**power for power in range(1, 16))
+FIRST_UNITS = 64
+"""How many are tried first."""
 
 
 def scale_by_auroc(evidence: Evidence, request: PatchRequest) -> Outcome:
-    """AurA: the better a unit tells toxic texts, the more it is damped."""
+    """AurA: the better a unit tells toxic texts, the more it is damped; weaker if over budget."""
     aurocs = _read_aurocs(evidence.units)
     scales = np.where(aurocs > 0.5, 2.0 * (1.0 - aurocs), 1.0)
     edit = make_unit_edit(evidence.language_model, evidence.units, scales)
-    return Outcome(edit, parameters={"n_units": int((scales != 1).sum())})
+
+    def weaken(strength: float) -> ModelEdit:
+        return scale_edit(edit, strength)
+
+    outcome = tune_strength(evidence, request, weaken, first=1.0)
+    n_units = int((scales != 1).sum())
+    return Outcome(outcome.edit, parameters={**outcome.parameters, "n_units": n_units})
 
 
 def damp_units(evidence: Evidence, request: PatchRequest) -> Outcome:
@@ -53,19 +60,18 @@ def _scale_best(evidence: Evidence, request: PatchRequest, factor: float) -> Out
 
     def make_edit(n_units: float) -> ModelEdit:
         scales = np.ones(len(order))
-        scales[order[: int(n_units)]] = factor
+        scales[order[: max(1, int(n_units))]] = factor
         return make_unit_edit(evidence.language_model, units, scales)
 
-    parameters: dict[str, float | int | str] = {}
-    n_units = request.n_components
-    if n_units is None:
-        grid = [n_units for n_units in N_UNITS_GRID if n_units <= len(order)]
-        chosen, increase = choose_strongest(
-            evidence, grid, make_edit, request.max_perplexity_increase
-        )
-        n_units = int(chosen)
-        parameters["calibration_perplexity_increase"] = increase
-    return Outcome(make_edit(n_units), factor=factor, parameters=parameters | {"n_units": n_units})
+    if request.n_components is not None:
+        n_chosen = request.n_components
+        return Outcome(make_edit(n_chosen), factor=factor, parameters={"n_units": n_chosen})
+    outcome = tune_strength(
+        evidence, request, make_edit, first=min(FIRST_UNITS, len(order)), most=len(order)
+    )
+    n_chosen = max(1, int(outcome.parameters["strength"]))
+    parameters = {PARAMETER: outcome.parameters[PARAMETER], "n_units": n_chosen}
+    return Outcome(outcome.edit, factor=factor, parameters=parameters)
 
 
 def _read_aurocs(units: pa.Table) -> FloatArray:

@@ -6,12 +6,8 @@ import pyarrow as pa
 import pytest
 
 from eigenshift.base.errors import ComponentError, DatasetError
-from eigenshift.components.calibration import (
-    collect_calibration_states,
-    is_calibration_text,
-    require_both_parts,
-    split_neutral,
-)
+from eigenshift.components.calibration import collect_calibration_states
+from eigenshift.components.text_halves import is_calibration_text, require_both_parts, split_neutral
 from eigenshift.model.loading import LanguageModel
 
 
