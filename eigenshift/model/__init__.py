@@ -14,6 +14,7 @@ What the states say about toxicity is `detection/` and `components/`; changing w
     safetensors_header.py  where a file's tensors lie
     parameter_names.py     names in a checkpoint against names in the model
     taps.py                where a layer's activations are read
+    writers.py             linear layers that write into the residual stream
     forward.py             tokens -> what enters the head at each position
     tokens.py              positions a model has, padding, the first token
     batching.py            batches that fit into memory

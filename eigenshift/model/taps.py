@@ -153,12 +153,16 @@ def read_states(tap: Tap, value: Any, shape: torch.Size) -> Tensor:
     )
 
 
+def ends_with_name(path: str, names: Sequence[str]) -> bool:
+    """Whether a module's path inside its block is, or ends with, one of these names."""
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
 def _find_linear(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
     """The one module outside attention that has one of these names, or None."""
     found = []
     for path, module in block.named_modules():
-        is_named = any(path == name or path.endswith(f".{name}") for name in names)
-        if is_named and not ATTENTION_NAMES.intersection(path.split(".")):
+        if ends_with_name(path, names) and not ATTENTION_NAMES.intersection(path.split(".")):
             found.append(module)
     return found[0] if len(found) == 1 else None
 

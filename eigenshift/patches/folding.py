@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from eigenshift.base.errors import FoldingError
+from eigenshift.base.errors import ComponentError, FoldingError
 from eigenshift.model.loading import LanguageModel
+from eigenshift.model.writers import count_features
 from eigenshift.patches.edits import ROWS_PER_BLOCK, HeadEdit, LinearEdit, ModelEdit, UnitEdit
 
 PROBE_TOLERANCE = 1e-4
@@ -225,18 +226,9 @@ def _plan_linear(name: str, module: nn.Module, edit: LinearEdit) -> Fold:
     return Fold((f"{name}.weight",), add)
 
 
-def count_features(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear layer, None of any other module."""
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.nf
-    return (module.in_features, module.out_features) if isinstance(module, nn.Linear) else None
-
-
 def _chain(first: Fold, second: Fold) -> Fold:
     """Two changes of one parameter, neither of which reads another."""
-    return Fold(
-        first.reads, lambda rows, row: second.fold_rows([first.fold_rows(rows, row)], row)
-    )
+    return Fold(first.reads, lambda rows, row: second.fold_rows([first.fold_rows(rows, row)], row))
 
 
 def _plan_units(name: str, module: nn.Module, edit: UnitEdit) -> dict[str, Fold]:

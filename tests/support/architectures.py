@@ -58,6 +58,7 @@ class Architecture:
         width: Of the head's input.
         folds_shift: A bias, or a norm with one before the head, holds a constant shift.
         units: Number of MLP layers per block that unit edits reach.
+        writers: Number of linear layers per block that write into the residual stream.
     """
 
     config_class: str
@@ -70,6 +71,7 @@ class Architecture:
     width: int = HIDDEN
     folds_shift: bool = False
     units: int = 3
+    writers: int = 2
 
 
 ARCHITECTURES = {
@@ -142,6 +144,7 @@ ARCHITECTURES = {
         False,
         "model.norm",
         units=0,
+        writers=1,
     ),
     "qwen2": Architecture(
         "Qwen2Config", {**LLAMA, "tie_word_embeddings": True}, True, "model.norm"
@@ -343,6 +346,32 @@ def scale_units(language_model: LanguageModel, names: list[str], shift: float = 
         offset = shift * torch.randn(n_units, generator=generator, dtype=torch.float64)
         edits[name] = UnitEdit(scale, offset)
     return ModelEdit(units=edits)
+
+
+def change_linears(
+    language_model: LanguageModel,
+    names: list[str],
+    ranks: tuple[int, ...] = (1, 2, 3),
+    seed: int = 0,
+) -> ModelEdit:
+    """Add made-up products to the weights of some linear layers, their ranks in turn."""
+    import torch
+
+    from eigenshift.model.writers import count_features
+    from eigenshift.patches.edits import LinearEdit, ModelEdit
+
+    generator = torch.Generator().manual_seed(seed)
+    edits = {}
+    for number, name in enumerate(names):
+        features = count_features(language_model.model.get_submodule(name))
+        assert features is not None
+        rank = ranks[number % len(ranks)]
+        right, left = (
+            torch.randn(n, rank, generator=generator, dtype=torch.float64) / n**0.5
+            for n in features
+        )
+        edits[name] = LinearEdit(left, right)
+    return ModelEdit(linears=edits)
 
 
 def list_mlp_layers(language_model: LanguageModel) -> list[str]:
