@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ UNTIED_FOLDER = "untied-base"
 ADAPTER_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 PREFIX = "base_model.model."
+HELD_PARTS = ("head", "linears")
+"""What of an edit an adapter can hold; a patch that has any other part is refused."""
 MIXER_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 MIXER_NAME = "out_proj"
 """Model types of which PEFT takes no adapter on modules of this name (its kernels pass them by)."""
@@ -164,8 +166,13 @@ def _list_adapters(base: PatchedBase) -> dict[str, _Adapter]:
     if edit.head is not None:
         adapters[base.head_name] = _adapt_head(base, edit.head)
     adapters = {name: adapter for name, adapter in adapters.items() if adapter.rank}
-    if edit.units or folds != held or not adapters:
-        changed = sorted(folds - held) or sorted(edit.units) or ["nothing"]
+    others = [
+        field.name
+        for field in fields(edit)
+        if field.name not in HELD_PARTS and getattr(edit, field.name)
+    ]
+    if others or folds != held or not adapters:
+        changed = sorted(folds - held) or sorted(edit.units) or others or ["nothing"]
         raise ModelError(
             f"{place}: expected a patch of the weights of the head and of linear layers alone, "
             f"found one of {', '.join(changed[:3])}. A LoRA holds no bias and no scaled units. Use "
