@@ -175,6 +175,8 @@ _PATCHES = f"""
 SELECT u.run_id, unnest(string_split(coalesce(u.label, '{UNNAMED_ARM}'), ', ')) AS arm,
   m.facts->>'$.intervention' AS intervention,
   CAST(m.facts->>'$.n_components' AS BIGINT) AS n_components,
+  CAST(m.facts->>'$.n_units' AS BIGINT) AS n_units,
+  CAST(coalesce(len(json_keys(m.facts, '$.ranks')), 0) AS BIGINT) AS n_linears,
   CAST(m.facts->>'$.factor' AS DOUBLE) AS factor, m.facts->>'$.model_digest' AS model_digest,
   m.facts->>'$.base_digest' AS base_digest, m.facts->>'$.patched_digest' AS patched_digest,
   u.fingerprint, {{base_uri}} || u.kind || '/' || u.fingerprint AS uri

@@ -163,6 +163,12 @@ def _summarise(patch: Patch) -> str:
     if edit.units:
         n_units = sum(int((unit.scale != 1).sum()) for unit in edit.units.values())
         parts.append(f"scales {n_units} output units of {len(edit.units)} modules")
+    if edit.linears:
+        ranks = sorted({linear.rank for linear in edit.linears.values()})
+        which = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        n_layers = len(edit.linears)
+        layers = "1 linear layer" if n_layers == 1 else f"{n_layers} linear layers"
+        parts.append(f"adds products of {which} to the weights of {layers}")
     what = " and ".join(parts) or "changes nothing"
     return f"A patch ({patch.description.intervention}) that {what}."
 

@@ -1,28 +1,57 @@
-"""Format `lora`: the patch as a PEFT adapter of rank k on the head.
+"""Format `lora`: the patch as a PEFT adapter on the head, on linear layers, or on both.
 
 A = right^T and B = -(W left), so that W + B A is the patched head; W is read from the base's files
-a block of rows at a time. A tied head cannot take an adapter that is merged later, since merging
-would change the embedding too: it is refused, or the base is written beside the adapter with a
-head of its own.
+a block of rows at a time. Of a linear layer B = left. Each module has a rank of its own, and an
+alpha as large, so that nothing is scaled. A tied head cannot take an adapter that is merged later,
+since merging would change the embedding too: it is refused, or the base is written beside the
+adapter with a head of its own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.exporting.merged import write_untied
 from eigenshift.model.weight_files import NewTensor, write_changed_file
-from eigenshift.patches.edits import HeadEdit
+from eigenshift.patches.edits import HeadEdit, LinearEdit
 
 UNTIED_FOLDER = "untied-base"
 ADAPTER_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+PREFIX = "base_model.model."
+HELD_PARTS = ("head", "linears")
+"""What of an edit an adapter can hold; a patch that has any other part is refused."""
+MIXER_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+MIXER_NAME = "out_proj"
+"""Model types of which PEFT takes no adapter on modules of this name (its kernels pass them by)."""
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What is added to one module's weight: B A.
+
+    Attributes:
+        a: Shape (k, in), float32.
+        b: Shape (out, k), float32.
+    """
+
+    a: NewTensor
+    b: NewTensor
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
 
 
 def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) -> None:
@@ -32,63 +61,45 @@ def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) 
         base: The base's files and the patch.
         folder: Receives the files.
         model_id: Of the base, for the adapter's configuration.
-        unties: Write a base whose head is its own into `untied-base/`.
+        unties: Write a base whose head is its own into `untied-base/`, if the patch changes a head
+            that is tied.
 
     Raises:
         ModelError: The head is tied and nothing was said about it, or the patch changes more than
-            the head's weight.
+            weights of the head and of linear layers.
     """
-    edit = _find_head_edit(base)
-    if base.is_tied and not unties:
+    adapters = _list_adapters(base)
+    if _needs_untying(base) and not unties:
         raise ModelError(
             f"{model_id}: expected an output head of its own, found one that shares its tensor "
             "with the input embedding. A LoRA on it would change the embedding too as soon as it "
             "is merged. Use --untie to get the base with a head of its own beside the adapter, or "
             "--format merged."
         )
-    name = base.head_name
-    a, vocab = edit.right.T.float(), base.parameters[f"{name}.weight"].stored.shape[0]
-    tensors = {
-        "lora_A": NewTensor(a.dtype, tuple(a.shape), lambda: iter([a])),
-        "lora_B": NewTensor(a.dtype, (vocab, edit.rank), lambda: _iterate_gain(base, edit)),
-    }
-    write_changed_file(
-        None,
-        folder / ADAPTER_NAME,
-        {f"base_model.model.{name}.{part}.weight": tensor for part, tensor in tensors.items()},
-    )
-    configuration = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model_id,
-        "r": edit.rank,
-        "lora_alpha": edit.rank,
-        "lora_dropout": 0.0,
-        "target_modules": [name],
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "modules_to_save": None,
-    }
+    tensors = {}
+    for name, adapter in adapters.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = adapter.a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = adapter.b
+    write_changed_file(None, folder / ADAPTER_NAME, tensors)
+    ranks = {name: adapter.rank for name, adapter in adapters.items()}
+    configuration = _describe_adapter(base, ranks, model_id)
     text = json.dumps(configuration, indent=2, sort_keys=True)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-    if base.is_tied:
+    if _needs_untying(base):
         (folder / UNTIED_FOLDER).mkdir()
         write_untied(base, folder / UNTIED_FOLDER)
 
 
 def describe_use(base: PatchedBase) -> str:
     """The card's part on loading."""
-    source = f"<this folder>/{UNTIED_FOLDER}" if base.is_tied else "<base model>"
+    is_untied = _needs_untying(base)
+    source = f"<this folder>/{UNTIED_FOLDER}" if is_untied else "<base model>"
     note = (
         f"""
 The base's head is its input embedding. `{UNTIED_FOLDER}/` is the base with a head of its own and
 nothing else changed: put the adapter on it. On the tied base merging would change the embedding.
 """
-        if base.is_tied
+        if is_untied
         else ""
     )
     return f"""## Load
@@ -106,15 +117,91 @@ nothing else changed: put the adapter on it. On the tied base merging would chan
 """
 
 
-def _find_head_edit(base: PatchedBase) -> HeadEdit:
-    edit, folds = base.patch.edit.head, set(base.folds)
-    if edit is None or folds != {f"{base.head_name}.weight"}:
+def _needs_untying(base: PatchedBase) -> bool:
+    """Whether the patch changes a head that is the input embedding."""
+    return base.is_tied and base.head_weight is not None
+
+
+def _describe_adapter(base: PatchedBase, ranks: Mapping[str, int], model_id: str) -> dict[str, Any]:
+    """PEFT's configuration: modules by their full names, with the rank of each.
+
+    Names in the patterns are regular expressions that PEFT matches with the end of a module's name
+    (from a dot on), so full names are unambiguous. `fan_in_fan_out` is one for all: where a model
+    has both kinds of layer, PEFT sets it for each and warns.
+    """
+    commonest = Counter(ranks.values()).most_common(1)[0][0]
+    patterns = {name: rank for name, rank in ranks.items() if rank != commonest}
+    modules = [base.skeleton.get_submodule(name) for name in ranks]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model_id,
+        "r": commonest,
+        "lora_alpha": commonest,
+        "rank_pattern": patterns,
+        "alpha_pattern": patterns,
+        "lora_dropout": 0.0,
+        "target_modules": list(ranks),
+        "bias": "none",
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in modules),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
+
+
+def _list_adapters(base: PatchedBase) -> dict[str, _Adapter]:
+    """Module -> what is added to its weight; modules to which nothing is added are left out.
+
+    Raises:
+        ModelError: The patch changes more than such weights, or nothing, or what PEFT refuses.
+    """
+    edit, folds = base.patch.edit, set(base.folds)
+    place = base.patch.description.model_id
+    held = {f"{name}.weight" for name in edit.linears}
+    held |= set() if edit.head is None else {f"{base.head_name}.weight"}
+    adapters = {name: _adapt_linear(linear) for name, linear in edit.linears.items()}
+    if edit.head is not None:
+        adapters[base.head_name] = _adapt_head(base, edit.head)
+    adapters = {name: adapter for name, adapter in adapters.items() if adapter.rank}
+    others = [
+        field.name
+        for field in fields(edit)
+        if field.name not in HELD_PARTS and getattr(edit, field.name)
+    ]
+    if others or folds != held or not adapters:
+        changed = sorted(folds - held) or sorted(edit.units) or others or ["nothing"]
         raise ModelError(
-            f"{base.patch.description.model_id}: expected a patch of the head's weight alone, "
-            f"found one of {', '.join(sorted(folds)[:3])}. A LoRA holds no bias and no scaled "
-            "units. Use --format merged."
+            f"{place}: expected a patch of the weights of the head and of linear layers alone, "
+            f"found one of {', '.join(changed[:3])}. A LoRA holds no bias and no scaled units. Use "
+            "--format merged."
         )
-    return edit
+    if base.skeleton.config.model_type in MIXER_TYPES:
+        refused = [name for name in adapters if name.rpartition(".")[2] == MIXER_NAME]
+        if refused:
+            raise ModelError(
+                f"{place}: expected modules that PEFT puts adapters on, found {refused[0]}, which "
+                "it refuses in state-space models. Use --format merged."
+            )
+    return adapters
+
+
+def _adapt_linear(edit: LinearEdit) -> _Adapter:
+    a, b = edit.right.T.float(), edit.left.float()
+    return _Adapter(_hold(a), _hold(b))
+
+
+def _adapt_head(base: PatchedBase, edit: HeadEdit) -> _Adapter:
+    vocab = base.parameters[f"{base.head_name}.weight"].stored.shape[0]
+    gain = NewTensor(torch.float32, (vocab, edit.rank), lambda: _iterate_gain(base, edit))
+    return _Adapter(_hold(edit.right.T.float()), gain)
+
+
+def _hold(values: Tensor) -> NewTensor:
+    """A small tensor in one block."""
+    return NewTensor(values.dtype, tuple(values.shape), lambda: iter([values]))
 
 
 def _iterate_gain(base: PatchedBase, edit: HeadEdit) -> Iterator[Tensor]:

@@ -23,7 +23,9 @@ USAGE = f"""## Load
         ...
 
 `stack_patches` makes one patch of several. `{TENSORS_NAME}` holds V_k (`v`, hidden x k) and
-sigma_k; `{DESCRIPTION_NAME}` the indices, the factor and digests of what changes, before and after.
+sigma_k; of each linear layer that changes `linears/<module>/left` (out x k) and `right` (in x k),
+whose product is added to its weight. `{DESCRIPTION_NAME}` has the indices, the factor and digests
+of what changes, before and after.
 
 ## Undo
 

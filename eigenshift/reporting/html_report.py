@@ -309,7 +309,8 @@ def _describe_lineage(session: AuditSession, run: str) -> dict[str, Any]:
         "classifiers": [row["digest"] for row in classifiers],
         "patches": ask(
             session,
-            "SELECT arm, intervention, n_components, factor, base_digest, patched_digest "
+            "SELECT arm, intervention, n_components, n_linears, factor, base_digest, "
+            "patched_digest "
             f"FROM patches WHERE run_id = {run} ORDER BY arm",
         ),
         "n_artifacts": ask(

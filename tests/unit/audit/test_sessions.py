@@ -25,6 +25,7 @@ from eigenshift.base import schemas
 from eigenshift.base.errors import AuditError, EigenShiftError
 from eigenshift.ledger.runs import finish_run, start_run, write_run
 from eigenshift.store.manifests import MANIFEST_NAME
+from eigenshift.store.workspace import Workspace
 from tests.support.small_store import SmallStore, build_small_store, make_settings
 
 CONTRACT = {
@@ -195,6 +196,22 @@ def test_patches_and_release_point_at_each_other(session: AuditSession, small: S
         "JOIN patches p ON p.fingerprint = r.patch_fingerprint AND p.run_id = r.run_id"
     )
     assert ask(session, sql) == [("eigenshift", 2, 0.0, "promote", True)]
+
+
+def test_patches_tell_what_they_change(small: SmallStore, tmp_path: Path) -> None:
+    """Directions, units and linear layers; a patch of before there were such has none."""
+    small = small.copy_to(tmp_path / "store")
+
+    def write(workspace: Workspace) -> None:
+        workspace.facts = {"intervention": "deep", "n_components": 0, "n_units": 4}
+        workspace.facts["ranks"] = {"model.layers.0.fc2": 2, "model.layers.11.fc2": 1}
+
+    small.add_artifact(small.record, "patch", write, label="deep")
+    with open_audit(small.url) as session:
+        sql = "SELECT arm, n_components, n_units, n_linears FROM patches ORDER BY arm"
+        found = ask(session, sql)
+    assert found[0] == ("deep", 0, 4, 2)
+    assert found[1:] == [("eigenshift", 2, None, 0), ("random_components", 2, None, 0)]
 
 
 def test_artifact_without_manifest_is_invisible(small: SmallStore, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from eigenshift.evaluation.gate import check_reload as judge
 from eigenshift.evaluation.reload_check import check_reload
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel, load_model
+from eigenshift.model.writers import list_writers
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.patching import Patch, make_patch
 from eigenshift.settings import ModelSettings
 from eigenshift.store.workspace import Workspace
+from tests.support.architectures import change_linears
 
 PROMPTS = ["The garden was open", "火车在山脚下", "a"]
 
@@ -102,3 +104,26 @@ def test_a_reloaded_model_in_bfloat16_computes_gelu_as_the_measured_one(
     patch = make_patch(language_model, edit, model_id="tiny", intervention="test")
     check_reload(settings, patch, PROMPTS, "cpu", workspace)
     assert workspace.facts["logit_difference"] == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("has_head", [False, True])
+def test_changed_linear_layers_reload_as_measured(
+    tiny_model_folder: Path, workspace: Workspace, dtype: str, has_head: bool
+) -> None:
+    """Layers of the trunk, with the head or without: then the head stays tied."""
+    settings = ModelSettings(id=str(tiny_model_folder), dtype=dtype)
+    language_model = load_model(settings, "cpu")
+    names = list(list_writers(language_model.model))
+    v, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(language_model.head.hidden, 1)))
+    head = HeadEdit.scale_directions(v, 0.0) if has_head else None
+    edit = ModelEdit(head, linears=change_linears(language_model, names).linears)
+    patch = make_patch(language_model, edit, model_id="tiny", intervention="test")
+    assert len(patch.description.tensors) == len(names) + has_head
+    check_reload(settings, patch, PROMPTS, "cpu", workspace)
+    facts = workspace.facts
+    assert facts["differing"] == []
+    assert judge(facts).is_passed
+    for name in names:
+        weight = load_model(settings, "cpu").model.get_submodule(name).weight
+        assert digest_tensor(weight) == patch.description.tensors[f"{name}.weight"].base

@@ -10,8 +10,17 @@ import torch
 
 from eigenshift.model import loading
 from eigenshift.model.loading import LanguageModel, load_model
-from eigenshift.patches.patching import Patch, load_patch, patched_model
+from eigenshift.model.writers import list_writers
+from eigenshift.patches.edits import ModelEdit
+from eigenshift.patches.patching import (
+    Patch,
+    load_patch,
+    make_patch,
+    patched_model,
+    write_patch,
+)
 from eigenshift.settings import ModelSettings
+from tests.support.architectures import change_linears, damp_head
 from tests.support.small_store import SmallStore, build_small_store
 
 TOKENS = torch.tensor([[5, 9, 17, 3, 40, 2]])
@@ -69,3 +78,17 @@ def compute_patched_logits(language_model: LanguageModel, small: SmallStore) -> 
     """Logits of the base with the run's patch."""
     with patched_model(language_model, open_run_patch(small)), torch.inference_mode():
         return language_model.model(TOKENS).logits.clone()
+
+
+def add_linear_patch(small: SmallStore, language_model: LanguageModel, *, has_head: bool) -> Patch:
+    """Give a store's run another patch, arm "deep", of every writer and maybe the head."""
+    names = list(list_writers(language_model.model))
+    head = damp_head(language_model, 0.25).head if has_head else None
+    patch = make_patch(
+        language_model,
+        ModelEdit(head, linears=change_linears(language_model, names).linears),
+        model_id="tiny",
+        intervention="deep",
+    )
+    small.add_artifact(small.record, "patch", lambda w: write_patch(patch, w), label="deep")
+    return patch

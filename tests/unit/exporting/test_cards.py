@@ -10,9 +10,12 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from eigenshift.exporting import ExportOptions, export_patch
-from eigenshift.exporting.cards import CardFacts, describe_metadata, read_licence
+from eigenshift.exporting.cards import CardFacts, describe_export, describe_metadata, read_licence
 from eigenshift.ledger.runs import write_run
 from eigenshift.model.loading import LanguageModel
+from eigenshift.model.writers import list_writers
+from eigenshift.patches.patching import make_patch
+from tests.support.architectures import change_linears
 from tests.support.fake_hub import find_card_errors
 from tests.support.small_store import SmallStore, build_small_store
 from tests.unit.exporting.conftest import open_run_patch
@@ -201,3 +204,26 @@ def test_a_run_that_was_not_evaluated_has_a_card_without_numbers(untied: SmallSt
     data = describe_metadata(make_facts(untied, "org/model", rows=[]))
     assert data.eval_results is None
     assert "model-index" not in data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("layers", "ranks", "expected"),
+    [
+        (1, (4,), "adds products of rank 4 to the weights of 1 linear layer."),
+        (4, (2,), "adds products of rank 2 to the weights of 4 linear layers."),
+        (4, (5, 1), "adds products of ranks 1 to 5 to the weights of 4 linear layers."),
+    ],
+)
+def test_a_card_tells_how_many_linear_layers_change(
+    untied: SmallStore,
+    untied_model: LanguageModel,
+    layers: int,
+    ranks: tuple[int, ...],
+    expected: str,
+) -> None:
+    """And their ranks, one number where all have the same."""
+    names = list(list_writers(untied_model.model))[:layers]
+    edit = change_linears(untied_model, names, ranks)
+    patch = make_patch(untied_model, edit, model_id="tiny", intervention="deep")
+    text = describe_export(make_facts(untied, "tiny", patch=patch))
+    assert f"A patch (deep) that {expected}" in text

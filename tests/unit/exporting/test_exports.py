@@ -9,7 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from eigenshift.base.errors import ComponentError, FoldingError, ModelError, SettingsError
 from eigenshift.exporting import ExportOptions, destination, export_patch, exports, merged
@@ -19,12 +22,24 @@ from eigenshift.ledger.runs import write_run
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
 from eigenshift.model.weight_files import list_tensors
-from eigenshift.patches.patching import apply_patch, compute_parameters, load_patch, stack_patches
+from eigenshift.patches.patching import (
+    apply_patch,
+    compute_parameters,
+    load_patch,
+    patched_model,
+    stack_patches,
+)
 from eigenshift.settings import ModelSettings
 from tests.support.small_store import SmallStore, build_small_store
-from tests.unit.exporting.conftest import open_run_patch
+from tests.unit.exporting.conftest import TOKENS, add_linear_patch, open_run_patch
 
 FORMATS = ("patch", "merged", "lora")
+
+
+@torch.inference_mode()
+def run(model: Any) -> torch.Tensor:
+    """Logits of the test's tokens."""
+    return model(TOKENS).logits
 
 
 def flip_bit(path: Path, place: int) -> None:
@@ -68,6 +83,42 @@ def test_a_patch_export_needs_no_store(
     assert digest_tensor(model.head_weight) == before
     apply_patch(model, stack_patches(model, [patch, patch])).undo()
     assert digest_tensor(model.head_weight) == before
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_a_patch_of_linear_layers_is_exported_in_every_format(
+    kind: str,
+    format_: str,
+    tied: SmallStore,
+    untied: SmallStore,
+    tiny_language_model: LanguageModel,
+    untied_model: LanguageModel,
+    tmp_path: Path,
+) -> None:
+    """Conv1D under a tied head, Linear beside a head that changes too: always the run's logits."""
+    small, model = (tied, tiny_language_model) if kind == "tied" else (untied, untied_model)
+    copy = small.copy_to(tmp_path / "store")
+    made = add_linear_patch(copy, model, has_head=kind == "untied")
+    options = ExportOptions(arm="deep")
+    out = export_patch(copy.url, copy.run_id, format_, tmp_path / "out", options)
+    with patched_model(model, made):
+        expected = run(model.model)
+    assert not torch.allclose(expected, run(model.model), atol=1e-2)
+    if format_ == "patch":
+        patch = load_patch(out / "patch.safetensors", out / "patch.json")
+        with patched_model(model, patch):
+            found = run(model.model)
+    else:
+        source = out if format_ == "merged" else model.id
+        found_model = AutoModelForCausalLM.from_pretrained(source).eval()
+        if format_ == "lora":
+            found_model = peft.PeftModel.from_pretrained(found_model, out).eval()
+        found = run(found_model)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    text = " ".join((out / "README.md").read_text().split())
+    head = "changes what enters the output head along 2 directions and " if kind == "untied" else ""
+    assert f"A patch (deep) that {head}adds products of ranks 1 to 3 to the weights of 4" in text
 
 
 def test_what_is_exported_by_default_is_in_force(

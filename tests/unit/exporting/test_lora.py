@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -14,15 +15,20 @@ from transformers import AutoModelForCausalLM
 from eigenshift.base.errors import ModelError
 from eigenshift.exporting import ExportOptions, export_patch
 from eigenshift.exporting.base_files import open_patched_base
-from eigenshift.exporting.lora import UNTIED_FOLDER, write_lora
+from eigenshift.exporting.lora import UNTIED_FOLDER, describe_use, write_lora
 from eigenshift.model.loading import LanguageModel, wrap_model
-from eigenshift.patches.edits import ModelEdit
-from eigenshift.patches.patching import compute_parameters, make_patch
+from eigenshift.model.writers import list_writers
+from eigenshift.patches.edits import LinearEdit, ModelEdit
+from eigenshift.patches.patching import compute_parameters, make_patch, patched_model
 from tests.support.architectures import (
+    ARCHITECTURES,
+    MORE,
     StubTokenizer,
+    change_linears,
     damp_head,
     list_mlp_layers,
     make_architecture,
+    make_random_model,
     scale_units,
 )
 from tests.support.small_store import SmallStore
@@ -112,3 +118,137 @@ def test_what_a_lora_cannot_hold_is_refused(tmp_path: Path, what: str) -> None:
             model_id="tiny",
             unties=False,
         )
+
+
+# Linear layers
+
+
+def export_edit(
+    language_model: LanguageModel, edit: ModelEdit, folder: Path, *, unties: bool = False
+) -> dict[str, Any]:
+    """Save a base, write the adapter of an edit of it; the adapter's configuration."""
+    language_model.model.save_pretrained(folder / "base")
+    patch = make_patch(language_model, edit, model_id="tiny", intervention="test")
+    base = open_patched_base(folder / "base", patch, "float32")
+    (folder / "out").mkdir()
+    write_lora(base, folder / "out", model_id="tiny", unties=unties)
+    assert (UNTIED_FOLDER in describe_use(base)) == (folder / "out" / UNTIED_FOLDER).exists()
+    return json.loads((folder / "out" / "adapter_config.json").read_text())
+
+
+def assert_adapted(language_model: LanguageModel, edit: ModelEdit, folder: Path) -> None:
+    """PEFT gives the patched logits from the adapter and merged, and without it the base's."""
+    patch = make_patch(language_model, edit, model_id="tiny", intervention="test")
+    before = run(language_model.model)
+    with patched_model(language_model, patch):
+        expected = run(language_model.model)
+    assert not torch.allclose(expected, before, rtol=1e-2)
+    untied = folder / "out" / UNTIED_FOLDER
+    source = untied if untied.exists() else folder / "base"
+    base = AutoModelForCausalLM.from_pretrained(source)
+    model = peft.PeftModel.from_pretrained(base, folder / "out").eval()
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(run(model), expected, atol=1e-5 * scale, rtol=1e-5)
+    with model.disable_adapter():
+        torch.testing.assert_close(run(model), before, atol=1e-5 * scale, rtol=1e-5)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(run(merged), expected, atol=1e-5 * scale, rtol=1e-5)
+
+
+def wrap(model: Any) -> LanguageModel:
+    """A model ready to run."""
+    return wrap_model(model, StubTokenizer(), model_id="tiny", digest="d")
+
+
+@pytest.mark.parametrize("has_head", [False, True], ids=["linears", "linears and head"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_adapter_of_linear_layers(name: str, has_head: bool, tmp_path: Path) -> None:
+    """Every architecture, ranks of 1 to 3, with the head (untied where it has to be) or without."""
+    base = wrap(make_architecture(name))
+    names = list(list_writers(base.model))
+    head = damp_head(base, 0.25).head if has_head else None
+    edit = ModelEdit(head, linears=change_linears(base, names).linears)
+    config = export_edit(base, edit, tmp_path, unties=has_head)
+    assert config["target_modules"] == names + [base.head.name] * has_head
+    assert (tmp_path / "out" / UNTIED_FOLDER).exists() == (has_head and base.head.is_tied)
+    assert_adapted(base, edit, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_layers_1_and_11_are_told_apart(name: str, tmp_path: Path) -> None:
+    """PEFT matches names by their ends and shortens long lists; each layer gets its own rank."""
+    size = {"n_layer": 12} if name == "gpt2" else {"num_hidden_layers": 12}
+    base = wrap(make_architecture(name, **size))
+    names = [path for path in list_writers(base.model) if ".0." not in path]
+    assert len(names) > 20
+    edit = change_linears(base, names, ranks=(1, 2, 3, 4, 5))
+    config = export_edit(base, edit, tmp_path)
+    assert config["alpha_pattern"] == config["rank_pattern"]
+    ranks = {path: config["rank_pattern"].get(path, config["r"]) for path in names}
+    assert ranks == {path: linear.rank for path, linear in edit.linears.items()}
+    assert config["fan_in_fan_out"] == (name == "gpt2")
+    assert_adapted(base, edit, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "out")
+    modules = dict(adapted.get_base_model().named_modules())
+    found = {path: module for path, module in modules.items() if hasattr(module, "lora_A")}
+    assert {path: module.r["default"] for path, module in found.items()} == ranks
+    assert all(module.scaling["default"] == 1.0 for module in found.values())
+
+
+def test_an_adapter_is_saved_and_loaded_again_by_peft(tmp_path: Path) -> None:
+    """What PEFT writes of it is the same adapter, whatever it did to the configuration."""
+    base = wrap(make_architecture("gpt2", n_layer=11, tie_word_embeddings=False))
+    linears = change_linears(base, list(list_writers(base.model))).linears
+    edit = ModelEdit(damp_head(base, 0.25).head, linears=linears)
+    export_edit(base, edit, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    peft.PeftModel.from_pretrained(model, tmp_path / "out").save_pretrained(tmp_path / "again")
+    (tmp_path / "out").rename(tmp_path / "first")
+    (tmp_path / "again").rename(tmp_path / "out")
+    assert_adapted(base, edit, tmp_path)
+
+
+def test_a_tied_head_beside_linear_layers_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """As without them; the linear layers alone need no untying."""
+    base = wrap(make_architecture("qwen2"))
+    linears = change_linears(base, list(list_writers(base.model))).linears
+    with pytest.raises(ModelError, match=r"Use --untie .* or --format merged"):
+        export_edit(base, ModelEdit(damp_head(base, 0.25).head, linears=linears), tmp_path)
+
+
+def test_a_linear_layer_whose_units_are_scaled_is_refused(tmp_path: Path) -> None:
+    """The same parameter, but not a product of low rank alone."""
+    base = wrap(make_architecture("llama"))
+    (name, *_) = list_writers(base.model)
+    edit = ModelEdit(
+        units=scale_units(base, [name]).units, linears=change_linears(base, [name]).linears
+    )
+    with pytest.raises(ModelError, match=rf"found one of {name}\. A LoRA holds no bias"):
+        export_edit(base, edit, tmp_path)
+
+
+def test_a_patch_that_adds_nothing_is_refused(tmp_path: Path) -> None:
+    """PEFT has no adapter of rank 0; a layer of rank 0 beside others is left out."""
+    base = wrap(make_architecture("llama"))
+    first, second, *_ = list_writers(base.model)
+    nothing = {first: LinearEdit(torch.zeros(16, 0), torch.zeros(16, 0))}
+    with pytest.raises(ModelError, match="found one of nothing"):
+        export_edit(base, ModelEdit(linears=nothing), tmp_path / "nothing")
+    changed = change_linears(base, [second]).linears
+    edit = ModelEdit(linears={**nothing, **changed})
+    assert export_edit(base, edit, tmp_path)["target_modules"] == [second]
+    assert_adapted(base, edit, tmp_path)
+
+
+def test_what_peft_refuses_is_refused(tmp_path: Path) -> None:
+    """Out-projections of state-space mixers; other layers of such a model are taken."""
+    base = wrap(make_random_model("FalconH1Config", MORE["FalconH1Config"]))
+    names = list(list_writers(base.model))
+    with pytest.raises(ModelError, match=r"found model\.layers\.0\.mamba\.out_proj, which it"):
+        export_edit(base, change_linears(base, names), tmp_path / "all")
+    edit = change_linears(base, [name for name in names if "mamba" not in name])
+    export_edit(base, edit, tmp_path)
+    assert_adapted(base, edit, tmp_path)
+    with pytest.raises(ValueError, match="incompatible"):
+        peft.get_peft_model(base.model, peft.LoraConfig(target_modules=["mamba.out_proj"]))

@@ -15,17 +15,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eigenshift.base.errors import ModelError
 from eigenshift.exporting import ExportOptions, export_patch, exports, merged
 from eigenshift.exporting.base_files import open_patched_base
-from eigenshift.exporting.checks import check_files
+from eigenshift.exporting.checks import check_files, check_reloaded, measure_patched
 from eigenshift.exporting.merged import HEAD_FILE_NAME, write_merged
 from eigenshift.model import files
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel, load_model, wrap_model
+from eigenshift.model.writers import list_writers
+from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import run_hooked
 from eigenshift.patches.interventions.linear_act import list_norms
 from eigenshift.patches.patching import Patch, make_patch, patched_model
 from eigenshift.settings import ExportCheck, ModelSettings
 from tests.support.architectures import (
     StubTokenizer,
+    change_linears,
     damp_head,
     list_mlp_layers,
     make_architecture,
@@ -149,6 +152,37 @@ def test_a_tied_checkpoint_of_several_files_gets_one_more(tmp_path: Path) -> Non
     assert digest_tensor(model.lm_head.weight) == written["lm_head.weight"]
     with patched_model(base, patch):
         torch.testing.assert_close(compute_logits(model), compute_logits(base.model))
+
+
+@pytest.mark.parametrize("has_head", [False, True], ids=["linears", "linears and head"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "mixtral"])
+def test_only_shards_with_changed_layers_are_written_anew(
+    tmp_path: Path, name: str, dtype: torch.dtype, has_head: bool
+) -> None:
+    """Some shards hold a changed layer, Linear or Conv1D; all others are the base's bytes."""
+    base = save_base(tmp_path / "base", name, dtype, max_shard_size="6KB")
+    chosen = list(list_writers(base.model))[-2:]
+    head = damp_head(base, 0.25).head if has_head else None
+    edit = ModelEdit(head, linears=change_linears(base, chosen).linears)
+    patch = make_patch(base, edit, model_id="tiny", intervention="test")
+    written = export(tmp_path / "base", patch, tmp_path / "out")
+    assert written == {key: item.patched for key, item in patch.description.tensors.items()}
+    before, after = read_folder(tmp_path / "base"), read_folder(tmp_path / "out")
+    index = json.loads(before["model.safetensors.index.json"])
+    changed = {key: index["weight_map"][key] for key in written if key in index["weight_map"]}
+    assert set(written) - set(changed) <= {"lm_head.weight"}  # where it is tied
+    shards = {file for file in before if file.endswith(".safetensors")}
+    touched = {file for file in shards if before[file] != after[file]}
+    assert touched == set(changed.values())
+    assert 0 < len(touched) < len(shards)
+    added = {HEAD_FILE_NAME} if has_head and base.head.is_tied else set()
+    assert set(after) - set(before) == added
+    if not added:
+        same = ("model.safetensors.index.json", "config.json")
+        assert all(json.loads(before[file]) == json.loads(after[file]) for file in same)
+    unties = has_head and base.head.is_tied
+    check_reloaded(tmp_path / "out", measure_patched(base, patch), written, unties=unties)
 
 
 def test_a_checkpoint_without_the_models_prefix(tmp_path: Path) -> None:

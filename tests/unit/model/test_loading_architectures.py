@@ -23,6 +23,7 @@ from eigenshift.model.forward import capture_head_states
 from eigenshift.model.heads import HeadDescription, digest_tensor
 from eigenshift.model.layers import fuse_activations
 from eigenshift.model.loading import LanguageModel, forget_models, load_model, wrap_model
+from eigenshift.model.writers import list_writers
 from eigenshift.patches.edits import ModelEdit, UnitEdit
 from eigenshift.patches.folding import fold_edit, run_hooked
 from eigenshift.patches.interventions.linear_act import list_norms
@@ -41,6 +42,7 @@ from tests.support.architectures import (
     MORE,
     VOCAB,
     StubTokenizer,
+    change_linears,
     damp_head,
     list_mlp_layers,
     make_architecture,
@@ -228,7 +230,9 @@ def test_a_merged_export_round_trip(name: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     language_model.model.save_pretrained(tmp_path / "base")
     units = scale_units(language_model, list_mlp_layers(language_model)).units
-    patch = describe(language_model, ModelEdit(damp_head(language_model, 0.0).head, units))
+    linears = change_linears(language_model, list(list_writers(language_model.model))).linears
+    edit = ModelEdit(damp_head(language_model, 0.0).head, units, linears)
+    patch = describe(language_model, edit)
     base = open_patched_base(tmp_path / "base", patch, "float32")
     written = write_merged(base, tmp_path / "out")
     assert written == {key: item.patched for key, item in patch.description.tensors.items()}
@@ -305,7 +309,8 @@ def test_further_architectures(name: str, tmp_path: Path) -> None:
     model = make_random_model(name, MORE[name])
     language_model = wrap_model(model, StubTokenizer(), model_id=name, digest="d")
     units = scale_units(language_model, list_mlp_layers(language_model)).units
-    edit = ModelEdit(damp_head(language_model, 0.25).head, units)
+    linears = change_linears(language_model, list(list_writers(model))).linears
+    edit = ModelEdit(damp_head(language_model, 0.25).head, units, linears)
     patch = describe(language_model, edit)
     with run_hooked(language_model, edit):
         hooked = run(model)

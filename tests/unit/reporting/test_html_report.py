@@ -14,6 +14,7 @@ from eigenshift.base.errors import SettingsError
 from eigenshift.ledger.runs import finish_run, start_run, write_run
 from eigenshift.reporting.html_report import write_html_report
 from eigenshift.reporting.outcomes import format_estimate
+from eigenshift.store.workspace import Workspace
 from tests.support.small_store import SmallStore, build_small_store, make_settings
 
 VOID = {"meta", "link", "br", "img"}
@@ -191,6 +192,24 @@ def test_run_that_failed_early_has_a_report(small: SmallStore, tmp_path: Path) -
     text = out.read_text()
     assert "found &lt;none&gt;" in text
     assert "This run was not evaluated" in text
+
+
+def test_report_says_how_many_linear_layers_a_patch_changes(
+    small: SmallStore, tmp_path: Path
+) -> None:
+    """Where it changes any."""
+    copy = small.copy_to(tmp_path / "store")
+    record = copy.add_run()
+
+    def write(workspace: Workspace) -> None:
+        workspace.facts = {"intervention": "deep", "n_components": 0}
+        workspace.facts["ranks"] = {"model.layers.0.fc2": 2, "model.layers.1.fc2": 1}
+
+    copy.add_artifact(record, "patch", write, label="deep")
+    write_html_report(copy.url, record.run_id, tmp_path / "report.html")
+    text = " ".join((tmp_path / "report.html").read_text().split())
+    assert "Patch of arm deep: deep, 0 directions, 2 linear layers, factor" in text
+    assert "Patch of arm eigenshift: eigenshift, 2 directions, factor" in text
 
 
 def test_comparison_has_a_report(small: SmallStore, tmp_path: Path) -> None:
