@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eigenshift.components.budget_texts import BudgetTexts
-from eigenshift.components.calibration import MIN_PROBABILITY, ToxicStates
+from eigenshift.components.calibration import MIN_PROBABILITY
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import HeadEdit, ModelEdit
@@ -275,6 +275,6 @@ class HeadStudy(Study):
 
 
 def _make_edit(left: Tensor, right: Tensor) -> HeadEdit:
-    """h' = h + left right^T h."""
+    """H' = h + left right^T h."""
     left, right = left.double().cpu(), right.double().cpu()
     return HeadEdit(-left, right, torch.zeros(right.shape[1], dtype=torch.float64))
