@@ -1,9 +1,9 @@
 """Forward and backward passes: what every linear map saw, and how an objective depends on it.
 
 For a linear layer y = W x the derivative of an objective by W is the sum over tokens of g x^T, g
-the derivative by y; so all that a study of low-rank changes of W needs are products of x and g. They
-are handed over layer by layer while the backward pass runs, and nothing is kept: no weight has a
-gradient, and no tensor of all tokens x layers x width exists. What is summed up is the caller's.
+the derivative by y; so all that a study of low-rank changes of W needs are products of x and g.
+They are handed over layer by layer while the backward pass runs, and nothing is kept: no weight has
+a gradient, and no tensor of all tokens x layers x width exists. What is summed up is the caller's.
 """
 
 from __future__ import annotations

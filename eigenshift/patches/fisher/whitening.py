@@ -2,10 +2,10 @@
 
 Let M be the gradient of a benefit by a matrix W (out, in), A and G the second moments of what
 enters it and of the gradient that comes back on harmless text. In the metric A (x) G (K-FAC,
-Martens and Grosse, ICML 2015, arXiv 1503.05671) a change l r^T of W costs (l^T G l) (r^T A r) / 2 nats a
-token, and the singular triples of G^-1/2 M A^-1/2 are the rank-one changes of equal cost ranked by
-what they bring. Any roots with R R^T = G give the same triples; Cholesky factors cost least. Pure
-linear algebra in float64.
+Martens and Grosse, ICML 2015, arXiv 1503.05671) a change l r^T of W costs (l^T G l) (r^T A r) / 2
+nats a token, and the singular triples of G^-1/2 M A^-1/2 are the rank-one changes of equal cost
+ranked by what they bring. Any roots with R R^T = G give the same triples; Cholesky factors cost
+least. Pure linear algebra in float64.
 """
 
 from __future__ import annotations
