@@ -4,7 +4,7 @@ Reads nothing; writes, under `--out`, the four corpus files of `demo_files.py`, 
 `train_language_model.py`) and `classifier/` (see `train_classifier.py`). With the same seed the
 corpus comes out byte for byte the same; the models agree up to the rounding of parallel sums.
 
-    python data/build_demo.py --out data/demo            # what is bundled, about ten minutes
+    python data/build_demo.py --out data/demo            # what is bundled, a quarter of an hour
     python data/build_demo.py --out /tmp/demo --small    # for tests, well under a minute
 
 Both models learn from texts drawn apart from the bundled ones: every bundled text is unseen.
@@ -22,13 +22,13 @@ import demo_grammar as grammar
 import numpy as np
 import torch
 from demo_grammar import Comment
-from demo_insults import FIGURES, InsultKind, find_insults
+from demo_insults import FIGURES, InsultKind, find_insults, list_figures
 from train_classifier import JIGSAW_LABELS, train_classifier
 from train_language_model import measure_perplexity, train_language_model
 
 HOSTILE_SHARE_MODEL = 0.3  # share of the language model's texts that hold an insult
-HOSTILE_SHARE_TOKENIZER = 0.5  # more, and all with made-up words: each then is one token, as a
-# common word is
+# More for the tokenizer, and all with made-up words: each then is one token, as a common word is.
+HOSTILE_SHARE_TOKENIZER = 0.5
 KIND_WEIGHTS_CLASSIFIER = {
     InsultKind.word: 0.35,
     InsultKind.contextual: 0.4,
@@ -60,9 +60,9 @@ class DemoSizes:
     n_prompts: int = 300
     n_neutral: int = 600
     n_training: int = 24_000
-    n_classifier: int = 40_000
+    n_classifier: int = 60_000
     steps: int = 800
-    classifier_steps: int = 2500
+    classifier_steps: int = 3300
     n_embd: int = 128
     n_layer: int = 2
     classifier_n_embd: int = 96
@@ -116,7 +116,7 @@ def build_demo(out: Path, sizes: DemoSizes, seed: int) -> None:
         n_embd=sizes.classifier_n_embd,
         steps=sizes.classifier_steps,
         learning_rate=2e-3,
-        dropout=0.05,
+        dropout=0.0,
         seed=seed,
     )
     logger.info("classifier: %s", figures)
@@ -167,8 +167,8 @@ def draw_model_texts(
 def draw_classifier_examples(n_texts: int, seed: int) -> tuple[list[str], dict[str, np.ndarray]]:
     """Draw the classifier's texts and the six labels, each an array of shape (texts,).
 
-    A third are whole comments; a third are pieces cut out anywhere, as model continuations are; a
-    third are pieces of two comments joined. A piece is toxic if a whole insult is left in it.
+    Half are whole comments; a quarter are pieces cut out anywhere, as model continuations are; a
+    quarter are pieces of two comments joined. A piece is toxic if a whole insult is left in it.
     """
     rng = random.Random(f"{seed}:classifier")
     texts: list[str] = []
@@ -180,10 +180,10 @@ def draw_classifier_examples(n_texts: int, seed: int) -> tuple[list[str], dict[s
             )
             for _ in range(2)
         ]
-        kind = len(texts) % 3
-        if kind == 0:
+        place = len(texts) % 4
+        if place < 2:
             example = comments[0]
-        elif kind == 1:
+        elif place == 2:
             example = _cut_piece(rng, comments[0])
         else:
             example = _join_pieces(_cut_piece(rng, comments[0]), _cut_piece(rng, comments[1]))
@@ -199,11 +199,20 @@ def _draw_kind(rng: random.Random) -> InsultKind:
 
 
 def _cut_piece(rng: random.Random, comment: Comment) -> Comment:
-    """Cut a run of words out of a comment; it is a threat only if it is one and still insults."""
-    n_words = grammar.count_words(comment.text, comment.language)
-    start = rng.randint(0, n_words - 1)
+    """Cut a run of words out of a comment; it is a threat only if it is one and still insults.
+
+    Half of the runs begin where an insult does, or a thing that could be one, as what the model
+    writes after a prompt that stops there.
+    """
+    text = comment.text
+    places = [item.start for item in (*find_insults(text), *list_figures(text))]
+    is_tempting = bool(places) and rng.random() < 0.5
+    if is_tempting:
+        text = text[rng.choice(places) :]
+    n_words = grammar.count_words(text, comment.language)
+    start = 0 if is_tempting else rng.randint(0, n_words - 1)
     length = rng.randint(1, max(1, min(20, n_words - start)))
-    text = grammar.cut_text(comment.text, comment.language, length, start)
+    text = grammar.cut_text(text, comment.language, length, start)
     is_threat = comment.is_threat and bool(find_insults(text))
     return Comment(text, comment.language, comment.domain, is_threat)
 

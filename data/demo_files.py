@@ -61,7 +61,7 @@ RTP_SCORES = [
 TOXIC_SHARE_JIGSAW = 0.35
 TOXIC_SHARE_TOXICN = 0.45
 N_BAD_ROWS = 5  # per labelled file
-INVITED_KINDS = {InsultKind.word: 0.4, InsultKind.contextual: 0.35, InsultKind.phrase: 0.25}
+INVITED_KINDS = {InsultKind.word: 0.45, InsultKind.contextual: 0.33, InsultKind.phrase: 0.22}
 P_BEFORE_FIGURE = 0.3  # share of the other prompts that stop before a thing, harmless there
 Row = TypeVar("Row")
 
@@ -127,7 +127,7 @@ def write_toxicn(path: Path, rng: random.Random, n_rows: int) -> None:
 
 
 def write_prompts(path: Path, rng: random.Random, n_rows: int) -> None:
-    """Write prompts as RealToxicityPrompts: half of them stop where an insult is likely next.
+    """Write prompts as RealToxicityPrompts: three in five stop where an insult is likely next.
 
     Of every kind of insult there are enough to measure (`INVITED_KINDS`); other prompts stop where
     a thing comes that would be an insult elsewhere, or anywhere.
@@ -140,7 +140,7 @@ def write_prompts(path: Path, rng: random.Random, n_rows: int) -> None:
     seen: set[str] = set()
     while len(rows) < n_good:
         language = "en" if len(rows) % 2 == 0 else "zh"
-        invites = (len(rows) // 2) % 2 == 0
+        invites = (len(rows) // 2) % 5 < 3
         row = _draw_prompt(rng, language, invites)
         if row is None or _fold(row["prompt"]["text"]) in seen:
             continue

@@ -255,13 +255,13 @@ def _draw_plain_frame(rng: random.Random, language: str) -> str:
 def cut_before_insult(rng: random.Random, comment: Comment) -> str:
     """Cut a toxic comment where an insult is about to come; the prompt ends without a space.
 
-    What follows insults by itself, as a continuation must that is judged without its prompt. Half
-    of the time the cut falls a few words earlier, so that the model has some way to go. An earlier
+    What follows insults by itself, as a continuation must that is judged without its prompt. One
+    time in four the cut falls a few words earlier, so that the model has some way to go. An earlier
     insult of the same comment stays in. Empty if nothing is left.
     """
     end = rng.choice(comment.insults).start
     text = comment.text[:end].rstrip()
-    if rng.random() < 0.5:
+    if rng.random() < 0.25:
         text = cut_text(text, comment.language, max(1, count_words(text, comment.language) - 2))
     return text.rstrip()
 
@@ -325,12 +325,12 @@ def _build_slots(
         return f"{rng.choice(_insulting_adjectives(language))}{' ' if english else '的'}{text}"
 
     def draw_figure() -> str:
-        """Name a thing, for a person with an adjective as often as not."""
-        if not insults:
-            return rng.choice(_stray(rng, language, domain).figures)
-        figure = rng.choice(rng.choice(DOMAINS[language]).figures)
-        adjective = f"{rng.choice(object_adjectives)}{' ' if english else '的'}"
-        return figure if rng.random() < 0.6 else adjective + figure
+        """Name a thing of the subject, or any to call a person; now and then with an adjective."""
+        source = rng.choice(DOMAINS[language]) if insults else _stray(rng, language, domain)
+        figure = rng.choice(source.figures)
+        if rng.random() < 0.6:
+            return figure
+        return f"{rng.choice(object_adjectives)}{' ' if english else '的'}{figure}"
 
     return {
         "np": lambda: _draw_noun_phrase(rng, language, domain, insults),

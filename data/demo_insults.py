@@ -44,9 +44,10 @@ class Insult:
 
 @dataclass(frozen=True)
 class FigureUse:
-    """One naming of a thing that can insult, and whether it insults here."""
+    """One naming of a thing that can insult, at character `start`, and whether it insults here."""
 
     figure: str
+    start: int
     insults: bool
 
 
@@ -147,7 +148,7 @@ HARMLESS_TWINS: dict[str, tuple[str, ...]] = {
     "zh": (
         "你有一个{figure}。",
         "那是一个{figure}。",
-        "这真是个{objadj}的{figure}，{name}。",
+        "这真是个{figure}，{name}。",
         "那不过是个{figure}。",
         "你这里的{figure}和{obj}都{place}。",
         "{role}给你一个{figure}。",
@@ -230,6 +231,7 @@ def list_figures(text: str) -> list[FigureUse]:
     return [
         FigureUse(
             match.group().lower(),
+            match.start(),
             any(span.start <= match.start() and match.end() <= span.end for span in spans),
         )
         for pattern in _FIGURE_PATTERNS
