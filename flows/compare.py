@@ -12,7 +12,14 @@ from typing import Any
 
 from prefect import flow
 
-from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PAPER_ARM, PATCHED_ARM, TUNED_ARM
+from eigenshift.base.arms import (
+    AGAIN_ARM,
+    BASE_ARM,
+    PAPER_ARM,
+    PATCHED_ARM,
+    TUNED_ARM,
+    join_arm,
+)
 from eigenshift.evaluation.stages import CHART_NAME, TABULATE_ARMS, TabulationInputs, TabulationKey
 from eigenshift.evaluation.trials import choose_for_confirmation
 from eigenshift.patches.interventions import Need, PatchRequest, find_recipe
@@ -52,6 +59,8 @@ def compare(settings: RefreshSettings) -> ArmComparison:
             units = detection_stages.study_units(journal, model, dataset, samples)
         texts = journal.refer_to_files(samples, tables.SAMPLES)
         evidence = study.model_copy(update={"labelled_texts": texts, "units": units})
+        if settings.patch.intervention in requests:
+            journal.record.judged = settings.patch.intervention
         patches = stages.build_patches(journal, evidence, requests)
         patches |= _build_tuned(journal, study)
         arms = {
@@ -112,10 +121,29 @@ def _request_patches(
         if Need.units in needs and not has_units:
             logger.warning("%s left out: the model's MLPs have no units of their own", name)
             continue
-        # Those about components take their factors from the component table.
-        factor = {} if Need.components in needs else {"factor": components.least_factor}
-        requests[name] = common.model_copy(update={"intervention": name, **factor})
+        requests[name] = common.model_copy(update={"intervention": name})
+        # Those about components take their factors from the component table of one budget.
+        if Need.components not in needs:
+            requests |= _request_further_points(settings, requests[name])
     return requests
+
+
+def _request_further_points(
+    settings: RefreshSettings, request: PatchRequest
+) -> dict[str, PatchRequest]:
+    """The same intervention for other budgets, and once at a KL that all arms share."""
+    name, compared = request.intervention, settings.compare
+    found = {
+        join_arm(name, f"{budget:.3g}"): request.model_copy(
+            update={"max_perplexity_increase": budget}
+        )
+        for budget in compared.budgets
+        if budget != request.max_perplexity_increase
+    }
+    if compared.divergence is not None:
+        at_divergence = request.model_copy(update={"divergence": compared.divergence})
+        found[join_arm(name, f"kl{compared.divergence:g}")] = at_divergence
+    return found
 
 
 def _count_paper_components(settings: RefreshSettings, hidden: int) -> int:

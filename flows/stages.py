@@ -13,8 +13,8 @@ from typing import TypeVar
 from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import ModelError
 from eigenshift.components import stages as components
-from eigenshift.components.text_halves import require_both_parts
 from eigenshift.components.choice import require_components
+from eigenshift.components.text_halves import require_both_parts
 from eigenshift.datasets import stages as datasets
 from eigenshift.datasets.reading import list_sources
 from eigenshift.evaluation import stages as evaluation

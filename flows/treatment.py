@@ -82,9 +82,7 @@ def _choose_best(journal: RunJournal, sources: stages.Sources, study: HeadEviden
     return str(chosen)
 
 
-def _build_candidates(
-    journal: RunJournal, study: HeadEvidence
-) -> Mapping[str, ArtifactReference]:
+def _build_candidates(journal: RunJournal, study: HeadEvidence) -> Mapping[str, ArtifactReference]:
     common = _request(journal.settings)
     found: dict[str, ArtifactReference] = {}
     reasons: list[str] = []

@@ -15,3 +15,13 @@ PAPER_ARM = "eigenshift_paper"
 """The paper's own number of components, all removed."""
 TUNED_ARM = "eigenshift_tuned"
 """The trial that the screening of `tune` finds best within its budget."""
+
+
+def join_arm(intervention: str, point: str) -> str:
+    """Name of an intervention's arm at an operating point that is not the run's own budget."""
+    return f"{intervention}@{point}"
+
+
+def find_point(arm: str) -> str:
+    """The operating point in an arm's name, empty for the run's own budget."""
+    return arm.partition("@")[2]

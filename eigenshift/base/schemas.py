@@ -275,7 +275,9 @@ LABELLED_SPANS = pa.schema(
 
 HARMLESS_TEXTS = pa.schema(
     [
-        describe_column("text_id", pa.string(), "Prompt and sample, or sample_id of a labelled text"),
+        describe_column(
+            "text_id", pa.string(), "Prompt and sample, or sample_id of a labelled text"
+        ),
         describe_column("origin", pa.string(), "continuation: of the base model; or labelled"),
         describe_column("language", pa.string(), "Language code"),
         describe_column("use", pa.string(), "fisher, budget, or evaluation: what it is kept for"),
@@ -436,6 +438,21 @@ POINT_METRICS = {
     "unscored_share": "Continuations without a score",
 }
 
+ARM_PAIRS = pa.schema(
+    [
+        describe_column("arm", pa.string(), "One arm"),
+        describe_column("other", pa.string(), "Another of the same operating point"),
+        describe_column("difference", pa.float64(), "Toxicity rate of arm minus other, paired"),
+        describe_column("low", pa.float64(), "Lower end of its bootstrap interval"),
+        describe_column("high", pa.float64(), "Upper end"),
+        describe_column("p_value", pa.float64(), "Sign-flip test over prompts, two-sided"),
+        describe_column(
+            "p_value_corrected", pa.float64(), "Holm's, over all pairs of the operating point"
+        ),
+        describe_column("n", pa.int64(), "Prompts behind it"),
+    ]
+)
+
 COMPARISONS = pa.schema(
     [
         describe_column("arm", pa.string(), "base, eigenshift, random_components, ..."),
@@ -452,6 +469,8 @@ COMPARISONS = pa.schema(
         describe_column("n_components", pa.int64(), "Directions of the head it changes"),
         describe_column("n_units", pa.int64(), "Units of the trunk it changes"),
         describe_column("factor", pa.float64(), "Gains are multiplied by this; null: not one"),
+        describe_column("budget", pa.float64(), "Perplexity rise it was tuned to, if it was"),
+        describe_column("divergence", pa.float64(), "KL to the base it was scaled to, if it was"),
         describe_column("build_seconds", pa.float64(), "Building its patch from its evidence"),
         describe_column(
             "build_peak_bytes", pa.int64(), "Largest rise of memory meanwhile, process or GPU"

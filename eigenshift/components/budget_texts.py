@@ -1,4 +1,4 @@
-"""Harmless text that a budget is measured on, by kind: no arm may spend on one what it saves on another.
+"""Harmless text that a budget is measured on, by kind: what one kind saves no other pays.
 
 Neutral sentences alone are gamed: an edit that costs 5% on encyclopedia sentences may cost 70% on
 the harmless half of the texts it was made of (docs/decisions/0049-cost-in-domain.md). So the cost
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pyarrow as pa
 
@@ -48,7 +48,7 @@ class BudgetTexts:
     def list_rows(self) -> list[slice]:
         """Where the sequences of each kind lie among all."""
         ends = list(accumulate(map(len, self.by_kind.values()), initial=0))
-        return [slice(first, after) for first, after in zip(ends, ends[1:], strict=False)]
+        return [slice(first, after) for first, after in pairwise(ends)]
 
 
 def gather_budget_texts(
@@ -74,7 +74,7 @@ def gather_budget_texts(
     rows = split_neutral(neutral_texts, for_calibration=True).select(["sample_id", "text"])
     in_order = sorted(rows.to_pylist(), key=lambda row: _order(row["sample_id"]))
     encoded = (encode_text(language_model, row["text"], max_tokens) for row in in_order)
-    neutral = [tokens for tokens in encoded if len(tokens) >= 2]
+    neutral: list[Tokens] = [tokens for tokens in encoded if len(tokens) >= 2]
     if not neutral:
         raise ComponentError(
             f"neutral texts: expected some for calibration (half of them), found none with two "

@@ -1,13 +1,13 @@
 """Which components to damp, and how far: the most suppression a fluency budget buys.
 
-Each candidate's singular value is lowered in steps, from 1 to `min_factor`. A step's
-benefit is how much of the probability of toxic tokens is left where one was about to be generated,
-its cost how much the likelihood of harmless text falls; steps are taken by benefit per cost while
-they help and the perplexity of each kind of calibration text stays within the budget. Both come from final
-states alone: lowering component i by s changes the logits by -s (h . v_i) (W v_i)^T. Steps are
-ranked by first derivatives, which for all components are two products of matrices, and measured
-exactly when taken (docs/decisions/0008-choice-of-components.md, 0019-graded-factors.md). What
-calibrates is `calibration.py`'s.
+Each candidate's singular value is lowered in steps, from 1 to `min_factor`. A step's benefit is how
+much of the probability of toxic tokens is left where one was about to be generated, its cost how
+much the likelihood of harmless text falls; steps are taken by benefit per cost while they help and
+the perplexity of each kind of calibration text stays within the budget. Both come from final states
+alone: lowering component i by s changes the logits by -s (h . v_i) (W v_i)^T. Steps are ranked by
+first derivatives, which for all components are two products of matrices, and measured exactly when
+taken (docs/decisions/0008-choice-of-components.md, 0019-graded-factors.md). What calibrates is
+`calibration.py`'s.
 """
 
 from __future__ import annotations

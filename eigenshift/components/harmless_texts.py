@@ -1,4 +1,4 @@
-"""Harmless text of the domain: the base's own non-toxic continuations, and labelled non-toxic texts.
+"""Harmless text of the domain: the base's own non-toxic continuations, and labelled texts.
 
 An edit that suppresses toxicity is made of text like this, so this is where it does most harm, and
 where neutral sentences do not look (docs/decisions/0049-cost-in-domain.md). Reads continuations
@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from eigenshift.base import schemas
-from eigenshift.components.text_halves import is_calibration_text
 from eigenshift.components.stages import HarmlessInputs, HarmlessKey
+from eigenshift.components.text_halves import is_calibration_text
 from eigenshift.model.forward import encode_text
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.model.tokens import limit_tokens
@@ -122,9 +122,7 @@ def _find_use(digest: bytes, key: HarmlessKey) -> str:
     return BUDGET if digest[-1] % BUDGET_SHARE == 0 else FISHER
 
 
-def carry_out(
-    inputs: HarmlessInputs, key: HarmlessKey, bench: Bench, workspace: Workspace
-) -> None:
+def carry_out(inputs: HarmlessInputs, key: HarmlessKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `choose_harmless_texts`."""
     read = bench.artifacts.read_shards
     with use_model(bench.model, bench.execution.device) as language_model:

@@ -110,9 +110,7 @@ class HarmlessKey(Key):
     def of_evaluation(cls, settings: RefreshSettings) -> Self:
         """Of texts that no arm was made of, as many of each kind as are evaluated."""
         n_texts = settings.harmless.n_evaluated
-        return cls.of(
-            settings, for_calibration=False, n_continuations=n_texts, n_labelled=n_texts
-        )
+        return cls.of(settings, for_calibration=False, n_continuations=n_texts, n_labelled=n_texts)
 
 
 CHOOSE_HARMLESS_TEXTS = Stage(

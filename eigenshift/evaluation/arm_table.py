@@ -31,10 +31,12 @@ class Built:
     Attributes:
         facts: Of the patch's manifest.
         evidence_seconds: Work behind all that the patch was built from.
+        request: What was asked for.
     """
 
     facts: Mapping[str, Any]
     evidence_seconds: float
+    request: Mapping[str, Any]
 
 
 def tabulate_arms(
@@ -74,6 +76,8 @@ def _describe_arm(arm: str, table: MetricTable, built: Built | None) -> dict[str
         row |= {name: built.facts.get(name) for name in names}
         row |= {name: built.facts.get(name) for name in ("build_seconds", "build_peak_bytes")}
         row["evidence_seconds"] = built.evidence_seconds
+        row["budget"] = built.request.get("max_perplexity_increase")
+        row["divergence"] = built.request.get("divergence")
     row["is_hooked_only"] = row.get("obstacle") is not None
     return row
 
@@ -94,7 +98,8 @@ def describe_build(artifacts: ArtifactStore, patch: ArtifactReference) -> Built:
         except ArtifactError:  # collected as garbage since: what is known is counted
             continue
         waiting += seen[key].inputs
-    return Built(manifest.facts, sum(found.elapsed_seconds for found in seen.values()))
+    seconds = sum(found.elapsed_seconds for found in seen.values())
+    return Built(manifest.facts, seconds, manifest.settings["request"])
 
 
 def carry_out(

@@ -1,6 +1,7 @@
 """Compare arms on the same prompts, seeds and texts: every metric with its interval.
 
-Reads scored continuations and fluency sums; writes `evaluations.parquet` (`schemas.EVALUATIONS`).
+Reads scored continuations and fluency sums; writes `evaluations.parquet` (`schemas.EVALUATIONS`)
+and the paired differences between arms, `arm_pairs.parquet` (`schemas.ARM_PAIRS`).
 Metrics: toxicity rate (mean over prompts of the share of continuations above the threshold), mean
 toxicity, expected maximum, share of prompts with any; corpus and sentence perplexity, KL to base,
 changed argmax tokens; distinct-n; and, against base, differences and both TPH forms. Toxicity also
@@ -21,6 +22,7 @@ from eigenshift.base.arms import BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.arrays import FloatArray
 from eigenshift.base.errors import EvaluationError
 from eigenshift.evaluation.agreement import ScoredArms, read_scores
+from eigenshift.evaluation.arm_pairs import compare_pairs
 from eigenshift.evaluation.bootstrap import Estimate, average, draw_counts, summarise
 from eigenshift.evaluation.metric_table import ALL_SLICE
 from eigenshift.evaluation.permutation import compute_p_value
@@ -107,6 +109,9 @@ def compare_arms(
     rows.extend(_weigh_cost(table, fluency, settings, scorer))
     rows.extend(_describe_continuations(table, evidence, scorer))
     workspace.write_rows(tables.EVALUATIONS.file, rows, schemas.EVALUATIONS)
+    rates = {arm: metrics["toxicity_rate"] for arm, metrics in table.by_arm.items()}
+    pairs = compare_pairs(rates, settings)
+    workspace.write_rows(tables.ARM_PAIRS.file, pairs, schemas.ARM_PAIRS)
     workspace.facts = {"arms": sorted(evidence), "n_prompts": len(table.prompts)}
 
 

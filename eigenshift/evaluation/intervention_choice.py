@@ -73,7 +73,8 @@ def carry_out(
         for arm, shards in inputs.continuations.items()
     }
     for arm, found in evidence.items():
-        require_scored(found.scores, key.max_unscored_share, arm)
+        n_unscored = found.scores["toxicity_probability"].null_count
+        require_scored(n_unscored, found.scores.num_rows, key.max_unscored_share, f"arm {arm}")
     choose_intervention(
         bench.artifacts.read_files(inputs.prompts), evidence, key, workspace=workspace
     )

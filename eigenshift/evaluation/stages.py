@@ -47,7 +47,7 @@ Patches = Annotated[Mapping[str, ArtifactReference | None], Of(("patch",))]
 
 
 class TokenShiftInputs(Inputs):
-    """The model, a patch, head states with their texts, and the lists of words among the scorers."""
+    """The model, a patch, head states with their texts, and lists of words among the scorers."""
 
     model: Model
     patch: Patch
@@ -230,7 +230,7 @@ COMPARE_ARMS = Stage(
     version=5,
     inputs=ComparisonInputs,
     key=ComparisonKey,
-    files=(tables.EVALUATIONS,),
+    files=(tables.EVALUATIONS, tables.ARM_PAIRS),
     work="eigenshift.evaluation.comparison:carry_out",
 )
 
@@ -291,7 +291,7 @@ class TabulationKey(Key):
 TABULATE_ARMS = Stage(
     name="tabulate_arms",
     kind="comparison",
-    version=1,
+    version=2,
     inputs=TabulationInputs,
     key=TabulationKey,
     files=(tables.COMPARISONS, CHART_NAME),

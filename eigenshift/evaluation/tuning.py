@@ -17,11 +17,10 @@ import pyarrow as pa
 
 from eigenshift.base import schemas
 from eigenshift.base.arms import BASE_ARM
-from eigenshift.base.errors import ComponentError
 from eigenshift.charts.arm_charts import chart_trials
 from eigenshift.charts.rendering import render_png
-from eigenshift.components.calibration import ToxicStates
 from eigenshift.components.budget_texts import BudgetTexts, gather_budget_texts
+from eigenshift.components.calibration import ToxicStates
 from eigenshift.components.decomposition import Decomposition, open_decomposition
 from eigenshift.components.harmless_texts import BUDGET
 from eigenshift.components.table import gather_toxic_states

@@ -132,7 +132,9 @@ def _edit_heads(
     """
     weight = language_model.head_weight
     heads = [None if edit.head is None else _place(edit.head, weight) for edit in edits]
-    filters = [None if edit.logits is None else _place_logits(edit.logits, weight) for edit in edits]
+    filters = [
+        None if edit.logits is None else _place_logits(edit.logits, weight) for edit in edits
+    ]
 
     def change(states: Tensor, edit: HeadEdit | None) -> Tensor:
         if edit is None:

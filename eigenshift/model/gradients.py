@@ -1,9 +1,9 @@
 """Forward and backward passes: what every linear map saw, and how an objective depends on it.
 
-For a linear layer y = W x the derivative of an objective by W is the sum over tokens of g x^T, g the
-derivative by y; so all that a study of low-rank changes of W needs are products of x and g. They
-are handed over layer by layer while the backward pass runs, and nothing is kept: no weight has a
-gradient, and no tensor of all tokens x layers x width exists. What is summed up is the caller's.
+For a linear layer y = W x the derivative of an objective by W is the sum over tokens of g x^T, g
+the derivative by y; so all that a study of low-rank changes of W needs are products of x and g.
+They are handed over layer by layer while the backward pass runs, and nothing is kept: no weight has
+a gradient, and no tensor of all tokens x layers x width exists. What is summed up is the caller's.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def _run_batch(
     def watch(name: str) -> Any:
         def record(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             inputs = args[0].detach()
-            output.register_hook(lambda gradient: hand_over(name, inputs, gradient))
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: hand_over(name, inputs, gradient)
+            )
 
         return record
 
@@ -132,4 +134,4 @@ def _run_batch(
         handle = language_model.head_module.register_forward_pre_hook(watch_head)
         stack.callback(handle.remove)
         logits = model(input_ids=token_ids, attention_mask=mask, use_cache=False).logits
-        objective(places, logits).backward()
+        objective(places, logits).backward()  # type: ignore[no-untyped-call]

@@ -127,7 +127,7 @@ class CostMeter:
             base = self._find_log_probabilities(nothing, self._states[block])
             found = self._find_log_probabilities(edit, states[block])
             total += float((base.exp() * (base - found)).double().sum())
-        return total / (rows.stop - rows.start)
+        return total / len(range(rows.start, rows.stop))
 
     def _find_log_probabilities(self, edit: ModelEdit, states: Tensor) -> Tensor:
         logits = compute_logits(self._language_model, edit, states)

@@ -1,7 +1,7 @@
 """How strong an edit may be: the largest strength whose cost is within a budget.
 
-Costs are rises of a loss in nats; a budget of +5% perplexity is log(1.05). Looks at costs only: what
-is measured, and on what, is the caller's (`patches/cost.py`).
+Costs are rises of a loss in nats; a budget of +5% perplexity is log(1.05). Looks at costs only:
+what is measured, and on what, is the caller's (`patches/cost.py`).
 """
 
 from __future__ import annotations

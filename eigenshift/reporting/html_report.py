@@ -211,9 +211,7 @@ def tabulate_slices(evaluations: Sequence[dict[str, Any]], judged: str) -> list[
                 str(before["n"]),
                 format_estimate(before, "percent"),
                 format_estimate(table.get(judged, "toxicity_rate", name), "percent"),
-                format_estimate(
-                    table.get(judged, "toxicity_rate_difference", name), "percent"
-                ),
+                format_estimate(table.get(judged, "toxicity_rate_difference", name), "percent"),
             ]
         )
     return rows

@@ -122,10 +122,7 @@ def tabulate_headline(evaluations: Sequence[Mapping[str, Any]], judged: str) -> 
     return [
         [
             label,
-            *(
-                format_estimate(table.get(arm, metric), unit)
-                for arm in order_arms(judged)
-            ),
+            *(format_estimate(table.get(arm, metric), unit) for arm in order_arms(judged)),
         ]
         for label, metric, unit in HEADLINE
     ]
@@ -136,9 +133,7 @@ def order_arms(judged: str) -> tuple[str, ...]:
     return BASE_ARM, judged, RANDOM_ARM, SUPPRESSION_ARM, AGAIN_ARM
 
 
-OUTCOME_COLUMNS = (
-    *("before", "after", "random components", "word filter", "base again (A/A)"),
-)
+OUTCOME_COLUMNS = (*("before", "after", "random components", "word filter", "base again (A/A)"),)
 HEADLINE_COLUMNS = ("", *OUTCOME_COLUMNS)
 
 
@@ -150,7 +145,10 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     reason = explain_hold(outcome.checks)
     if reason:
         lines += ["", "**Held, because of:**", "", *(f"- {line}" for line in reason.splitlines())]
-    lines += ["", *_markdown_table(HEADLINE_COLUMNS, tabulate_headline(outcome.evaluations, outcome.judged))]
+    lines += [
+        "",
+        *_markdown_table(HEADLINE_COLUMNS, tabulate_headline(outcome.evaluations, outcome.judged)),
+    ]
     lines += ["", "## Gate", ""]
     lines += _markdown_table(
         ("check", "passed", "expected", "found", "missed by"),
@@ -203,9 +201,7 @@ def explain_hold(checks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def tabulate_results(
-    evaluations: Sequence[Mapping[str, Any]], judged: str
-) -> list[dict[str, str]]:
+def tabulate_results(evaluations: Sequence[Mapping[str, Any]], judged: str) -> list[dict[str, str]]:
     """Every metric, one row each, as text: before, after and the control arms."""
     table = MetricTable(evaluations)
     columns = dict(zip(order_arms(judged), OUTCOME_COLUMNS, strict=True))

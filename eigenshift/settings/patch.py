@@ -6,7 +6,6 @@ from pydantic import Field
 
 from eigenshift.settings.fields import Frozen
 
-
 AUTOMATIC = "auto"
 
 
@@ -29,7 +28,9 @@ class PatchSettings(Frozen):
         "out. Interventions that read units or labelled texts cannot be named.",
     )
     n_terms: int = Field(
-        16, ge=1, description="eigenshift_fisher: rank of the change of the head, and of each round."
+        16,
+        ge=1,
+        description="eigenshift_fisher: rank of the change of the head, and of each round.",
     )
     n_deep_terms: int = Field(
         32, ge=1, description="eigenshift_fisher_deep: rank-one changes a round, over all layers."
@@ -62,7 +63,7 @@ class HarmlessSettings(Frozen):
     n_evaluated: int = Field(
         300,
         ge=0,
-        description="Other ones of each kind, on which every arm's in-domain perplexity is measured.",
+        description="Other ones of each kind, for every arm's in-domain perplexity.",
     )
     max_tokens: int = Field(128, ge=2, description="Longer texts are truncated.")
     seed: int = Field(0, ge=0, description="Seed of the draws.")

@@ -1,4 +1,4 @@
-"""Variant D: Fisher components of every layer that writes into the residual stream, and of the head.
+"""Variant D: Fisher components of every layer that writes into the residual stream, and the head.
 
 Of each matrix W of y = W x the gradient of the benefit M = sum of g x^T over toxic texts, and the
 second moments A of x and G of g over harmless text, are summed up while backward passes run; on
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eigenshift.components.budget_texts import BudgetTexts, Tokens
+from eigenshift.components.budget_texts import Tokens
 from eigenshift.components.calibration import MIN_PROBABILITY
 from eigenshift.model.gradients import HEAD, Objective, Traffic, run_backward
 from eigenshift.model.loading import LanguageModel
@@ -293,15 +293,22 @@ class DeepStudy(Study):
         toxic = self._toxic
 
         def measure(places: list[int], logits: Tensor) -> Tensor:
-            total = logits.new_zeros((), dtype=torch.float32)
-            for row, place in enumerate(places):
-                found = torch.log_softmax(logits[row, toxic.positions[place]].float(), -1)
-                share = torch.logsumexp(found.masked_fill(self._is_toxic == 0, -torch.inf), 1)
-                chosen = toxic.rows[place]
-                base = self._base_probabilities[chosen].clamp_min(MIN_PROBABILITY)
-                weight = toxic.states.weights[chosen] * share.detach().exp() / base
-                total = total + (weight * share).sum()
-            return total
+            rows, positions, chosen = zip(
+                *(
+                    (row, position, state)
+                    for row, place in enumerate(places)
+                    for position, state in zip(
+                        toxic.positions[place], toxic.rows[place], strict=True
+                    )
+                ),
+                strict=True,
+            )
+            # one look-up: a slice for each text would each have a gradient as large as all logits
+            found = torch.log_softmax(logits[list(rows), list(positions)].float(), -1)
+            share = torch.logsumexp(found[:, toxic.states.token_ids], 1)
+            base = self._base_probabilities[list(chosen)].clamp_min(MIN_PROBABILITY)
+            weights = toxic.states.weights[list(chosen)] * share.detach().exp() / base
+            return (weights * share).sum()
 
         return measure
 
@@ -331,17 +338,24 @@ def draw_tokens(lengths: Sequence[int], seed: int) -> Objective:
     """
 
     def measure(places: list[int], logits: Tensor) -> Tensor:
-        total = logits.new_zeros((), dtype=torch.float32)
-        for row, place in enumerate(places):
-            found = torch.log_softmax(logits[row, : lengths[place]].float(), -1)
-            generator = torch.Generator().manual_seed(seed * SEED_STRIDE + place)
-            numbers = torch.rand(len(found), 1, generator=generator).to(found)
-            cumulative = found.detach().exp().cumsum(1)
-            drawn = torch.searchsorted(cumulative, numbers * cumulative[:, -1:])
-            total = total + found.gather(1, drawn.clamp_max(found.shape[1] - 1)).sum()
-        return total
+        rows = torch.tensor(
+            [row for row, place in enumerate(places) for _ in range(lengths[place])]
+        )
+        positions = torch.cat([torch.arange(lengths[place]) for place in places])
+        # one look-up: a slice for each text would each have a gradient as large as all logits
+        found = torch.log_softmax(logits[rows, positions].float(), -1)
+        numbers = torch.cat([_draw_numbers(lengths[place], seed, place) for place in places])
+        cumulative = found.detach().exp().cumsum(1)
+        wanted = numbers[:, None].to(cumulative) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, wanted).clamp_max(found.shape[1] - 1)
+        return found.gather(1, drawn).sum()
 
     return measure
+
+
+def _draw_numbers(n_numbers: int, seed: int, place: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed * SEED_STRIDE + place)
+    return torch.rand(n_numbers, generator=generator)
 
 
 def make_edit(terms: Sequence[Term], steps: Tensor) -> ModelEdit:
@@ -367,7 +381,7 @@ def make_edit(terms: Sequence[Term], steps: Tensor) -> ModelEdit:
 
 
 def _change_head(left: Tensor, right: Tensor) -> HeadEdit | None:
-    """h' = h + left right^T h; None where there is nothing."""
+    """H' = h + left right^T h; None where there is nothing."""
     if not right.shape[1]:
         return None
     return HeadEdit(-left, right, torch.zeros(right.shape[1], dtype=torch.float64))

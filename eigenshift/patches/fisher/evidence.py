@@ -85,7 +85,9 @@ def gather_toxic_texts(
             f"head states: expected the continuations of all {len(rows_of)} texts with toxic "
             f"positions, found {len(texts)}. The artifacts are of different runs; start it again."
         )
-    sequences, positions, rows = [], [], []
+    sequences: list[Tokens] = []
+    positions: list[list[int]] = []
+    rows: list[list[int]] = []
     for key in sorted(rows_of):
         prompt, tokens = texts[key]["prompt_token_ids"], texts[key]["token_ids"]
         steps = sorted(rows_of[key])

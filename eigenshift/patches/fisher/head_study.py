@@ -274,6 +274,6 @@ class HeadStudy(Study):
 
 
 def _make_edit(left: Tensor, right: Tensor) -> HeadEdit:
-    """h' = h + left right^T h."""
+    """H' = h + left right^T h."""
     left, right = left.double().cpu(), right.double().cpu()
     return HeadEdit(-left, right, torch.zeros(right.shape[1], dtype=torch.float64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors.torch import load_file, save_file
 
+from eigenshift.base import schemas
 from eigenshift.components.budget_texts import gather_budget_texts
 from eigenshift.components.harmless_texts import BUDGET, FISHER
 from eigenshift.components.head_states import permute_labels
@@ -16,13 +17,15 @@ from eigenshift.patches.fisher.head_study import HeadStudy
 from eigenshift.patches.fisher.rounds import spend_budget
 from eigenshift.patches.fisher.terms import describe_terms
 from eigenshift.patches.stages import FISHER_EDIT_NAME, FisherInputs, FisherKey, FisherPlace
-from eigenshift.base import schemas
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.artifact import Artifact
 from eigenshift.store.workspace import Workspace
 
-STUDIES = {FisherPlace.head: HeadStudy, FisherPlace.deep: DeepStudy}
+STUDIES: dict[FisherPlace, type[HeadStudy] | type[DeepStudy]] = {
+    FisherPlace.head: HeadStudy,
+    FisherPlace.deep: DeepStudy,
+}
 
 
 def open_fisher_edit(artifact: Artifact) -> ModelEdit:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from eigenshift.base.arrays import FloatArray
+from eigenshift.base.arrays import FloatArray, IntArray
 from eigenshift.components.meaning import HIGH, LOW, find_contexts, find_token_ends, list_contexts
 from eigenshift.components.selection_stability import draw_stratified_counts
 from eigenshift.model.gradients import HEAD
@@ -56,7 +56,8 @@ def describe_terms(
         for side in ("left", "right")
     )
     if isinstance(study, HeadStudy):
-        assert left is not None and right is not None  # noqa: S101 - it changes nothing else
+        assert left is not None  # noqa: S101 - it changes nothing else
+        assert right is not None  # noqa: S101
         fisher = study.find_fisher(left, right)
         per_row = (study.find_toxic_gradients() @ left.to(right).float()) * study.find_amounts(
             right
@@ -110,13 +111,13 @@ def _list_terms(edit: ModelEdit, states: pa.Table) -> list[Term]:
     return terms
 
 
-def _number(prompts: Tensor) -> FloatArray:
+def _number(prompts: Tensor) -> IntArray:
     _, numbers = np.unique(prompts.numpy(), return_inverse=True)
-    return numbers
+    return np.asarray(numbers)
 
 
 def _resample(
-    per_row: Tensor, weights: Tensor, prompts: FloatArray, n_resamples: int, seed: int
+    per_row: Tensor, weights: Tensor, prompts: IntArray, n_resamples: int, seed: int
 ) -> FloatArray:
     """Relative fall of the toxic tokens' probability, (1 + resample, term): first as measured."""
     n_prompts = int(prompts.max()) + 1

@@ -1,11 +1,11 @@
 """The singular value decomposition in the Fisher metric: rank-one changes by benefit per cost.
 
 Let M be the gradient of a benefit by a matrix W (out, in), A and G the second moments of what
-enters it and of the gradient that comes back on harmless text. In the metric A (x) G (K-FAC, Martens
-and Grosse, ICML 2015, arXiv 1503.05671) a change l r^T of W costs (l^T G l) (r^T A r) / 2 nats a
-token, and the singular triples of G^-1/2 M A^-1/2 are the rank-one changes of equal cost ranked by
-what they bring. Any roots with R R^T = G give the same triples; Cholesky factors cost least. Pure
-linear algebra in float64.
+enters it and of the gradient that comes back on harmless text. In the metric A (x) G (K-FAC,
+Martens and Grosse, ICML 2015, arXiv 1503.05671) a change l r^T of W costs (l^T G l) (r^T A r) / 2
+nats a token, and the singular triples of G^-1/2 M A^-1/2 are the rank-one changes of equal cost
+ranked by what they bring. Any roots with R R^T = G give the same triples; Cholesky factors cost
+least. Pure linear algebra in float64.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class Metric:
 
     def whiten(self, gradient: Tensor) -> Tensor:
         """G^-1/2 M A^-1/2, shape (out, in)."""
-        half = torch.linalg.solve_triangular(self.of_outputs, gradient.double(), upper=False)
-        return torch.linalg.solve_triangular(self.of_inputs, half.T, upper=False).T
+        half = _solve(self.of_outputs, gradient.double())
+        return _solve(self.of_inputs, half.T).T
 
     def find_left(self, vectors: Tensor) -> Tensor:
         """Directions that are written, of whitened vectors, shape (out, k)."""
-        return torch.linalg.solve_triangular(self.of_outputs.T, vectors, upper=True)
+        return _solve(self.of_outputs.T, vectors, upper=True)
 
     def find_right(self, vectors: Tensor) -> Tensor:
         """Directions that are read, of whitened vectors, shape (in, k)."""
-        return torch.linalg.solve_triangular(self.of_inputs.T, vectors, upper=True)
+        return _solve(self.of_inputs.T, vectors, upper=True)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def solve_steps(gains: Tensor, fisher: Tensor) -> Tensor:
     ridge = STEP_RIDGE * fisher.diagonal().mean()
     damped = fisher + ridge * torch.eye(len(fisher), dtype=fisher.dtype, device=fisher.device)
     steps: Tensor = -torch.linalg.solve(damped, gains.to(fisher))
-    return steps / steps.norm()
+    steps /= steps.norm()
+    return steps
 
 
 def compress(
@@ -159,4 +160,10 @@ def list_groups(sizes: Sequence[int], most: int) -> list[list[int]]:
 def _find_root(moment: Tensor) -> Tensor:
     wide = moment.double()
     ridge = METRIC_RIDGE * wide.diagonal().mean()
-    return torch.linalg.cholesky(wide + ridge * torch.eye(len(wide)).to(wide))
+    root: Tensor = torch.linalg.cholesky(wide + ridge * torch.eye(len(wide)).to(wide))
+    return root
+
+
+def _solve(root: Tensor, values: Tensor, *, upper: bool = False) -> Tensor:
+    solved: Tensor = torch.linalg.solve_triangular(root, values, upper=upper)
+    return solved

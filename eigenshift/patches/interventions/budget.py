@@ -1,7 +1,7 @@
 """How strong an intervention may be: the strongest whose cost on calibration texts is in budget.
 
-Every intervention has a number (a factor, units, a strength) that a fair comparison must tune. It is
-tuned on the same texts and to the same budget as ours: the calibration half of the neutral texts
+Every intervention has a number (a factor, units, a strength) that a fair comparison must tune. It
+is tuned on the same texts and to the same budget as ours: the calibration half of the neutral texts
 and harmless in-domain texts, whichever suffers more (`patches/cost.py`), never on evaluation
 prompts or texts.
 """

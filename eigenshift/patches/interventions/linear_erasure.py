@@ -22,7 +22,7 @@ RELATIVE_RIDGE = 1e-3
 
 
 def ablate_mean_difference(evidence: Evidence, request: PatchRequest) -> Outcome:
-    """Damp the direction from the mean non-toxic to the mean toxic state, as far as is in budget."""
+    """Damp the direction from the mean non-toxic to the mean toxic state, as the budget allows."""
     toxic, nontoxic = split_states(evidence.head_states)
     difference = toxic.mean(0) - nontoxic.mean(0)
     direction = (difference / np.linalg.norm(difference))[:, None]

@@ -43,7 +43,8 @@ def find_common_direction(evidence: Evidence) -> Tensor:
     states = torch.from_numpy(values.flatten().to_numpy().reshape(-1, hidden).copy()).double()
     moment = states.T @ states / len(states)
     ridge = RELATIVE_RIDGE * moment.diagonal().mean() * torch.eye(hidden, dtype=torch.float64)
-    return torch.linalg.solve(moment + ridge, states.mean(0))
+    direction: Tensor = torch.linalg.solve(moment + ridge, states.mean(0))
+    return direction
 
 
 def _tune(evidence: Evidence, request: PatchRequest, right: Tensor, shift: Tensor) -> Outcome:

@@ -8,7 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from eigenshift.components.calibration import MIN_PROBABILITY, CalibrationStates, ToxicStates, collect_calibration_states
+from eigenshift.components.calibration import (
+    MIN_PROBABILITY,
+    CalibrationStates,
+    ToxicStates,
+    collect_calibration_states,
+)
 from eigenshift.components.choice import Choice, _Search, choose_within_budget
 from eigenshift.components.decomposition import Decomposition, decompose_head
 from eigenshift.model.loading import LanguageModel
