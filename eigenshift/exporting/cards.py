@@ -169,6 +169,8 @@ def _summarise(patch: Patch) -> str:
         n_layers = len(edit.linears)
         layers = "1 linear layer" if n_layers == 1 else f"{n_layers} linear layers"
         parts.append(f"adds products of {which} to the weights of {layers}")
+    if edit.adaptive:
+        parts.append(f"moves each output of {len(edit.adaptive)} modules by what it is")
     what = " and ".join(parts) or "changes nothing"
     return f"A patch ({patch.description.intervention}) that {what}."
 

@@ -17,6 +17,7 @@ from eigenshift.model import loading
 from eigenshift.model.layers import list_layers
 from eigenshift.model.loading import LanguageModel, load_model
 from eigenshift.model.taps import list_sites
+from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.interventions import Evidence, Need
 from eigenshift.patches.interventions.unit_scaling import UNIT_SITES
 from eigenshift.settings import ModelSettings
@@ -26,6 +27,8 @@ SELECTED = (3, 1, 8)
 """Components the table selects, most toxic first."""
 FACTORS = (0.1, 0.5, 0.25)
 """What the table multiplies them by."""
+TOXIC_TOKENS = [5, 9]
+"""Generated at the toxic positions, and nowhere else."""
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +77,8 @@ def make_evidence(language_model: LanguageModel, texts: list[str]) -> Evidence:
             Need.units: _make_units(language_model, generator),
             Need.labelled_texts: _make_samples(texts),
             Need.neutral_texts: _make_samples(texts),
+            Need.harmless_texts: _make_harmless(language_model, texts),
+            Need.fisher: _make_fisher(generator),
         },
     )
 
@@ -99,10 +104,36 @@ def _make_states(generator: np.random.Generator) -> pa.Table:
     values[:40] += 3.0 * generator.normal(size=HIDDEN)
     return pa.table(
         {
+            "prompt_id": [f"p{place % 20:02d}" for place in range(160)],
+            "sample_index": [0] * 160,
+            "step": list(range(160)),
             "is_toxic": [True] * 40 + [False] * 120,
+            "token_id": [*(TOXIC_TOKENS * 20), *(20 + place % 40 for place in range(120))],
             "state": list(values.astype(np.float32)),
         }
     )
+
+
+def _make_harmless(language_model: LanguageModel, texts: list[str]) -> pa.Table:
+    """The short texts, for the budget and for the metric in turn."""
+    short = [text for text in texts if len(text) <= 40]
+    rows = [
+        {
+            "text_id": f"h{place:02d}",
+            "origin": "labelled",
+            "language": "en",
+            "use": ("fisher", "budget")[place % 2],
+            "token_ids": language_model.tokenizer(text)["input_ids"],
+        }
+        for place, text in enumerate(short)
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.HARMLESS_TEXTS)
+
+
+def _make_fisher(generator: np.random.Generator) -> ModelEdit:
+    """Some change of the head, as the stage before would find it."""
+    left, right = (torch.from_numpy(generator.normal(size=(HIDDEN, 2))) for _ in range(2))
+    return ModelEdit(HeadEdit(0.1 * left, right, torch.zeros(2, dtype=torch.float64)))
 
 
 def _make_units(language_model: LanguageModel, generator: np.random.Generator) -> pa.Table:
