@@ -22,6 +22,7 @@ from eigenshift.datasets import stages as datasets
 from eigenshift.detection import stages as detection
 from eigenshift.evaluation import stages as evaluation
 from eigenshift.generation import stages as generation
+from eigenshift.patches import stages as patches
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Stage
 from eigenshift.stages.tables import Table
@@ -101,10 +102,17 @@ FILE_TABLES: dict[str, FileTable] = {
     "neuron_stability": FileTable(detection.COMPUTE_NEURON_STABILITY, tables.NEURON_STABILITY),
     "layers": FileTable(detection.COMPUTE_LAYER_STATISTICS, tables.LAYERS),
     "layer_transfers": FileTable(detection.COMPUTE_LAYER_TRANSFERS, tables.LAYER_TRANSFERS),
-    "components": FileTable(components.SCORE_COMPONENTS, tables.COMPONENTS, is_unlabelled=True),
+    "singular_components": FileTable(
+        components.SCORE_COMPONENTS, tables.COMPONENTS, is_view=False, is_unlabelled=True
+    ),
     "component_contexts": FileTable(
         components.SCORE_COMPONENTS, tables.COMPONENT_CONTEXTS, is_unlabelled=True
     ),
+    "fisher_components": FileTable(
+        patches.FIND_FISHER_COMPONENTS, tables.FISHER_COMPONENTS, is_view=False
+    ),
+    "arm_pairs": FileTable(evaluation.COMPARE_ARMS, tables.ARM_PAIRS),
+    "intervention_choices": FileTable(evaluation.CHOOSE_INTERVENTION, tables.INTERVENTION_CHOICES),
     "evaluations": FileTable(evaluation.COMPARE_ARMS, tables.EVALUATIONS),
     "comparisons": FileTable(evaluation.TABULATE_ARMS, tables.COMPARISONS),
     "trials": FileTable(evaluation.CONFIRM_TRIALS, tables.TRIALS),
@@ -132,6 +140,21 @@ GENERATIONS = pa.schema(
         FINGERPRINT,
     ]
 )
+
+COMPONENTS = pa.schema(
+    [
+        RUN_ID,
+        describe_column("basis", pa.string(), "singular: of the head; fisher: of a Fisher patch"),
+        *schemas.COMPONENTS,
+        *(
+            field
+            for field in schemas.FISHER_COMPONENTS
+            if field.name not in schemas.COMPONENTS.names
+        ),
+        FINGERPRINT,
+    ]
+)
+"""What is of one basis only is null in the other."""
 
 FURTHER_SCORES = pa.schema(
     [
@@ -256,7 +279,19 @@ JOIN arms a ON a.run_id = j.run_id AND a.fingerprint = j.continuations
 LEFT JOIN parts p ON p.owner = j.continuations
 """
 
+_COMPONENTS = f"""
+SELECT {", ".join(COMPONENTS.names)} FROM (
+  SELECT 'singular' AS basis, * FROM internal.singular_components
+  UNION ALL BY NAME
+  SELECT 'fisher' AS basis, true AS is_selected, component_index AS rank, *
+  FROM internal.fisher_components
+)
+"""
+
 DERIVED_VIEWS: dict[str, DerivedView] = {
+    "components": DerivedView(
+        COMPONENTS, _COMPONENTS, ("singular_components", "fisher_components")
+    ),
     "runs": DerivedView(record_schemas.RUNS, _RUNS),
     "artifacts": DerivedView(record_schemas.ARTIFACTS, _ARTIFACTS, kinds=None),
     "patches": DerivedView(record_schemas.PATCHES, _PATCHES, kinds=("patch",)),

@@ -163,7 +163,8 @@ def _tabulate_checks(before: RunRecord, after: RunRecord) -> list[list[str]]:
 def _count_components(session: AuditSession, before: str, after: str) -> dict[str, int]:
     rows = ask(
         session,
-        f"SELECT run_id, component_index FROM components WHERE is_selected AND run_id IN "
+        "SELECT run_id, component_index FROM components WHERE is_selected "
+        "AND basis = 'singular' AND run_id IN "
         f"({quote(before)}, {quote(after)})",
     )
     chosen = {

@@ -73,7 +73,10 @@ def draw_run(session: AuditSession, run_id: str) -> list[Chart]:
         *find_units(session, run_id),
         chart_components(
             _ask(
-                session, "SELECT component_index, effect_size, is_selected FROM components", run_id
+                session,
+                "SELECT component_index, effect_size, is_selected FROM components",
+                run_id,
+                "AND basis = 'singular'",
             )
         ),
         find_slices(session, run_id),

@@ -291,7 +291,13 @@ def _tabulate_stability(session: AuditSession, run: str) -> list[tuple[Any, ...]
 
 def _describe_components(session: AuditSession, run_id: str) -> dict[str, Any]:
     rows = ask(session, fill_question("damped_components", run_id))
-    return {"components": rows[:N_COMPONENTS_SHOWN], "n_selected": len(rows)}
+    terms = ask(session, fill_question("fisher_components", run_id))
+    return {
+        "components": rows[:N_COMPONENTS_SHOWN],
+        "n_selected": len(rows),
+        "terms": terms[:N_COMPONENTS_SHOWN],
+        "n_terms": len(terms),
+    }
 
 
 def _describe_lineage(session: AuditSession, run: str) -> dict[str, Any]:

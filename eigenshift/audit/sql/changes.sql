@@ -16,7 +16,11 @@ facts AS (
     FROM (SELECT DISTINCT run_id, fingerprint FROM artifacts WHERE kind = 'samples') a
     JOIN source_files f USING (fingerprint)
     UNION ALL
-    SELECT run_id, 'components', component_index::VARCHAR, 'damped, factor ' || factor
+    SELECT
+        run_id,
+        'components',
+        concat_ws(' ', basis, module, component_index),
+        coalesce('damped, factor ' || factor, 'step ' || round(step, 3))
     FROM components
     WHERE is_selected AND run_id IN ({before}, {after})
 )

@@ -13,5 +13,5 @@ SELECT
     contexts_high,
     contexts_low
 FROM components
-WHERE run_id = {run} AND is_selected
+WHERE run_id = {run} AND is_selected AND basis = 'singular'
 ORDER BY rank
