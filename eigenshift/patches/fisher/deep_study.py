@@ -95,7 +95,7 @@ class DeepStudy(Study):
         self._language_model, self._n_terms, self._seed = language_model, n_terms, seed
         self._toxic, self._metric_texts = evidence.toxic, evidence.metric_texts
         self._tokens_per_batch = tokens_per_batch
-        self._layers = list_writers(language_model.model)
+        self.layers = list_writers(language_model.model)
         self._meter = CostMeter(
             language_model, evidence.budget_texts, tokens_per_batch=tokens_per_batch
         )
@@ -147,7 +147,7 @@ class DeepStudy(Study):
 
     def find_terms(self) -> list[Term]:
         """The best rank-one changes over all layers, from the model as it stands."""
-        shapes = {name: count_features(module) for name, module in self._layers.items()}
+        shapes = {name: count_features(module) for name, module in self.layers.items()}
         sizes: dict[str, tuple[int, int]] = {name: size for name, size in shapes.items() if size}
         sizes[HEAD] = (self._language_model.head.hidden,) * 2
         names = list(sizes)
@@ -155,7 +155,7 @@ class DeepStudy(Study):
         found: list[Term] = []
         for group in list_groups(cells, MAX_MOMENTS):
             chosen = {names[place]: sizes[names[place]] for place in group}
-            for name, moments in self._sum_moments(chosen).items():
+            for name, moments in self.sum_moments(chosen).items():
                 found += self._find_terms_of(name, moments)
         found.sort(key=lambda term: -term.gain)
         return found[: self._n_terms]
@@ -201,7 +201,7 @@ class DeepStudy(Study):
 
             return add
 
-        layers = {name: module for name, module in self._layers.items() if name in places}
+        layers = {name: module for name, module in self.layers.items() if name in places}
         self._run(sequences, objective, layers, begin)
         return found.cpu()
 
@@ -234,10 +234,10 @@ class DeepStudy(Study):
             tokens_per_batch=self._tokens_per_batch,
         )
 
-    def _sum_moments(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, _Moments]:
+    def sum_moments(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, _Moments]:
         """A, G and M of some layers: a pass over the toxic texts, one over the harmless ones."""
         device = self._language_model.device
-        layers = {name: module for name, module in self._layers.items() if name in sizes}
+        layers = {name: module for name, module in self.layers.items() if name in sizes}
         moments: dict[str, _Moments] = {}
 
         def begin_toxic() -> Callable[[Traffic], None]:
