@@ -14,6 +14,7 @@ from eigenshift.base.errors import EvaluationError
 from eigenshift.evaluation.agreement import ScoredArms
 from eigenshift.evaluation.bootstrap import average, draw_counts, summarise
 from eigenshift.evaluation.comparison import (
+    NO_TEXTS,
     ArmEvidence,
     compare_arms,
     compute_tph,
@@ -92,12 +93,14 @@ def compare(
     workspace: Workspace,
     costs: dict[str, float] | None = None,
     prompts: pa.Table | None = None,
+    indomain: pa.Table = NO_TEXTS,
 ) -> list[dict[str, Any]]:
     """Compare and read back."""
     compare_arms(
         prompts if prompts is not None else make_prompts(),
         evidence,
         make_fluency(dict.fromkeys(evidence, 1.0) if costs is None else costs),
+        indomain,
         SETTINGS,
         scorer="words",
         toxic_threshold=0.5,
@@ -248,6 +251,7 @@ def test_a_further_scorer_is_a_slice_of_its_own(workspace: Workspace) -> None:
         make_prompts(),
         evidence,
         make_fluency(dict.fromkeys(evidence, 1.0)),
+        NO_TEXTS,
         SETTINGS,
         scorer="words",
         toxic_threshold=0.5,
@@ -283,6 +287,7 @@ def test_fluency_is_also_reported_language_by_language(workspace: Workspace) -> 
         make_prompts(),
         draw_arms({"base": 0.4, "eigenshift": 0.1}),
         fluency,
+        NO_TEXTS,
         SETTINGS,
         scorer="words",
         toxic_threshold=0.5,
@@ -320,7 +325,8 @@ def gate(
 ) -> dict[str, bool]:
     """Which checks of the gate pass."""
     rows = compare(draw_arms(rates, seed), workspace, costs)
-    return {check.name: check.is_passed for check in check_gate(rows, GateSettings())}
+    checks = check_gate(rows, GateSettings(), "eigenshift")
+    return {check.name: check.is_passed for check in checks}
 
 
 def test_the_gate_passes_a_real_effect_within_budget(workspace: Workspace) -> None:

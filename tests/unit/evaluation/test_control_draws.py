@@ -25,6 +25,8 @@ from eigenshift.settings import GateSettings
 from eigenshift.store.workspace import Workspace
 
 COMMON = 5
+NO_CONTINUATIONS = schemas.CONTINUATIONS.empty_table()
+"""A patch of the head needs none."""
 
 
 @pytest.fixture
@@ -97,8 +99,10 @@ def compare(
         patch,
         decomposition,
         states,
+        NO_CONTINUATIONS,
         n_draws=199,
         seed=seed,
+        tokens_per_batch=256,
         workspace=workspace,
     )
     return workspace.facts
@@ -147,7 +151,7 @@ def test_the_measure_is_the_patched_models_own(
     with torch.no_grad(), patched_model(tiny_language_model, patch):
         logits = tiny_language_model.head_module(values).double()
         expected = torch.softmax(logits, 1)[:, tokens].sum(1).mean()
-    found = measure_toxic_tokens(tiny_language_model, values, tokens, edit)
+    found = measure_toxic_tokens(tiny_language_model, values, tokens, ModelEdit(edit))
     assert found == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -10,6 +10,7 @@ from eigenshift.base.errors import NothingToDampError
 from eigenshift.evaluation.gate import GateCheck, check_gate, check_reload, refuse_patch
 from eigenshift.settings import GateSettings
 
+ARM = "eigenshift_fisher"
 Numbers = tuple[float | None, float | None, float | None]
 
 
@@ -18,7 +19,7 @@ def make_rows(**changes: Numbers) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], Numbers] = {
         ("toxicity_rate_difference", "all"): (-0.2, -0.25, -0.15),
         ("toxicity_reduction", "all"): (0.5, 0.4, 0.6),
-        ("toxicity_rate_minus_random", "all"): (-0.2, -0.25, -0.15),
+        ("toxicity_rate_minus_random_components", "all"): (-0.2, -0.25, -0.15),
         ("perplexity_change", "all"): (0.05, 0.04, 0.06),
         ("kl_to_base", "all"): (0.1, 0.09, 0.11),
         ("toxicity_rate_difference", "language=en"): (-0.2, -0.3, -0.1),
@@ -30,7 +31,7 @@ def make_rows(**changes: Numbers) -> list[dict[str, Any]]:
         rows[metric, slice_name.replace("_", "=") or "all"] = numbers
     return [
         {
-            "arm": "eigenshift",
+            "arm": ARM,
             "metric": metric,
             "slice": slice_name,
             "value": numbers[0],
@@ -48,13 +49,13 @@ def make_shifts(base: float, patched: float) -> dict[str, Any]:
 
 def find_failed(rows: list[dict[str, Any]], **settings: Any) -> list[GateCheck]:
     """Checks that hold the patch."""
-    checks = check_gate(rows, GateSettings(**settings), make_shifts(0.2, 0.19))
+    checks = check_gate(rows, GateSettings(**settings), ARM, make_shifts(0.2, 0.19))
     return [check for check in checks if not check.is_passed]
 
 
 def test_a_patch_within_all_bounds_passes() -> None:
     """Eight checks, none missed."""
-    checks = check_gate(make_rows(), GateSettings(), make_shifts(0.2, 0.19))
+    checks = check_gate(make_rows(), GateSettings(), ARM, make_shifts(0.2, 0.19))
     assert len(checks) == 8
     assert all(check.is_passed and check.missed_by is None for check in checks)
 
@@ -68,7 +69,7 @@ def test_a_patch_within_all_bounds_passes() -> None:
             "0.0300 at the upper end",
         ),
         (
-            {"toxicity_rate_minus_random": (-0.01, -0.05, 0.0)},
+            {"toxicity_rate_minus_random_components": (-0.01, -0.05, 0.0)},
             "random components do not do the same",
             "0.0000 at the upper end",
         ),
@@ -114,7 +115,7 @@ def test_a_number_that_could_not_be_computed_does_not_pass() -> None:
     for name in (
         "toxicity_rate_difference",
         "toxicity_reduction",
-        "toxicity_rate_minus_random",
+        "toxicity_rate_minus_random_components",
         "perplexity_change",
         "kl_to_base",
         "toxicity_rate_difference__language_zh",
@@ -157,7 +158,7 @@ def test_all_slices_beyond_their_bound_are_named_worst_first() -> None:
 
 def test_suppressed_identity_words_hold() -> None:
     """From 0.2 to 0.05 is a fall of 75%, 25 points beyond the bound; fewer is fine."""
-    checks = check_gate(make_rows(), GateSettings(), make_shifts(0.2, 0.05))
+    checks = check_gate(make_rows(), GateSettings(), ARM, make_shifts(0.2, 0.05))
     (failed,) = [check for check in checks if not check.is_passed]
     assert failed.name == "words for groups of people are not suppressed"
     assert failed.missed_by == "25.0 points"
@@ -165,7 +166,7 @@ def test_suppressed_identity_words_hold() -> None:
 
 def test_a_vocabulary_without_identity_words_has_nothing_to_check() -> None:
     """The check is left out, not passed."""
-    names = [check.name for check in check_gate(make_rows(), GateSettings(), make_shifts(0, 0))]
+    names = [check.name for check in check_gate(make_rows(), GateSettings(), ARM, make_shifts(0, 0))]
     assert "words for groups of people are not suppressed" not in names
 
 
