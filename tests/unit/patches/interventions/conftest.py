@@ -100,16 +100,16 @@ def _make_components() -> pa.Table:
 
 
 def _make_harmless(language_model: LanguageModel, texts: list[str]) -> pa.Table:
-    """Longer texts than the neutral ones, of both origins; those for the budget calibrate."""
+    """Texts of both origins; those for the budget calibrate."""
     rows = [
         {
             "text_id": f"h{place:02d}",
             "origin": "labelled" if place % 2 else "continuation",
             "language": "en",
             "use": "budget" if place % 3 else "fisher",
-            "token_ids": encode_text(language_model, f"{text} {texts[-1]}", 40),
+            "token_ids": encode_text(language_model, text, 40),
         }
-        for place, text in enumerate(texts[:24])
+        for place, text in enumerate(texts[24:48])
     ]
     return pa.Table.from_pylist(rows, schema=schemas.HARMLESS_TEXTS)
 
