@@ -57,6 +57,8 @@ def test_a_factor_beside_the_component_tables_own_is_refused(
     """It would be ignored, and yet key the patch."""
     with pytest.raises(ComponentError, match="beside the component table's own"):
         build("eigenshift", evidence, tmp_path, factor=0.3)
+    with pytest.raises(ComponentError, match="beside what the budget allows"):
+        build("mean_difference", evidence, tmp_path, factor=0.3)
 
 
 @torch.inference_mode()
