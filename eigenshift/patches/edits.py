@@ -173,6 +173,11 @@ class UnitEdit:
         return cls(factors, torch.zeros_like(factors))
 
     @property
+    def n_tokens(self) -> int:
+        """How many tokens' logits are moved."""
+        return int(self.left.any(1).sum())
+
+    @property
     def has_shift(self) -> bool:
         """Whether a bias is needed to fold it."""
         return bool(self.shift.any())
@@ -226,6 +231,11 @@ class LogitEdit:
     left: Tensor
     right: Tensor
     shift: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens' logits are moved."""
+        return int(self.left.any(1).sum())
 
     @property
     def has_shift(self) -> bool:
