@@ -6,6 +6,7 @@ model's does on real text. Two made-up tokens stand for toxic ones.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -45,6 +46,7 @@ class Bed:
         continuations: `schemas.CONTINUATIONS` rows.
         evidence: Made of them, with texts of three kinds for the metric and for the budget.
         toxic_tokens: Which these are.
+        precise: The same model in float64.
     """
 
     language_model: LanguageModel
@@ -52,6 +54,7 @@ class Bed:
     continuations: pa.Table
     evidence: FisherEvidence
     toxic_tokens: tuple[int, ...]
+    precise: LanguageModel
 
 
 @cache
@@ -84,7 +87,8 @@ def make_bed(name: str) -> Bed:
     )
     toxic = gather_toxic_texts(language_model, states, continuations)
     evidence = FisherEvidence(toxic, metric, budget)
-    return Bed(language_model, states, continuations, evidence, toxic_tokens)
+    precise = wrap_model(deepcopy(model).double(), WordTokenizer(), model_id=name, digest=name)
+    return Bed(language_model, states, continuations, evidence, toxic_tokens, precise)
 
 
 @torch.inference_mode()
@@ -136,19 +140,19 @@ def _collect_states(
 def measure_benefit(bed: Bed, edit: ModelEdit) -> float:
     """The product's own aim: weighted mean of p' / p of the toxic tokens, by folded models.
 
-    One text at a time, float64; p is held above 0.02.
+    One text at a time, all in float64; p is held above 0.02.
     """
     from eigenshift.patches.folding import fold_edit
 
-    model, toxic = bed.language_model.model, bed.evidence.toxic
+    model, toxic = bed.precise.model, bed.evidence.toxic
     shares = []
-    for folded in ({}, fold_edit(bed.language_model, edit)):
+    for folded in ({}, fold_edit(bed.precise, edit)):
         found = torch.zeros(len(toxic.states.states), dtype=torch.float64)
         for sequence, positions, rows in zip(
             toxic.sequences, toxic.positions, toxic.rows, strict=True
         ):
             logits = call_with(model, folded, sequence)
-            probabilities = torch.softmax(logits[positions].double(), 1)
+            probabilities = torch.softmax(logits[positions], 1)
             found[rows] = probabilities[:, list(bed.toxic_tokens)].sum(1)
         shares.append(found)
     base, after = shares
@@ -174,12 +178,12 @@ def measure_kinds(bed: Bed, edit: ModelEdit) -> dict[str, float]:
     """Rise of the loss of each kind of budget text, by the folded model, one text at a time."""
     from eigenshift.patches.folding import fold_edit
 
-    folded = fold_edit(bed.language_model, edit)
+    folded = fold_edit(bed.precise, edit)
 
     def measure(parameters: dict[str, Any], sequences: Any) -> float:
         losses = []
         for sequence in sequences:
-            logits = call_with(bed.language_model.model, parameters, sequence)[:-1].double()
+            logits = call_with(bed.precise.model, parameters, sequence)[:-1]
             targets = torch.tensor(list(sequence)[1:])
             losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
         return float(torch.cat(losses).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -45,11 +46,11 @@ def measure_divergence(bed: Bed, edit: ModelEdit) -> float:
     """Mean KL(base || folded) over predicting positions of the neutral texts, float64."""
     from eigenshift.patches.folding import fold_edit
 
-    folded = fold_edit(bed.language_model, edit)
+    folded = fold_edit(bed.precise, edit)
     found = []
     for sequence in bed.evidence.budget_texts.by_kind["neutral"]:
         base, after = (
-            call_with(bed.language_model.model, values, sequence)[:-1].double().log_softmax(1)
+            call_with(bed.precise.model, values, sequence)[:-1].log_softmax(1)
             for values in ({}, folded)
         )
         found.append((base.exp() * (base - after)).sum(1))
@@ -99,13 +100,8 @@ def test_of_each_kind_so_many_tokens_are_read(monkeypatch: pytest.MonkeyPatch) -
     bed = make_bed("llama")
     meter = CostMeter(bed.language_model, bed.evidence.budget_texts)
     assert meter.texts == bed.evidence.budget_texts.limit(25)
-    cut = Bed(
-        bed.language_model,
-        bed.states,
-        bed.continuations,
-        type(bed.evidence)(bed.evidence.toxic, bed.evidence.metric_texts, meter.texts),
-        bed.toxic_tokens,
-    )
+    evidence = dataclasses.replace(bed.evidence, budget_texts=meter.texts)
+    cut = dataclasses.replace(bed, evidence=evidence)
     edit = list_edits(bed)["head"]
     assert meter.measure(edit).rises == pytest.approx(measure_kinds(cut, edit), abs=3e-5)
 
