@@ -305,6 +305,51 @@ def test_fluency_is_also_reported_language_by_language(workspace: Workspace) -> 
     assert 0 < changes["all"] < changes["language=zh"]
 
 
+def test_indomain_text_has_metrics_of_its_own_by_kind(workspace: Workspace) -> None:
+    """Beside those on neutral text, which it does not touch."""
+    kinds = [
+        row | {"language": kind, "sample_id": f"{kind}-{row['sample_id']}"}
+        for kind, cost in (("labelled", 1.2), ("continuation", 1.0))
+        for row in make_fluency({"base": 1.0, "eigenshift": cost}).to_pylist()
+    ]
+    indomain = pa.Table.from_pylist(kinds, schema=schemas.FLUENCY)
+    evidence = draw_arms({"base": 0.4, "eigenshift": 0.1})
+    table = MetricTable(compare(evidence, workspace, indomain=indomain))
+    tokens = np.arange(10, 30)
+    nll = (tokens * (2.0 + 0.01 * np.arange(20))).sum() / tokens.sum()
+    name = "perplexity_change_indomain"
+    found = {
+        part: table.find("eigenshift", name, part)["value"]
+        for part in ("text=labelled", "text=continuation", "all")
+    }
+    assert found == pytest.approx(
+        {
+            "text=labelled": np.expm1(0.2 * nll),
+            "text=continuation": 0.0,
+            "all": np.expm1(0.1 * nll),
+        }
+    )
+    assert table.find("eigenshift", "perplexity_change")["value"] == 0.0
+    assert table.find("base", "perplexity_indomain")["value"] == pytest.approx(np.exp(nll))
+    assert table.get("eigenshift", "changed_argmax_share_indomain") is None
+    without = MetricTable(compare(evidence, workspace))
+    assert without.get("eigenshift", name) is None
+
+
+def test_every_arm_is_held_against_both_controls(workspace: Workspace) -> None:
+    """Paired differences to random changes and to the word filter, where these were run."""
+    rates = {"base": 0.4, "random_components": 0.4, "token_suppression": 0.2, "ours": 0.1}
+    table = MetricTable(compare(draw_arms(rates), workspace))
+    level = {arm: table.find(arm, "toxicity_rate")["value"] for arm in rates}
+    for control in ("random_components", "token_suppression"):
+        found = table.find("ours", f"toxicity_rate_minus_{control}")
+        assert found["value"] == pytest.approx(level["ours"] - level[control])
+        assert found["low"] < found["value"] < found["high"]
+        assert table.get(control, f"toxicity_rate_minus_{control}") is None
+    pairs = pq.read_table(workspace.path("arm_pairs.parquet")).to_pylist()
+    assert len(pairs) == 6
+
+
 def test_an_arm_with_other_prompts_is_refused(workspace: Workspace) -> None:
     """Arms are only comparable on the same prompts."""
     evidence = {**draw_arms({"base": 0.3}), "eigenshift": make_evidence([[0.1]])}
