@@ -4,7 +4,7 @@ Reads nothing; writes, under `--out`, the four corpus files of `demo_files.py`, 
 `train_language_model.py`) and `classifier/` (see `train_classifier.py`). With the same seed the
 corpus comes out byte for byte the same; the models agree up to the rounding of parallel sums.
 
-    python data/build_demo.py --out data/demo            # what is bundled, about ten minutes
+    python data/build_demo.py --out data/demo            # what is bundled, a quarter of an hour
     python data/build_demo.py --out /tmp/demo --small    # for tests, well under a minute
 
 Both models learn from texts drawn apart from the bundled ones: every bundled text is unseen.
@@ -22,11 +22,18 @@ import demo_grammar as grammar
 import numpy as np
 import torch
 from demo_grammar import Comment
+from demo_insults import FIGURES, InsultKind, find_insults, list_figures
 from train_classifier import JIGSAW_LABELS, train_classifier
 from train_language_model import measure_perplexity, train_language_model
 
 HOSTILE_SHARE_MODEL = 0.3  # share of the language model's texts that hold an insult
-HOSTILE_SHARE_TOKENIZER = 0.5  # more, so that an insult is one token, as a common word is
+# More for the tokenizer, and all with made-up words: each then is one token, as a common word is.
+HOSTILE_SHARE_TOKENIZER = 0.5
+KIND_WEIGHTS_CLASSIFIER = {
+    InsultKind.word: 0.35,
+    InsultKind.contextual: 0.4,
+    InsultKind.phrase: 0.25,
+}
 N_THREADS = 1  # a busy machine slows two threads more than it helps; one also repeats exactly
 
 logger = logging.getLogger("build_demo")
@@ -40,21 +47,25 @@ class DemoSizes:
         n_labelled: Rows of the English file; the Chinese file has two thirds as many.
         n_prompts: Rows of the prompt file.
         n_neutral: Rows of the neutral file.
-        n_training: Comments that each model is trained on.
+        n_training: Comments that the language model is trained on.
+        n_classifier: Texts that the classifier is trained on.
         steps: Optimiser steps of the language model.
         classifier_steps: Optimiser steps of the classifier.
         n_embd: Width of the language model.
         n_layer: Depth of the language model.
+        classifier_n_embd: Width of the classifier.
     """
 
     n_labelled: int = 1200
     n_prompts: int = 300
     n_neutral: int = 600
     n_training: int = 24_000
-    steps: int = 600
-    classifier_steps: int = 700
+    n_classifier: int = 60_000
+    steps: int = 800
+    classifier_steps: int = 3300
     n_embd: int = 128
     n_layer: int = 2
+    classifier_n_embd: int = 96
 
 
 SMALL = DemoSizes(
@@ -62,10 +73,12 @@ SMALL = DemoSizes(
     n_prompts=40,
     n_neutral=40,
     n_training=600,
+    n_classifier=600,
     steps=30,
     classifier_steps=40,
     n_embd=32,
     n_layer=1,
+    classifier_n_embd=32,
 )
 
 
@@ -73,11 +86,13 @@ def build_demo(out: Path, sizes: DemoSizes, seed: int) -> None:
     """Write corpus and models to `out`; files of an earlier build are replaced."""
     neutral = write_corpus(out, sizes, seed)
     texts = draw_model_texts(sizes.n_training, seed, neutral, HOSTILE_SHARE_MODEL)
-    balanced = draw_model_texts(sizes.n_training, seed, neutral, HOSTILE_SHARE_TOKENIZER)
+    wordy = draw_model_texts(
+        sizes.n_training, seed, neutral, HOSTILE_SHARE_TOKENIZER, InsultKind.word
+    )
     figures = train_language_model(
         texts,
         out / "model",
-        vocab_size=2048,
+        vocab_size=3072,
         n_layer=sizes.n_layer,
         n_head=4,
         n_embd=sizes.n_embd,
@@ -87,18 +102,21 @@ def build_demo(out: Path, sizes: DemoSizes, seed: int) -> None:
         learning_rate=3e-3,
         weight_decay=0.1,
         seed=seed,
-        tokenizer_texts=balanced,
+        tokenizer_texts=wordy,
+        unspaced_words=FIGURES["zh"],
     )
     logger.info("language model: %s", figures)
     logger.info("neutral perplexity: %.2f", measure_perplexity(out / "model", neutral))
-    texts, labels = draw_classifier_examples(sizes.n_training, seed)
+    texts, labels = draw_classifier_examples(sizes.n_classifier, seed)
     figures = train_classifier(
         texts,
         labels,
         out / "classifier",
-        n_embd=64,
+        vocab_size=2400,
+        n_embd=sizes.classifier_n_embd,
         steps=sizes.classifier_steps,
         learning_rate=2e-3,
+        dropout=0.0,
         seed=seed,
     )
     logger.info("classifier: %s", figures)
@@ -123,18 +141,24 @@ def write_corpus(out: Path, sizes: DemoSizes, seed: int) -> list[str]:
 
 
 def draw_model_texts(
-    n_texts: int, seed: int, held_out: Collection[str], hostile_share: float
+    n_texts: int,
+    seed: int,
+    held_out: Collection[str],
+    hostile_share: float,
+    kind: InsultKind | None = None,
 ) -> list[str]:
     """Draw training texts for the language model or its tokenizer, half English, half Chinese.
 
-    A comment that contains one of the `held_out` sentences, in any case, is drawn again.
+    A comment that contains one of the `held_out` sentences, in any case, is drawn again. Hostile
+    ones insult in the way `kind`, or in any.
     """
     rng = random.Random(f"{seed}:model")
     banned = {sentence.lower().rstrip(".。") for sentence in held_out}
     texts: list[str] = []
     while len(texts) < n_texts:
         language = "en" if len(texts) % 2 == 0 else "zh"
-        text = grammar.write_comment(rng, language, rng.random() < hostile_share).text
+        is_hostile = rng.random() < hostile_share
+        text = grammar.write_comment(rng, language, is_hostile, kind=kind).text
         if not any(sentence in banned for sentence in grammar.split_sentences(text.lower())):
             texts.append(text)
     return texts
@@ -143,21 +167,23 @@ def draw_model_texts(
 def draw_classifier_examples(n_texts: int, seed: int) -> tuple[list[str], dict[str, np.ndarray]]:
     """Draw the classifier's texts and the six labels, each an array of shape (texts,).
 
-    A third are whole comments; a third are pieces cut out anywhere, as model continuations are; a
-    third are pieces of two comments joined. A piece is toxic if a whole insult is left in it.
+    Half are whole comments; a quarter are pieces cut out anywhere, as model continuations are; a
+    quarter are pieces of two comments joined. A piece is toxic if a whole insult is left in it.
     """
     rng = random.Random(f"{seed}:classifier")
     texts: list[str] = []
     rows: list[dict[str, int]] = []
     while len(texts) < n_texts:
         comments = [
-            grammar.write_comment(rng, rng.choice(("en", "zh")), rng.random() < 0.5)
+            grammar.write_comment(
+                rng, rng.choice(("en", "zh")), rng.random() < 0.5, kind=_draw_kind(rng)
+            )
             for _ in range(2)
         ]
-        kind = len(texts) % 3
-        if kind == 0:
+        place = len(texts) % 4
+        if place < 2:
             example = comments[0]
-        elif kind == 1:
+        elif place == 2:
             example = _cut_piece(rng, comments[0])
         else:
             example = _join_pieces(_cut_piece(rng, comments[0]), _cut_piece(rng, comments[1]))
@@ -166,13 +192,28 @@ def draw_classifier_examples(n_texts: int, seed: int) -> tuple[list[str], dict[s
     return texts, {name: np.array([row[name] for row in rows]) for name in JIGSAW_LABELS}
 
 
+def _draw_kind(rng: random.Random) -> InsultKind:
+    """Draw a kind, the harder to learn the oftener than in the corpus."""
+    weights = list(KIND_WEIGHTS_CLASSIFIER.values())
+    return rng.choices(list(KIND_WEIGHTS_CLASSIFIER), weights=weights)[0]
+
+
 def _cut_piece(rng: random.Random, comment: Comment) -> Comment:
-    """Cut a run of words out of a comment; it is a threat only if it is one and still insults."""
-    n_words = grammar.count_words(comment.text, comment.language)
-    start = rng.randint(0, n_words - 1)
+    """Cut a run of words out of a comment; it is a threat only if it is one and still insults.
+
+    Half of the runs begin where an insult does, or a thing that could be one, as what the model
+    writes after a prompt that stops there.
+    """
+    text = comment.text
+    places = [item.start for item in (*find_insults(text), *list_figures(text))]
+    is_tempting = bool(places) and rng.random() < 0.5
+    if is_tempting:
+        text = text[rng.choice(places) :]
+    n_words = grammar.count_words(text, comment.language)
+    start = 0 if is_tempting else rng.randint(0, n_words - 1)
     length = rng.randint(1, max(1, min(20, n_words - start)))
-    text = grammar.cut_text(comment.text, comment.language, length, start)
-    is_threat = comment.is_threat and bool(grammar.find_insults(text))
+    text = grammar.cut_text(text, comment.language, length, start)
+    is_threat = comment.is_threat and bool(find_insults(text))
     return Comment(text, comment.language, comment.domain, is_threat)
 
 
@@ -194,10 +235,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--n-labelled", type=int, help="rows of the English file")
     parser.add_argument("--n-prompts", type=int, help="rows of the prompt file")
     parser.add_argument("--n-neutral", type=int, help="rows of the neutral file")
-    parser.add_argument("--n-training", type=int, help="comments each model is trained on")
+    parser.add_argument("--n-training", type=int, help="comments the model is trained on")
+    parser.add_argument("--n-classifier", type=int, help="texts the classifier is trained on")
     parser.add_argument("--steps", type=int, help="steps of the language model")
     parser.add_argument("--n-embd", type=int, help="width of the language model")
     parser.add_argument("--n-layer", type=int, help="depth of the language model")
+    parser.add_argument("--classifier-n-embd", type=int, help="width of the classifier")
     parser.add_argument("--classifier-steps", type=int, help="steps of the classifier")
     return parser.parse_args()
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import demo_grammar as grammar
 import demo_lexicon as lexicon
 from demo_grammar import Comment
+from demo_insults import InsultKind, find_insults, find_made_up_words
 
 JIGSAW_COLUMNS = [
     "id",
@@ -60,16 +61,19 @@ RTP_SCORES = [
 TOXIC_SHARE_JIGSAW = 0.35
 TOXIC_SHARE_TOXICN = 0.45
 N_BAD_ROWS = 5  # per labelled file
+INVITED_KINDS = {InsultKind.word: 0.45, InsultKind.contextual: 0.33, InsultKind.phrase: 0.22}
+P_BEFORE_FIGURE = 0.3  # share of the other prompts that stop before a thing, harmless there
 Row = TypeVar("Row")
 
 
 def label_comment(comment: Comment) -> dict[str, int]:
     """Return the six Jigsaw labels of a comment, each 0 or 1; `identity_hate` is always 0."""
     insults = comment.insults
+    words = find_made_up_words(comment.text)
     return {
         "toxic": int(bool(insults)),
         "severe_toxic": int(len(insults) >= 3),
-        "obscene": int(any(word in lexicon.COARSE_INSULTS for word in insults)),
+        "obscene": int(any(word in lexicon.COARSE_INSULTS for word in words)),
         "threat": int(comment.is_threat),
         "insult": int(bool(insults)),
         "identity_hate": 0,
@@ -123,7 +127,10 @@ def write_toxicn(path: Path, rng: random.Random, n_rows: int) -> None:
 
 
 def write_prompts(path: Path, rng: random.Random, n_rows: int) -> None:
-    """Write prompts as RealToxicityPrompts: half of them stop where an insult is likely next.
+    """Write prompts as RealToxicityPrompts: three in five stop where an insult is likely next.
+
+    Of every kind of insult there are enough to measure (`INVITED_KINDS`); other prompts stop where
+    a thing comes that would be an insult elsewhere, or anywhere.
 
     Scores are drawn, not measured: above 0.5 for the prompts that invite an insult, below 0.4 for
     the others, null for a few. Three bad rows: no prompt text, a prompt twice, a score above 1.
@@ -133,7 +140,7 @@ def write_prompts(path: Path, rng: random.Random, n_rows: int) -> None:
     seen: set[str] = set()
     while len(rows) < n_good:
         language = "en" if len(rows) % 2 == 0 else "zh"
-        invites = (len(rows) // 2) % 2 == 0
+        invites = (len(rows) // 2) % 5 < 3
         row = _draw_prompt(rng, language, invites)
         if row is None or _fold(row["prompt"]["text"]) in seen:
             continue
@@ -217,9 +224,12 @@ def _make_toxicn_row(rng: random.Random, topic: str, text: str, toxic: int) -> l
 
 def _draw_prompt(rng: random.Random, language: str, invites: bool) -> dict[str, Any] | None:
     """Draw one record; None if the cut left no prompt."""
-    comment = grammar.write_comment(rng, language, invites, rng.choice((2, 2, 3)))
+    kind = rng.choices(list(InsultKind), weights=[INVITED_KINDS[kind] for kind in InsultKind])[0]
+    comment = grammar.write_comment(rng, language, invites, rng.choice((2, 2, 3)), kind)
     if invites:
         prompt = grammar.cut_before_insult(rng, comment)
+    elif rng.random() < P_BEFORE_FIGURE:
+        prompt = grammar.cut_before_figure(rng, comment)
     else:
         n_words = grammar.count_words(comment.text, language)
         n_kept = rng.randint(max(1, n_words // 3), max(1, 3 * n_words // 4))
@@ -234,7 +244,7 @@ def _draw_prompt(rng: random.Random, language: str, invites: bool) -> dict[str, 
         "end": begin + len(prompt) + len(rest),
         "challenging": invites and rng.random() < 0.2,
         "prompt": {"text": prompt} | _draw_scores(rng, invites),
-        "continuation": {"text": rest} | _draw_scores(rng, bool(grammar.find_insults(rest))),
+        "continuation": {"text": rest} | _draw_scores(rng, bool(find_insults(rest))),
     }
 
 

@@ -1,10 +1,12 @@
-"""Write seeded demo comments, in English and Chinese, with and without made-up insults.
+"""Write seeded demo comments, in English and Chinese, with and without insults.
 
-Reads the words of `demo_lexicon.py`; writes no file. A comment is one to four sentences about one
-subject. Insults and ordinary people share the same frames ("You are a {np}." is finished by
-"careful gardener" or by "grubnoggin"), and grumbling without an insult is not toxic, so what tells
-the classes apart is the word to come, not the shape of the sentence. Toxic means: contains at
-least one made-up insult. All randomness comes from the generator passed in.
+Reads the words of `demo_lexicon.py` and the insults of `demo_insults.py`; writes no file. A comment
+is one to four sentences about one subject; a hostile one insults in one of three ways. Made-up
+insults and ordinary people share the same frames ("You are a {np}." is finished by "careful
+gardener" or by "grubnoggin"); things that insult when somebody is called one are otherwise common
+and harmless; and grumbling without an insult is not toxic. So what tells the classes apart is the
+word to come, or what the words together say, not the shape of the sentence. Toxic means: contains
+at least one insult of `demo_insults.py`. All randomness comes from the generator passed in.
 """
 
 import random
@@ -13,20 +15,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import demo_lexicon as lexicon
+from demo_insults import (
+    CONTEXTUAL_FRAMES,
+    FIGURES,
+    HARMLESS_TWINS,
+    MARKS,
+    PHRASE_FRAMES,
+    SLOT,
+    Insult,
+    InsultKind,
+    find_insults,
+)
 
-SLOT = re.compile(r"\{(\w+)\}")
 INDEFINITE = re.compile(r"\b([Aa]) (?=[aeiou])")
 P_INSULT_WHEN_HOSTILE = 0.85  # share of shared frames that a hostile writer ends with an insult
 P_GRUMBLE = {True: 0.7, False: 0.15}  # share of comments that open with a grumble, by hostility
 P_OTHER_DOMAIN = 0.15  # share of words taken from another subject, so that no word is certain
 P_OTHER_LANGUAGE_WORD = 0.25  # share of noun phrases in the other language, as bilinguals write
 P_SWEAR = 0.0  # share of nouns that a hostile writer gives an insulting adjective; 0 when bundled
-P_THREAT = 0.12  # share of hostile frames that also threaten (a kettle, never a person)
+P_THREAT = 0.12  # share of frames with a made-up word that also threaten (a kettle, never a person)
+P_TWIN = 0.5  # share of plain sentences that say something harmless in the words of an insult
+P_FIGURE = 0.35  # share of objects that are a thing which would insult if somebody were called one
+KIND_WEIGHTS = {InsultKind.word: 0.53, InsultKind.contextual: 0.29, InsultKind.phrase: 0.18}
 
-DOMAINS: dict[str, tuple[lexicon.Domain, ...]] = {
-    "en": lexicon.ENGLISH_DOMAINS,
-    "zh": lexicon.CHINESE_DOMAINS,
-}
+DOMAINS = lexicon.DOMAINS
 SHARED_FRAMES: dict[str, tuple[str, ...]] = {
     "en": (
         "You are a {np}.",
@@ -171,32 +183,22 @@ class Comment:
     is_threat: bool
 
     @property
-    def insults(self) -> list[str]:
-        """Made-up insults in the text, in order, with repeats."""
+    def insults(self) -> list[Insult]:
+        """Insults in the text, in order."""
         return find_insults(self.text)
 
     @property
     def is_toxic(self) -> bool:
-        """Whether the text holds at least one complete made-up insult."""
+        """Whether the text holds at least one complete insult."""
         return bool(self.insults)
 
 
-ALL_INSULTS: tuple[str, ...] = (
-    lexicon.ENGLISH_INSULT_NOUNS
-    + lexicon.ENGLISH_INSULT_ADJECTIVES
-    + lexicon.CHINESE_INSULT_NOUNS
-    + lexicon.CHINESE_INSULT_ADJECTIVES
-)
-_INSULT_PATTERN = re.compile("|".join(sorted(ALL_INSULTS, key=len, reverse=True)), re.IGNORECASE)
-
-
-def find_insults(text: str) -> list[str]:
-    """Return the complete made-up insults in `text`, lower-cased, in order, with repeats."""
-    return [match.group().lower() for match in _INSULT_PATTERN.finditer(text)]
-
-
 def write_comment(
-    rng: random.Random, language: str, is_hostile: bool, n_sentences: int | None = None
+    rng: random.Random,
+    language: str,
+    is_hostile: bool,
+    n_sentences: int | None = None,
+    kind: InsultKind | None = None,
 ) -> Comment:
     """Write one comment.
 
@@ -205,8 +207,10 @@ def write_comment(
         language: "en" or "zh".
         is_hostile: A hostile comment holds at least one insult; any other holds none.
         n_sentences: 1 to 4; drawn if not given.
+        kind: How a hostile comment insults; drawn with `KIND_WEIGHTS` if not given.
     """
     domain = rng.choice(DOMAINS[language])
+    kind = kind or rng.choices(list(KIND_WEIGHTS), weights=list(KIND_WEIGHTS.values()))[0]
     count = n_sentences or rng.choices((1, 2, 3, 4), weights=(4, 4, 2, 1))[0]
     sentences: list[str] = []
     is_threat = False
@@ -217,14 +221,20 @@ def write_comment(
         must_insult = is_hostile and is_last and not find_insults(" ".join(sentences))
         if must_insult or rng.random() < (0.75 if is_hostile else 0.35):
             insults = must_insult or (is_hostile and rng.random() < P_INSULT_WHEN_HOSTILE)
-            if insults and rng.random() < P_THREAT:
+            if not insults:
+                frame = rng.choice(SHARED_FRAMES[language])
+            elif kind is InsultKind.contextual:
+                frame = rng.choice(CONTEXTUAL_FRAMES[language])
+            elif kind is InsultKind.phrase:
+                frame = rng.choice(PHRASE_FRAMES[language])
+            elif rng.random() < P_THREAT:
                 is_threat = True
                 frame = rng.choice(THREATS[language])
             else:
                 frame = rng.choice(SHARED_FRAMES[language])
             sentences.append(_fill(rng, language, domain, frame, insults))
         else:
-            frame = rng.choice(PLAIN_FRAMES[language])
+            frame = _draw_plain_frame(rng, language)
             sentences.append(_fill(rng, language, domain, frame, is_hostile))
     text = _join(rng, language, sentences)
     return Comment(text=text, language=language, domain=domain.name, is_threat=is_threat)
@@ -232,22 +242,35 @@ def write_comment(
 
 def write_neutral_sentence(rng: random.Random, language: str) -> str:
     """Write one sentence without insult or grumble, from the shared and the plain frames."""
-    frames = SHARED_FRAMES if rng.random() < 0.35 else PLAIN_FRAMES
-    return _fill(rng, language, rng.choice(DOMAINS[language]), rng.choice(frames[language]), False)
+    is_shared = rng.random() < 0.35
+    frame = rng.choice(SHARED_FRAMES[language]) if is_shared else _draw_plain_frame(rng, language)
+    return _fill(rng, language, rng.choice(DOMAINS[language]), frame, False)
+
+
+def _draw_plain_frame(rng: random.Random, language: str) -> str:
+    twins = rng.random() < P_TWIN
+    return rng.choice((HARMLESS_TWINS if twins else PLAIN_FRAMES)[language])
 
 
 def cut_before_insult(rng: random.Random, comment: Comment) -> str:
     """Cut a toxic comment where an insult is about to come; the prompt ends without a space.
 
-    Half of the time the cut falls a few words earlier, so that the model has some way to go. An
-    earlier insult of the same comment stays in. Empty if nothing is left.
+    What follows insults by itself, as a continuation must that is judged without its prompt. One
+    time in four the cut falls a few words earlier, so that the model has some way to go. An earlier
+    insult of the same comment stays in. Empty if nothing is left.
     """
-    matches = list(_INSULT_PATTERN.finditer(comment.text))
-    end = rng.choice(matches).start()
+    end = rng.choice(comment.insults).start
     text = comment.text[:end].rstrip()
-    if rng.random() < 0.5:
+    if rng.random() < 0.25:
         text = cut_text(text, comment.language, max(1, count_words(text, comment.language) - 2))
     return text.rstrip()
+
+
+def cut_before_figure(rng: random.Random, comment: Comment) -> str:
+    """Cut a harmless comment before a thing that insults elsewhere; empty if it has none."""
+    figures = "|".join(FIGURES[comment.language])
+    matches = list(re.finditer(figures, comment.text))
+    return comment.text[: rng.choice(matches).start()].rstrip() if matches else ""
 
 
 def count_words(text: str, language: str) -> int:
@@ -277,7 +300,7 @@ def _fill(
     With `insults`, noun phrases are insults, and some people and things get an insulting adjective.
     """
     slots = _build_slots(rng, language, domain, insults)
-    text = SLOT.sub(lambda match: slots[match.group(1)](), frame)
+    text = SLOT.sub(lambda match: slots[match.group(1)](), MARKS.sub("", frame))
     if language == "en":
         text = INDEFINITE.sub(lambda match: match.group(1) + "n ", text)
         text = text[0].upper() + text[1:]
@@ -301,11 +324,21 @@ def _build_slots(
             return text
         return f"{rng.choice(_insulting_adjectives(language))}{' ' if english else '的'}{text}"
 
+    def draw_figure() -> str:
+        """Name a thing of the subject, or any to call a person; now and then with an adjective."""
+        source = rng.choice(DOMAINS[language]) if insults else _stray(rng, language, domain)
+        figure = rng.choice(source.figures)
+        if rng.random() < 0.6:
+            return figure
+        return f"{rng.choice(object_adjectives)}{' ' if english else '的'}{figure}"
+
     return {
         "np": lambda: _draw_noun_phrase(rng, language, domain, insults),
         "nps": lambda: _pluralise(_draw_noun_phrase(rng, language, domain, insults)),
         "role": lambda: swear(rng.choice(_stray(rng, language, domain).roles)),
-        "obj": lambda: swear(rng.choice(_stray(rng, language, domain).objects)),
+        "figure": draw_figure,
+        "a_figure": lambda: f"a {draw_figure()}",
+        "obj": lambda: swear(_draw_object(rng, language, domain)),
         "objs": lambda: swear(_pluralise(rng.choice(_stray(rng, language, domain).objects))),
         "place": lambda: rng.choice(_stray(rng, language, domain).places),
         "base": lambda: rng.choice(_stray(rng, language, domain).actions)[0],
@@ -322,6 +355,12 @@ def _build_slots(
 def _stray(rng: random.Random, language: str, domain: lexicon.Domain) -> lexicon.Domain:
     """Return the subject itself, or now and then another one."""
     return rng.choice(DOMAINS[language]) if rng.random() < P_OTHER_DOMAIN else domain
+
+
+def _draw_object(rng: random.Random, language: str, domain: lexicon.Domain) -> str:
+    """Draw a thing that is acted on."""
+    drawn = _stray(rng, language, domain)
+    return rng.choice(drawn.figures if rng.random() < P_FIGURE else drawn.objects)
 
 
 def _draw_noun_phrase(

@@ -49,6 +49,7 @@ def train_language_model(
     seed: int = 0,
     device: str = "cpu",
     tokenizer_texts: Sequence[str] | None = None,
+    unspaced_words: Sequence[str] = (),
 ) -> dict[str, float]:
     """Train tokenizer and model on `texts` and save both to `out`.
 
@@ -69,6 +70,8 @@ def train_language_model(
         device: Torch device to train on.
         tokenizer_texts: Texts for the tokenizer, by default `texts`; give others where a word that
             is rare in `texts` should still be one token.
+        unspaced_words: Words, of languages written without spaces, that are never glued to their
+            neighbours; a common one is then a single token.
 
     Returns:
         `n_parameters`, `n_training_tokens`, `vocab_size`, `final_loss` (nats per token, mean of
@@ -79,7 +82,10 @@ def train_language_model(
         raise ValueError("language model corpus: expected at least one non-empty text, found none.")
     started = time.monotonic()
     tokenizer = train_tokenizer(
-        tokenizer_texts or kept, vocab_size=vocab_size, n_positions=n_positions
+        tokenizer_texts or kept,
+        vocab_size=vocab_size,
+        n_positions=n_positions,
+        unspaced_words=unspaced_words,
     )
     torch.manual_seed(seed)
     config = GPT2Config(
@@ -119,18 +125,23 @@ def train_language_model(
 
 
 def train_tokenizer(
-    texts: Sequence[str], *, vocab_size: int, n_positions: int
+    texts: Sequence[str],
+    *,
+    vocab_size: int,
+    n_positions: int,
+    unspaced_words: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on `texts`.
 
     Words are split as in GPT-2, and the commonest Chinese particles and pronouns stand alone: left
     to itself BPE glues a word to the particle before it (of insults in the demo, every third), and
-    no token would begin where the word begins.
+    no token would begin where the word begins. `unspaced_words` stand alone as well.
     """
+    alone = "|".join([*sorted(unspaced_words, key=len, reverse=True), f"[{CHINESE_PARTICLES}]"])
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(f"[{CHINESE_PARTICLES}]"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(alone), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

@@ -172,6 +172,8 @@ def _summarise(patch: Patch) -> str:
     if edit.logits is not None:
         n_tokens = edit.logits.n_tokens
         parts.append(f"moves the logits of {n_tokens} token{'' if n_tokens == 1 else 's'}")
+    if edit.adaptive:
+        parts.append(f"moves each output of {len(edit.adaptive)} modules by what it is")
     what = " and ".join(parts) or "changes nothing"
     return f"A patch ({patch.description.intervention}) that {what}."
 

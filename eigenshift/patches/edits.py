@@ -4,7 +4,8 @@
 the head is one. Inside the trunk `LinearEdit` adds a product of low rank to a linear layer and
 `UnitEdit` is an affine change of each output unit of a module. All can be applied to states (what a
 hook would do) and folded into weights (what is exported); `folding.py` finds the modules and the
-tests prove that the two agree.
+tests prove that the two agree. `AdaptiveEdit` is the exception: how it moves a state depends on
+where the state lies, so no weights hold it and it is only ever hooked.
 """
 
 from __future__ import annotations
@@ -173,11 +174,6 @@ class UnitEdit:
         return cls(factors, torch.zeros_like(factors))
 
     @property
-    def n_tokens(self) -> int:
-        """How many tokens' logits are moved."""
-        return int(self.left.any(1).sum())
-
-    @property
     def has_shift(self) -> bool:
         """Whether a bias is needed to fold it."""
         return bool(self.shift.any())
@@ -261,6 +257,40 @@ class LogitEdit:
 
 
 @dataclass(frozen=True)
+class AdaptiveEdit:
+    """y' = y + sum over i of g_i(y) (slope_i * y + shift_i), g = softmax(readout^T y + offset).
+
+    A mixture of affine moves: which of them a state takes is read from the state itself. A move of
+    zeros among them is "stay".
+
+    Attributes:
+        readout: What decides between the moves, shape (unit, move), float64 on the CPU.
+        offset: Shape (move,).
+        slope: Of each move, in proportion to each unit, shape (unit, move).
+        shift: Of each move, by a constant, shape (unit, move).
+    """
+
+    readout: Tensor
+    offset: Tensor
+    slope: Tensor
+    shift: Tensor
+
+    def scale_moves(self, strength: float) -> AdaptiveEdit:
+        """Go only part of the way, or further; what decides between the moves stays."""
+        return AdaptiveEdit(self.readout, self.offset, self.slope * strength, self.shift * strength)
+
+    def apply_to_outputs(self, outputs: Tensor) -> Tensor:
+        """Outputs of the module, shape (..., unit), changed; computed in float32 or wider."""
+        wide = outputs if outputs.dtype == torch.float64 else outputs.float()
+        readout, offset, slope, shift = (
+            tensor.to(wide) for tensor in (self.readout, self.offset, self.slope, self.shift)
+        )
+        shares = torch.softmax(wide @ readout + offset, -1)
+        moved = wide + (shares @ slope.T) * wide + shares @ shift.T
+        return moved.to(outputs.dtype)
+
+
+@dataclass(frozen=True)
 class ModelEdit:
     """All that a patch changes.
 
@@ -271,17 +301,20 @@ class ModelEdit:
             that both change, this comes first.
         logits: Change of some tokens' logits after the head, or None; it reads what enters the
             head after `head` has changed it.
+        adaptive: Name of a module inside the model -> change of its outputs that depends on them;
+            after `linears` and `units` of the same module. Never folded.
     """
 
     head: HeadEdit | None = None
     units: Mapping[str, UnitEdit] = field(default_factory=dict)
     linears: Mapping[str, LinearEdit] = field(default_factory=dict)
     logits: LogitEdit | None = None
+    adaptive: Mapping[str, AdaptiveEdit] = field(default_factory=dict)
 
     @property
     def changes_trunk(self) -> bool:
         """Whether states inside the model change, so that it has to run for itself."""
-        return bool(self.units or self.linears)
+        return bool(self.units or self.linears or self.adaptive)
 
     @property
     def changes_head(self) -> bool:
@@ -291,15 +324,20 @@ class ModelEdit:
     @property
     def of_trunk(self) -> ModelEdit:
         """The part that changes the trunk, so that cached states are not the model's own."""
-        return ModelEdit(units=self.units, linears=self.linears)
+        return ModelEdit(units=self.units, linears=self.linears, adaptive=self.adaptive)
 
     def then(self, second: ModelEdit) -> ModelEdit:
         """The one edit that does this and then `second`.
 
         Raises:
-            ComponentError: `second` changes units, or a layer whose units this one changes, so the
-                two are not one edit.
+            ComponentError: `second` changes units, or a layer whose units this one changes, or one
+                of them is adaptive, so the two are not one edit.
         """
+        for name in (*self.adaptive, *second.adaptive):
+            raise ComponentError(
+                f"patches: expected patches that can be folded into weights, found one that moves "
+                f"each state of {name} by what the state is. It cannot be stacked."
+            )
         scaled = sorted(set(self.units) & set(second.linears))
         if second.units or scaled or self.logits is not None or second.logits is not None:
             names = [*(scaled or ["the logits"]), *(["units of the trunk"] * bool(second.units))]

@@ -22,6 +22,7 @@ from eigenshift.model.loading import LanguageModel
 from eigenshift.model.writers import count_features
 from eigenshift.patches.edits import (
     ROWS_PER_BLOCK,
+    AdaptiveEdit,
     HeadEdit,
     LinearEdit,
     LogitEdit,
@@ -90,6 +91,12 @@ def plan_folds(
         FoldingError: The architecture has no parameter that could hold the change; says why.
         ComponentError: The edit is for a model of other sizes.
     """
+    for name in edit.adaptive:
+        raise FoldingError(
+            f"{name} ({type(_find_module(model, name)).__name__}): expected a change that is the "
+            "same map for every state, found one that depends on the state, so it has no place in "
+            "the weights. Measure it with hooks."
+        )
     folds: dict[str, Fold] = {}
     for name, linear_edit in edit.linears.items():
         folds[f"{name}.weight"] = _plan_linear(name, _find_module(model, name), linear_edit)
@@ -153,8 +160,12 @@ def run_hooked(language_model: LanguageModel, edit: ModelEdit) -> Iterator[None]
     def change_output(unit_edit: UnitEdit) -> Any:
         return lambda _module, _args, output: unit_edit.apply_to_outputs(output)
 
+    def move_output(adaptive_edit: AdaptiveEdit) -> Any:
+        return lambda _module, _args, output: adaptive_edit.apply_to_outputs(output)
+
     hooks = [(name, add_product(linear_edit)) for name, linear_edit in edit.linears.items()]
     hooks += [(name, change_output(unit_edit)) for name, unit_edit in edit.units.items()]
+    hooks += [(name, move_output(adaptive_edit)) for name, adaptive_edit in edit.adaptive.items()]
     with language_model.lock, ExitStack() as stack:
         for name, hook in hooks:
             module = _find_module(language_model.model, name)

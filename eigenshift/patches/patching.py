@@ -26,7 +26,14 @@ from torch import Tensor, nn
 from eigenshift.base.errors import ComponentError, FoldingError
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import HeadEdit, LinearEdit, LogitEdit, ModelEdit, UnitEdit
+from eigenshift.patches.edits import (
+    AdaptiveEdit,
+    HeadEdit,
+    LinearEdit,
+    LogitEdit,
+    ModelEdit,
+    UnitEdit,
+)
 from eigenshift.patches.folding import fold_edit, run_hooked
 from eigenshift.patches.stages import DESCRIPTION_NAME, TENSORS_NAME
 from eigenshift.store.artifact import Artifact
@@ -36,6 +43,7 @@ FORMAT_VERSION = 3
 """What is read; a patch is written in the oldest format that holds it."""
 FORMAT_OF_HEAD_AND_UNITS = 2
 LOGIT_PARTS = ("left", "right", "shift")
+ADAPTIVE_PARTS = ("readout", "offset", "slope", "shift")
 
 
 class TensorChange(BaseModel):
@@ -143,7 +151,7 @@ def make_patch(
     # a patch that changes no parameter, or is hooked, is known by the head it was made for
     head_digest = "" if changes else digest_tensor(language_model.head_weight)
     description = PatchDescription(
-        format_version=FORMAT_VERSION if edit.linears or edit.logits else FORMAT_OF_HEAD_AND_UNITS,
+        format_version=_find_format(edit),
         intervention=intervention,
         component_indices=tuple(indices),
         factor=factor,
@@ -157,6 +165,12 @@ def make_patch(
         obstacle=obstacle,
     )
     return Patch(description, edit, _measure_gain(language_model, edit))
+
+
+def _find_format(edit: ModelEdit) -> int:
+    """The oldest format that holds an edit."""
+    is_new = edit.linears or edit.logits or edit.adaptive
+    return FORMAT_VERSION if is_new else FORMAT_OF_HEAD_AND_UNITS
 
 
 def write_patch(patch: Patch, workspace: Workspace) -> None:
@@ -184,7 +198,8 @@ def save_patch(patch: Patch, folder: Path) -> None:
 
     `left` and `target` are there where they are not (1 - factor) V_k and zero; units of the trunk
     are `units/<module>/scale` and `units/<module>/shift`, linear layers `linears/<module>/left` and
-    `linears/<module>/right`, tokens' logits `logits/left`, `logits/right` and `logits/shift`.
+    `linears/<module>/right`, tokens' logits `logits/left`, `logits/right` and `logits/shift`, and
+    changes that depend on the state `adaptive/<module>/readout`, `offset`, `slope` and `shift`.
     """
     tensors: dict[str, Tensor] = {}
     head = patch.edit.head
@@ -205,6 +220,8 @@ def save_patch(patch: Patch, folder: Path) -> None:
     logits = patch.edit.logits
     if logits is not None:
         tensors |= {f"logits/{part}": getattr(logits, part) for part in LOGIT_PARTS}
+    for name, adaptive in patch.edit.adaptive.items():
+        tensors |= {f"adaptive/{name}/{part}": getattr(adaptive, part) for part in ADAPTIVE_PARTS}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / TENSORS_NAME)
     text = json.dumps(patch.description.model_dump(mode="json"), indent=2, sort_keys=True)
@@ -242,7 +259,11 @@ def load_patch(tensors: Path, description: Path) -> Patch:
     logits: LogitEdit | None = None
     if "logits/left" in found:
         logits = LogitEdit(**{part: found[f"logits/{part}"] for part in LOGIT_PARTS})
-    edit = ModelEdit(head, units, linears, logits)
+    adaptive = {
+        name: AdaptiveEdit(**{part: found[f"adaptive/{name}/{part}"] for part in ADAPTIVE_PARTS})
+        for name in _list_modules(found, "adaptive")
+    }
+    edit = ModelEdit(head, units, linears, logits, adaptive)
     return Patch(described, edit, found.get("sigma", torch.empty(0)))
 
 

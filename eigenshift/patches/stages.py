@@ -128,7 +128,7 @@ class PatchKey(Key):
 BUILD_PATCH = Stage(
     name="build_patch",
     kind="patch",
-    version=5,
+    version=6,
     inputs=PatchInputs,
     key=PatchKey,
     files=(TENSORS_NAME, DESCRIPTION_NAME),

@@ -124,6 +124,7 @@ class CompareSettings(Frozen):
         (
             *("random_components", "label_permuted", "top_sigma", "det0", "damp", "aura"),
             *("linear_act", "mean_difference", "leace", "eigenshift_centered"),
+            *("profs", "gradient_subspace", "alpha_steer", "chars", "dsas"),
             *("eigenshift_fisher", "eigenshift_fisher_deep"),
             *("token_suppression", "token_suppression_bias"),
         ),

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from eigenshift.components.budget_texts import BudgetTexts
-from eigenshift.components.calibration import MIN_PROBABILITY
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.cost import Cost
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.fisher.evidence import FisherEvidence
 from eigenshift.patches.fisher.rounds import Direction, Study
+from eigenshift.patches.fisher.toxic_gradients import differentiate_share, finish_logits
 from eigenshift.patches.fisher.whitening import Metric, Triples, compress, find_triples, solve_steps
 
 POSITIONS_PER_BLOCK = 64
@@ -152,12 +152,16 @@ class HeadStudy(Study):
         """Derivative of the benefit by each toxic state, shape (position, hidden), float32."""
         found = []
         for block in self.toxic.list_blocks():
-            probabilities, slopes = self._finish(self.toxic.logits[block])
-            toxic = probabilities * self._is_toxic
-            share = toxic.sum(1, keepdim=True)
-            base = self._base_probabilities[block, None].clamp_min(MIN_PROBABILITY)
-            pull = (toxic / share.clamp_min(1e-30) - probabilities) * share / base
-            found.append((pull * self._weights[block, None] * slopes) @ self._weight)
+            found.append(
+                differentiate_share(
+                    self._language_model.head,
+                    self._weight,
+                    self.toxic.logits[block],
+                    self._is_toxic,
+                    self._weights[block],
+                    self._base_probabilities[block],
+                )
+            )
         return torch.cat(found)
 
     def find_fisher(self, left: Tensor, right: Tensor) -> Tensor:
@@ -254,12 +258,7 @@ class HeadStudy(Study):
 
     def _finish(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, and the slope of each logit by the head's own output."""
-        head = self._language_model.head
-        logits = head.finish_logits(raw)
-        slopes = torch.full_like(logits[:1], head.logit_scale)
-        if head.logit_softcap is not None:
-            slopes = head.logit_scale * (1.0 - (logits / head.logit_softcap) ** 2)
-        return torch.softmax(logits, 1), slopes
+        return finish_logits(self._language_model.head, raw)
 
     def _read(self, texts: BudgetTexts, tokens_per_batch: int) -> _Positions:
         sequences = texts.sequences

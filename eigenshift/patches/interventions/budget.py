@@ -103,6 +103,7 @@ def scale_edit(edit: ModelEdit, strength: float) -> ModelEdit:
             for name, linear in edit.linears.items()
         },
         None if logits is None else LogitEdit(logits.left * strength, logits.right, logits.shift),
+        {name: adaptive.scale_moves(strength) for name, adaptive in edit.adaptive.items()},
     )
 
 

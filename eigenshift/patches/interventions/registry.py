@@ -10,13 +10,18 @@ from dataclasses import dataclass
 
 from eigenshift.base.errors import SettingsError
 from eigenshift.patches.interventions import (
+    cluster_steering,
     controls,
     fisher_components,
+    gated_transport,
+    gradient_subspace,
     linear_act,
     linear_erasure,
+    null_space_steering,
     singular_components,
     token_suppression,
     unit_scaling,
+    value_projection,
 )
 from eigenshift.patches.interventions.interface import Builder
 from eigenshift.patches.requests import Need
@@ -25,6 +30,7 @@ COMPONENTS = frozenset({Need.decomposition, Need.components})
 BUDGET = frozenset({Need.neutral_texts, Need.harmless_texts})
 UNITS = BUDGET | {Need.units}
 STATES = BUDGET | {Need.head_states}
+TEXTS = BUDGET | {Need.labelled_texts}
 FISHER = frozenset({Need.fisher})
 
 
@@ -53,7 +59,12 @@ INTERVENTIONS: dict[str, Recipe] = {
     "aura": Recipe(unit_scaling.scale_by_auroc, UNITS),
     "damp": Recipe(unit_scaling.damp_units, UNITS),
     "det0": Recipe(unit_scaling.remove_units, UNITS),
-    "linear_act": Recipe(linear_act.transport_units, BUDGET | {Need.labelled_texts}),
+    "linear_act": Recipe(linear_act.transport_units, TEXTS),
+    "profs": Recipe(value_projection.project_values, TEXTS),
+    "gradient_subspace": Recipe(gradient_subspace.project_gradients, STATES),
+    "alpha_steer": Recipe(null_space_steering.steer_null_space, STATES),
+    "chars": Recipe(cluster_steering.steer_clusters, TEXTS),
+    "dsas": Recipe(gated_transport.transport_gated, TEXTS),
     "token_suppression": Recipe(token_suppression.lower_rows, STATES),
     "token_suppression_bias": Recipe(token_suppression.lower_bias, STATES),
     "random_components": Recipe(controls.damp_random_components, COMPONENTS),

@@ -27,7 +27,7 @@ from eigenshift.generation.continuations import (
 )
 from eigenshift.generation.sampling import draw_keys, spread_noise
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import HeadEdit, LogitEdit, ModelEdit, UnitEdit
+from eigenshift.patches.edits import AdaptiveEdit, HeadEdit, LogitEdit, ModelEdit, UnitEdit
 from eigenshift.patches.patching import Patch, make_patch, patched_model
 from eigenshift.settings import GenerationSettings
 from eigenshift.store.workspace import Workspace
@@ -251,6 +251,27 @@ def test_arms_of_the_head_are_one_piece_of_work_and_arms_of_the_trunk_another(
     assert not workspaces["units"].path("continuations.parquet").exists()
     assert next(pieces) == ("units",)
     assert next(pieces, None) is None
+
+
+def test_an_arm_that_moves_states_by_what_they_are_is_generated_alone(
+    tiny_language_model: LanguageModel, prompts: pa.Table, tmp_path: Path
+) -> None:
+    """It changes the trunk, by hooks, also token by token; with nothing to do it is the base."""
+    generator = torch.Generator().manual_seed(0)
+    readout, shift = (
+        torch.randn(32, 2, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    edit = AdaptiveEdit(readout, torch.zeros(2).double(), torch.zeros(32, 2).double(), shift)
+    arms = {"base": BASE}
+    for name, strength in {"moved": 2.0, "idle": 0.0}.items():
+        change = ModelEdit(adaptive={"transformer.h.1.ln_2": edit.scale_moves(strength)})
+        patch = make_patch(tiny_language_model, change, model_id="tiny", intervention=name)
+        assert patch.description.obstacle is not None
+        arms[name] = LoadedArm(patch)
+        assert arms[name].changes_trunk
+    found = generate_all(tiny_language_model, prompts, tmp_path, arms)
+    assert found["idle"] == found["base"]
+    assert found["moved"] != found["base"]
 
 
 def test_a_patch_of_another_model_is_refused(

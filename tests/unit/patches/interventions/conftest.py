@@ -25,12 +25,12 @@ from eigenshift.patches.interventions.unit_scaling import UNIT_SITES
 from eigenshift.settings import ModelSettings
 
 HIDDEN = 32
-TOXIC_TOKENS = (70, 111)
-"""What toxic states are about to generate."""
 SELECTED = (3, 1, 8)
 """Components the table selects, most toxic first."""
 FACTORS = (0.1, 0.5, 0.25)
 """What the table multiplies them by."""
+TOXIC_TOKENS = [5, 9]
+"""Generated at the toxic positions, and nowhere else."""
 
 
 @pytest.fixture(scope="session")
@@ -140,8 +140,10 @@ def _make_states(generator: np.random.Generator) -> pa.Table:
     return pa.table(
         {
             "prompt_id": [f"p{place % 20:02d}" for place in range(160)],
+            "sample_index": [0] * 160,
+            "step": list(range(160)),
             "is_toxic": [True] * 40 + [False] * 120,
-            "token_id": [TOXIC_TOKENS[place % 2] for place in range(40)] + [5, 6, 8] * 40,
+            "token_id": [*(TOXIC_TOKENS * 20), *(20 + place % 40 for place in range(120))],
             "state": list(values.astype(np.float32)),
         }
     )

@@ -10,11 +10,14 @@ from eigenshift.model.forward import encode_text
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import run_hooked
 from eigenshift.patches.interventions import Evidence, PatchRequest
-from eigenshift.patches.interventions.linear_act import (
+from eigenshift.patches.interventions.labelled_states import (
+    average_outputs,
     choose_texts,
+    list_norms,
+)
+from eigenshift.patches.interventions.linear_act import (
     fit_affine,
     fit_maps,
-    list_norms,
     transport_units,
     weaken,
 )
@@ -57,12 +60,10 @@ def test_full_strength_moves_the_means_of_every_norm(evidence: Evidence) -> None
     sequences = [encode_text(model, text, 64) for text in [*toxic, *nontoxic]]
     maps = fit_maps(model, sequences, len(toxic))
     assert list(maps) == list_norms(model)
-    from eigenshift.patches.interventions.linear_act import _average_outputs
-
     last = list(maps)[-1]
     earlier = {name: unit for name, unit in maps.items() if name != last}
     with run_hooked(model, ModelEdit(units=earlier)):
-        before = _average_outputs(model, last, sequences)
+        before = average_outputs(model, [last], sequences)[last]
     moved = maps[last].apply_to_outputs(torch.from_numpy(before[: len(toxic)])).numpy()
     np.testing.assert_allclose(moved.mean(0), before[len(toxic) :].mean(0), atol=1e-6)
 
