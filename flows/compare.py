@@ -20,6 +20,7 @@ from eigenshift.base.arms import (
     TUNED_ARM,
     join_arm,
 )
+from eigenshift.base.errors import NothingToDampError
 from eigenshift.evaluation.stages import CHART_NAME, TABULATE_ARMS, TabulationInputs, TabulationKey
 from eigenshift.evaluation.trials import choose_for_confirmation
 from eigenshift.patches.interventions import Need, PatchRequest, find_recipe
@@ -53,7 +54,9 @@ def compare(settings: RefreshSettings) -> ArmComparison:
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
-        requests = _request_patches(settings, journal.read_facts(model))
+        has_selected = bool(journal.read_facts(study.components)["selected"])
+        facts = journal.read_facts(model)
+        requests = _request_patches(settings, facts, has_selected=has_selected)
         dataset = settings.compare.unit_dataset or settings.sources_for(Role.labelled)[0].name
         samples = sources.samples[Role.labelled][dataset]
         units: tuple[ArtifactReference, ...] = ()
@@ -64,7 +67,10 @@ def compare(settings: RefreshSettings) -> ArmComparison:
         if settings.patch.intervention in requests:
             journal.record.judged = settings.patch.intervention
         patches = stages.build_patches(journal, evidence, requests)
-        patches |= _build_tuned(journal, study)
+        try:
+            patches |= _build_tuned(journal, study)
+        except NothingToDampError as error:
+            logger.warning("%s left out: %s", TUNED_ARM, error)
         arms = {
             BASE_ARM: stages.Arm(patch=None),
             AGAIN_ARM: stages.Arm(patch=None, stream="again"),
@@ -108,7 +114,7 @@ def _build_tuned(journal: RunJournal, study: HeadEvidence) -> dict[str, Artifact
 
 
 def _request_patches(
-    settings: RefreshSettings, facts: Mapping[str, Any]
+    settings: RefreshSettings, facts: Mapping[str, Any], *, has_selected: bool
 ) -> dict[str, PatchRequest]:
     """Ours, the paper's own setting, and every intervention asked for that the model allows."""
     components = settings.components
@@ -116,12 +122,18 @@ def _request_patches(
     common = PatchRequest(seed=components.seed, max_perplexity_increase=budget)
     n_paper = _count_paper_components(settings, facts["head"]["hidden"])
     paper = {"factor": 0.0, "n_components": n_paper, "score": ComponentScore.abs_delta}
-    requests = {PATCHED_ARM: common, PAPER_ARM: common.model_copy(update=paper)}
+    requests = {PAPER_ARM: common.model_copy(update=paper)}
+    if has_selected:
+        requests[PATCHED_ARM] = common
+    else:
+        logger.warning("%s and its controls left out: no component is selected", PATCHED_ARM)
     has_units = any(site.value in facts["sites"] for site in UNIT_SITES)
     for name in settings.compare.interventions:
         needs = find_recipe(name).needs
         if Need.units in needs and not has_units:
             logger.warning("%s left out: the model's MLPs have no units of their own", name)
+            continue
+        if Need.components in needs and not has_selected:
             continue
         requests[name] = common.model_copy(update={"intervention": name})
         # Those about components take their factors from the component table of one budget.

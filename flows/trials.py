@@ -81,9 +81,10 @@ def _choose_automatically(
     for factor, future in scoring.items():
         # The label tells this table from that of the run's own choice.
         label = f"factor={factor:g}"
-        try:
-            (automatic[factor],) = journal.collect(components.SCORE_COMPONENTS, {label: future})
-        except NothingToDampError:
+        (table,) = journal.collect(components.SCORE_COMPONENTS, {label: future})
+        if journal.read_facts(table)["selected"]:
+            automatic[factor] = table
+        else:
             logger.warning(
                 "automatic choice left out: %s tune.max_perplexity_increase=%g, no component "
                 "helps within it",

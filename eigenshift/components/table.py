@@ -57,6 +57,9 @@ logger = logging.getLogger(__name__)
 N_EXPLAINED = 64
 MIN_ENRICHMENT = 10.0
 """A toxic token is at least this many times as frequent at toxic positions as at matched ones."""
+MIN_CONTEXT_ENRICHMENT = 1.5
+MIN_CONTEXT_COUNT = 3
+"""A token toxic in context is blamed so often, and so much more often than it occurs elsewhere."""
 
 
 def find_candidates(scores: ComponentScores, key: ChoiceKey) -> list[int]:
@@ -130,35 +133,43 @@ def write_components(
         tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives both tables.
 
-    Raises:
-        NothingToDampError: No component passes the bounds, helps and stays in the budget.
+    Where no component passes the bounds, helps and stays in the budget, none is selected and the
+    facts say why; the table is written all the same, since other interventions do without.
     """
     v, direction = decomposition.v, _find_toxic_direction(states, language_model.head_weight)
     activations = project_states(states, v)
     scores = score_components(activations, v, direction)
     choice: Choice | None = None
+    reason: str | None = None
+    top = rank_components(scores, key.score)[: key.n_components or key.max_components]
+    factors: dict[int, float] = {}
     if key.n_components is not None:
         top = take_top(scores, key, key.n_components)
         factors = dict.fromkeys(top, key.factor)
     else:
-        top = find_candidates(scores, key)
         texts = gather_budget_texts(
             language_model, neutral_texts, harmless_texts, max_tokens, use=BUDGET
         )
-        choice = choose_within_budget(
-            language_model,
-            collect_calibration_states(language_model, texts, tokens_per_batch),
-            gather_toxic_states(states, language_model.head_weight),
-            top,
-            v,
-            min_factor=key.min_factor,
-            n_steps=key.factor_steps,
-            max_perplexity_increase=key.max_perplexity_increase,
-            max_components=key.max_components,
-        )
-        factors = dict(zip(choice.components, choice.factors, strict=True))
+        try:
+            top = find_candidates(scores, key)
+            choice = choose_within_budget(
+                language_model,
+                collect_calibration_states(language_model, texts, tokens_per_batch),
+                gather_toxic_states(states, language_model.head_weight),
+                top,
+                v,
+                min_factor=key.min_factor,
+                n_steps=key.factor_steps,
+                max_perplexity_increase=key.max_perplexity_increase,
+                max_components=key.max_components,
+            )
+            _require_selected(choice.components, key)
+        except NothingToDampError as error:
+            reason = str(error)
+            logger.warning("no component is damped: %s", reason)
+        else:
+            factors = dict(zip(choice.components, choice.factors, strict=True))
     selected = list(factors)
-    _require_selected(selected, key)
     stability = measure_stability(
         activations,
         v,
@@ -181,6 +192,7 @@ def write_components(
     workspace.facts = {
         "n_components": len(rows),
         "selected": selected,
+        "nothing_selected": reason,
         "calibration": None if choice is None else asdict(choice),
         "n_toxic": len(activations.toxic),
         "n_nontoxic": len(activations.nontoxic),
@@ -288,13 +300,21 @@ def _find_toxic_direction(states: pa.Table, weight: Tensor) -> FloatArray:
     return np.asarray(toxic_rows.mean(0) - mean_row)
 
 
-def gather_toxic_states(states: pa.Table, weight: Tensor) -> ToxicStates:
+def gather_toxic_states(
+    states: pa.Table, weight: Tensor, *, in_context: bool = False
+) -> ToxicStates:
     """Toxic states, and the tokens that set them apart from the matched ones.
+
+    Args:
+        states: `schemas.HEAD_STATES` rows.
+        weight: The head's, shape (vocab, hidden).
+        in_context: Count tokens that are toxic in some contexts only (`find_context_tokens`).
 
     Raises:
         ComponentError: No token does.
     """
-    enriched = find_toxic_tokens(states, len(weight))
+    find = find_context_tokens if in_context else find_toxic_tokens
+    enriched = find(states, len(weight))
     toxic = states.filter(states["is_toxic"])
     if not len(enriched):
         raise ComponentError(
@@ -328,6 +348,29 @@ def find_toxic_tokens(states: pa.Table, n_tokens: int) -> IntArray:
     toxic_share = np.bincount(token_ids[is_toxic], minlength=n_tokens) / is_toxic.sum()
     other_share = np.bincount(token_ids[~is_toxic], minlength=n_tokens) / (~is_toxic).sum()
     return np.flatnonzero((toxic_share > 0) & (toxic_share >= MIN_ENRICHMENT * other_share))
+
+
+def find_context_tokens(states: pa.Table, n_tokens: int) -> IntArray:
+    """Toxic tokens, and those that are toxic in some contexts and harmless in others.
+
+    An ordinary word that is an insult where it was blamed is not rare elsewhere, so the bound of
+    `find_toxic_tokens` leaves it out, and a word filter must. What can tell contexts apart may aim
+    at it: the harmless uses are what it pays for.
+
+    Args:
+        states: `schemas.HEAD_STATES` rows.
+        n_tokens: Size of the vocabulary.
+
+    Returns:
+        Shape (token,).
+    """
+    is_toxic = states["is_toxic"].to_numpy(zero_copy_only=False).astype(bool)
+    token_ids = states["token_id"].to_numpy()
+    counts = np.bincount(token_ids[is_toxic], minlength=n_tokens)
+    other_share = np.bincount(token_ids[~is_toxic], minlength=n_tokens) / (~is_toxic).sum()
+    is_enriched = counts / is_toxic.sum() >= MIN_CONTEXT_ENRICHMENT * other_share
+    in_context = np.flatnonzero((counts >= MIN_CONTEXT_COUNT) & is_enriched)
+    return np.union1d(find_toxic_tokens(states, n_tokens), in_context)
 
 
 def carry_out(

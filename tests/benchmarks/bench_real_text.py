@@ -92,8 +92,9 @@ def make_settings(
         "further_scorers": [
             {"name": "words", "kind": "lexicon", "words": str(work / "profane_words.txt")}
         ],
-        "components": {"positions": "occlusion", "seed": draw},
+        "components": {"positions": "occlusion", "seed": draw, "factor_steps": 4},
         "compare": {"budgets": [BUDGETS[1]], "divergence": 0.01},
+        "tune": {"factors": [0.0]},
         "evaluation": {"max_tokens": 64, "max_texts": 700},
         "execution": {"show_text": False},
     }

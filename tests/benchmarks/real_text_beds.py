@@ -104,8 +104,12 @@ def write_sources(data: Path, work: Path) -> None:
                 prompts.setdefault(prompt["text"].strip(), prompt)
     lines = [json.dumps({"prompt": {**found, "text": text}}) for text, found in prompts.items()]
     (work / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    words = {row["text"].strip().lower() for row in _read_csv(data / "lexicons/surge_profanity_en.csv")}
-    words |= set((data / "lexicons" / "ldnoobw_en.txt").read_text(encoding="utf-8").lower().split("\n"))
+    words = {
+        row["text"].strip().lower() for row in _read_csv(data / "lexicons/surge_profanity_en.csv")
+    }
+    words |= set(
+        (data / "lexicons" / "ldnoobw_en.txt").read_text(encoding="utf-8").lower().split("\n")
+    )
     kept = sorted(word for word in words if len(word.strip()) >= 3)
     (work / "profane_words.txt").write_text("\n".join(kept) + "\n", encoding="utf-8")
 

@@ -67,7 +67,7 @@ def gather_toxic_texts(
     Raises:
         ComponentError: No token sets toxic positions apart, or a continuation is missing.
     """
-    states = gather_toxic_states(head_states, language_model.head_weight)
+    states = gather_toxic_states(head_states, language_model.head_weight, in_context=True)
     rows_of: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
     columns = ["prompt_id", "sample_index", "step"]
     places = head_states.filter(head_states["is_toxic"]).select(columns).to_pylist()

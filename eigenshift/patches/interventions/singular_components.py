@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from eigenshift.base.arrays import FloatArray
-from eigenshift.base.errors import ComponentError
+from eigenshift.base.errors import ComponentError, NothingToDampError
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.interventions.interface import Evidence, Outcome, split_states
 from eigenshift.patches.requests import PatchRequest
@@ -52,10 +52,17 @@ def choose_components(components: pa.Table, request: PatchRequest) -> tuple[list
 
     Raises:
         ComponentError: More are asked for than the head has.
+        NothingToDampError: The table selects none.
     """
     rows = components.to_pylist()
     if request.n_components is None:
         selected = [row for row in rows if row["is_selected"]]
+        if not selected:
+            raise NothingToDampError(
+                f"{request.intervention}: expected components that the table selects, found none: "
+                "none lowers the probability of toxic tokens within the budget. Raise "
+                "components.max_perplexity_increase, or choose another patch.intervention."
+            )
         return [row["component_index"] for row in selected], [row["factor"] for row in selected]
     if request.n_components > len(rows):
         raise ComponentError(
