@@ -20,7 +20,6 @@ from eigenshift.store.manifests import ArtifactReference
 from flows import stages
 from flows.journal import RunJournal, logger
 
-
 NOT_IN_A_REFRESH = {
     Need.units: "statistics of the MLPs' units",
     Need.labelled_texts: "labelled texts",

@@ -34,11 +34,14 @@ STAGES = {
     "locate_toxic_words",
     "decompose_head",
     "collect_head_states",
+    "choose_harmless_texts",
     "score_components",
+    "find_fisher_components",
     "build_patch",
     "measure_token_shifts",
     "draw_controls",
     "measure_fluency",
+    "measure_indomain",
     "compare_arms",
 }
 

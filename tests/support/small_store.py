@@ -580,7 +580,9 @@ def _make_evaluation(builder: _Builder, model: ArtifactReference) -> None:
         arms=list(LEVELS),
     )
 
-    indomain_rows = [row | {"language": "labelled", "nll": row["nll"] + 1.0} for row in fluency_rows]
+    indomain_rows = [
+        row | {"language": "labelled", "nll": row["nll"] + 1.0} for row in fluency_rows
+    ]
     indomain = builder.make(
         "fluency_indomain",
         "fluency_indomain",

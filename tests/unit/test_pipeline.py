@@ -45,7 +45,10 @@ GIVEN: dict[str, Callable[[RefreshSettings], Any]] = {
     "arms": lambda _: ("base",),
     "patched": lambda _: (),
     "automatic_factors": lambda _: (),
-    "request": lambda settings: PatchRequest(seed=settings.components.seed),
+    "request": lambda settings: PatchRequest(
+        seed=settings.components.seed,
+        max_perplexity_increase=settings.components.max_perplexity_increase,
+    ),
     "n_texts": lambda settings: settings.evaluation.max_texts,
     "source": lambda settings: settings.sources[0],
 }

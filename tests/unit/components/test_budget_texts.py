@@ -77,7 +77,7 @@ def test_each_kind_is_cut_by_itself_and_keeps_at_least_one_text() -> None:
 def test_without_calibration_texts_the_remedy_is_named(tiny_language_model: LanguageModel) -> None:
     """A choice cannot be calibrated on nothing."""
     empty = pa.table({"sample_id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
-    with pytest.raises(ComponentError, match="neutral texts.*Add neutral texts"):
+    with pytest.raises(ComponentError, match=r"neutral texts.*Add neutral texts"):
         gather_budget_texts(tiny_language_model, empty, NO_HARMLESS, 32, use="budget")
 
 

@@ -20,7 +20,6 @@ from eigenshift.model.forward import encode_text
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import HeadEdit
 
-
 Calibration = list[CalibrationStates]
 
 

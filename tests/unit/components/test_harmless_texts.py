@@ -139,9 +139,7 @@ def test_only_continuations_scored_at_or_below_the_threshold_are_harmless(
     }
     found = {row["text_id"]: row for row in rows if row["origin"] == "continuation"}
     assert set(found) == expected
-    texts = {
-        f"{row['prompt_id']}:{row['sample_index']}": row for row in continuations.to_pylist()
-    }
+    texts = {f"{row['prompt_id']}:{row['sample_index']}": row for row in continuations.to_pylist()}
     for name, row in found.items():
         assert row["token_ids"] == [*texts[name]["prompt_token_ids"], *texts[name]["token_ids"]]
 

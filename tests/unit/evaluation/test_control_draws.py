@@ -169,7 +169,7 @@ def test_draws_depend_on_their_seed_alone(
 
 
 def make_rank_one(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any], size: float) -> HeadEdit:
-    """h' = h - size * left (right . h)."""
+    """H' = h - size * left (right . h)."""
     sides = (torch.from_numpy(np.ascontiguousarray(side[:, None])) for side in (left, right))
     first, second = sides
     return HeadEdit(size * first, second, torch.zeros(1, dtype=torch.float64))
@@ -199,9 +199,7 @@ def compare_edit(
     return workspace.facts
 
 
-def measure_divergence(
-    language_model: LanguageModel, states: pa.Table, edit: ModelEdit
-) -> float:
+def measure_divergence(language_model: LanguageModel, states: pa.Table, edit: ModelEdit) -> float:
     """Mean KL(base || edited) at non-toxic positions, in float64."""
     rows = [row["state"] for row in states.to_pylist() if not row["is_toxic"]]
     values = torch.tensor(np.stack(rows)).double()
@@ -320,13 +318,14 @@ def test_a_patch_of_the_trunk_is_compared_by_its_own_states(
         )
     states = pa.Table.from_pylist(rows, schema=schemas.HEAD_STATES)
     continuations = pa.Table.from_pylist(texts, schema=schemas.CONTINUATIONS)
-    facts = compare_edit(
-        tiny_language_model, decomposition, states, edit, workspace, continuations
-    )
+    facts = compare_edit(tiny_language_model, decomposition, states, edit, workspace, continuations)
     patch = make_patch(tiny_language_model, edit, model_id="tiny", intervention="test")
     found: dict[bool, list[float]] = {False: [], True: []}
     for is_patched in found:
-        with torch.inference_mode(), patched_model(tiny_language_model, patch if is_patched else None):
+        with (
+            torch.inference_mode(),
+            patched_model(tiny_language_model, patch if is_patched else None),
+        ):
             for text in texts[::2]:
                 tokens = [*text["prompt_token_ids"], text["token_ids"][0]]
                 logits = model(torch.tensor([tokens])).logits[0, -1].double()

@@ -177,7 +177,9 @@ def test_suppressed_identity_words_hold() -> None:
 
 def test_a_vocabulary_without_identity_words_has_nothing_to_check() -> None:
     """The check is left out, not passed."""
-    names = [check.name for check in check_gate(make_rows(), GateSettings(), ARM, make_shifts(0, 0))]
+    names = [
+        check.name for check in check_gate(make_rows(), GateSettings(), ARM, make_shifts(0, 0))
+    ]
     assert "words for groups of people are not suppressed" not in names
 
 
@@ -242,9 +244,7 @@ def test_a_word_filter_is_told_and_required_only_if_asked_for(
 
 def test_only_the_judged_arm_is_judged() -> None:
     """Another arm's rows beside it, however good or bad, decide nothing."""
-    worse = [
-        row | {"arm": "peer", "value": 9.0, "low": 9.0, "high": 9.0} for row in make_rows()
-    ]
+    worse = [row | {"arm": "peer", "value": 9.0, "low": 9.0, "high": 9.0} for row in make_rows()]
     rows = [*worse, *make_rows()]
     assert not find_failed(rows)
     failed = [check for check in check_gate(rows, GateSettings(), "peer") if not check.is_passed]

@@ -15,7 +15,6 @@ from eigenshift.base.errors import ComponentError
 from eigenshift.components.budget_texts import NEUTRAL, BudgetTexts
 from eigenshift.components.calibration import ToxicStates
 from eigenshift.components.decomposition import decompose_head
-from eigenshift.components.text_halves import split_neutral
 from eigenshift.evaluation.comparison import ArmEvidence
 from eigenshift.evaluation.stages import ConfirmationKey, ScreeningKey
 from eigenshift.evaluation.trials import (

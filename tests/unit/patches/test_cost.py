@@ -29,9 +29,7 @@ def list_edits(bed: Bed) -> dict[str, ModelEdit]:
     logits = LogitEdit(marked, direction, torch.zeros(1, dtype=torch.float64))
     head = damp_head(language_model, 0.4).head
     linears = change_linears(language_model, list(list_writers(language_model.model))[:2])
-    weak = {
-        name: type(edit)(0.2 * edit.left, edit.right) for name, edit in linears.linears.items()
-    }
+    weak = {name: type(edit)(0.2 * edit.left, edit.right) for name, edit in linears.linears.items()}
     return {
         "head": ModelEdit(head),
         "logits": ModelEdit(logits=logits),

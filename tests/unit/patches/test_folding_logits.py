@@ -161,9 +161,7 @@ def test_a_constant_needs_a_bias_of_the_head(name: str) -> None:
 
 @EVERY
 @pytest.mark.parametrize("shift", [0.0, 0.3])
-def test_behind_an_edit_of_the_head_it_reads_what_that_has_changed(
-    name: str, shift: float
-) -> None:
+def test_behind_an_edit_of_the_head_it_reads_what_that_has_changed(name: str, shift: float) -> None:
     """Also where the head's own shift goes into its bias, or into that of the norm before it."""
     language_model = wrap(name)
     head = damp_head(language_model, 0.4, shift).head
@@ -189,9 +187,7 @@ def test_with_units_of_the_trunk(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "gemma2"])
 @pytest.mark.parametrize("shift", [0.0, 0.7])
-def test_a_patch_is_saved_loaded_and_undone(
-    name: str, shift: float, tmp_path: Path
-) -> None:
+def test_a_patch_is_saved_loaded_and_undone(name: str, shift: float, tmp_path: Path) -> None:
     """In the newest format; a tied embedding stays; the facts tell how many tokens move."""
     language_model = wrap(name)
     edit = ModelEdit(logits=move_tokens(language_model, shift))

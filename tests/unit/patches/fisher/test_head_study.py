@@ -228,9 +228,7 @@ def test_a_planted_direction_is_the_first_triple() -> None:
     states = toxic.states.states + 6.0 * planted
     tokens = language_model.head_weight.float()[list(bed.toxic_tokens)].mean(0)
     states = states + 4.0 * tokens / tokens.norm()
-    moved = dataclasses.replace(
-        toxic, states=dataclasses.replace(toxic.states, states=states)
-    )
+    moved = dataclasses.replace(toxic, states=dataclasses.replace(toxic.states, states=states))
     study = study_head(bed, toxic=moved)
     triples = study.find_triples()
     assert float(triples.gain[0]) > 2 * float(triples.gain[1])

@@ -28,9 +28,7 @@ def describe(
     """The edit of a budget, or one that is given, and its rows."""
     study = kind(bed.language_model, bed.evidence, 5, tokens_per_batch=64)
     edit = spend_budget(study, 2, 0.05) if edit is None else edit
-    rows = describe_terms(
-        bed.language_model, study, edit, bed.states, n_resamples=40, seed=0
-    )
+    rows = describe_terms(bed.language_model, study, edit, bed.states, n_resamples=40, seed=0)
     return edit, rows
 
 

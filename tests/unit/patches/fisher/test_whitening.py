@@ -184,9 +184,7 @@ def test_what_is_dropped_costs_least_in_the_metric(
     left, right = sides
     kept = compress(left, right, 2, metric)
     roots = metric.of_outputs.T.numpy(), metric.of_inputs.numpy()
-    whole, found = (
-        roots[0] @ (a @ b.T).numpy() @ roots[1] for a, b in ((left, right), kept)
-    )
+    whole, found = (roots[0] @ (a @ b.T).numpy() @ roots[1] for a, b in ((left, right), kept))
     values = np.linalg.svd(whole, compute_uv=False)
     distance = np.linalg.norm(whole - found) ** 2
     assert distance == pytest.approx((values[2:] ** 2).sum(), rel=1e-9)

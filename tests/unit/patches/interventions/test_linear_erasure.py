@@ -17,7 +17,6 @@ from eigenshift.patches.interventions.linear_erasure import (
     find_eraser,
 )
 
-
 WHOLE = PatchRequest(max_perplexity_increase=1e9)
 """A budget that allows to erase all the way."""
 
@@ -59,9 +58,7 @@ def test_leace_moves_states_less_and_keeps_their_mean(evidence: Evidence) -> Non
     inverse = np.linalg.inv(covariance + 1e-9 * np.eye(len(covariance)))
     moved = {}
     for build in (ablate_mean_difference, erase_concept):
-        change = (
-            build(evidence, WHOLE).edit.head.apply_to_states(states) - states
-        ).numpy()
+        change = (build(evidence, WHOLE).edit.head.apply_to_states(states) - states).numpy()
         moved[build] = np.einsum("ij,jk,ik->i", change, inverse, change).mean()
         if build is erase_concept:
             np.testing.assert_allclose(change.mean(0), 0, atol=1e-8)
@@ -90,9 +87,7 @@ class SquareMeter:
         return Cost({"neutral": float((edit.head.left @ edit.head.right.T).square().sum())}, 0.0)
 
 
-def test_a_budget_goes_part_of_the_way(
-    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_budget_goes_part_of_the_way(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the strength that is told: so much of the difference of the class means is gone."""
     monkeypatch.setattr(
         "eigenshift.patches.interventions.budget.make_meter", lambda _: SquareMeter()
