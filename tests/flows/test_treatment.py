@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from eigenshift.audit import open_audit
@@ -16,7 +15,9 @@ from eigenshift.base.errors import SettingsError
 from eigenshift.ledger.releases import read_current
 from eigenshift.ledger.runs import list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
+from eigenshift.stages.tables import INTERVENTION_CHOICES
 from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.manifests import ArtifactReference
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
@@ -108,7 +109,7 @@ def test_each_intervention_is_judged_and_released_under_its_name(
 
 
 def test_the_automatic_choice_judges_what_leaves_least_toxicity(
-    load_small: Load, store: ArtifactStore, tmp_path: Path
+    load_small: Load, store: ArtifactStore
 ) -> None:
     """On the selection prompts; the others are told, and only the chosen one is evaluated."""
     candidates = ("eigenshift_fisher", "eigenshift_fisher_deep", "mean_difference")
@@ -117,8 +118,9 @@ def test_the_automatic_choice_judges_what_leaves_least_toxicity(
     )
     outcome = run(settings)
     (made,) = [item for item in store.list_manifests() if item.kind == "intervention_choice"]
-    (path,) = tmp_path.rglob("intervention_choices.parquet")
-    rows = {row["arm"]: row for row in pq.read_table(path).to_pylist()}
+    reference = ArtifactReference(kind=made.kind, fingerprint=made.fingerprint)
+    table = store.open(reference).read_table(INTERVENTION_CHOICES.file)
+    rows = {row["arm"]: row for row in table.to_pylist()}
     assert set(rows) == {"base", *candidates}
     best = min(candidates, key=lambda arm: (rows[arm]["toxicity_rate"], arm))
     assert made.facts["chosen"] == outcome.judged == best
