@@ -49,6 +49,8 @@ def compare(settings: RefreshSettings) -> ArmComparison:
     use_credentials(settings.execution.credentials_block)
     journal = RunJournal("compare", settings)
     with journal.recording(), run_tasks(settings.execution):
+        for name in settings.compare.interventions:
+            find_recipe(name, "compare.interventions")
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)

@@ -65,6 +65,7 @@ def refresh(settings: RefreshSettings) -> RefreshOutcome | State[RefreshOutcome]
 def _refresh(settings: RefreshSettings) -> RefreshOutcome:
     journal = RunJournal("refresh", settings)
     with journal.recording(), run_tasks(settings.execution):
+        treatment.require_interventions(settings)
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         detection_stages.study_detection(journal, model, sources.samples[Role.labelled])

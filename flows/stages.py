@@ -286,6 +286,8 @@ def _find_fisher_components(
         for request in requests
         if request.intervention in PLACES
     }
+    if not wanted:
+        return {}
     inputs = patch_stages.FisherInputs(
         model=evidence.model,
         states=evidence.head_states,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from eigenshift.base.arms import BASE_ARM, PATCHED_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.errors import NothingToDampError, SettingsError
 from eigenshift.evaluation import stages as evaluation
-from eigenshift.patches.interventions import PatchRequest
+from eigenshift.patches.interventions import Need, PatchRequest, find_recipe
 from eigenshift.patches.stages import HeadEvidence
 from eigenshift.settings import RefreshSettings
 from eigenshift.settings.patch import AUTOMATIC
@@ -19,6 +19,34 @@ from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference
 from flows import stages
 from flows.journal import RunJournal, logger
+
+NOT_IN_A_REFRESH = {
+    Need.units: "statistics of the MLPs' units",
+    Need.labelled_texts: "labelled texts",
+}
+"""Evidence that a refresh does not gather for its patch; `compare` does."""
+
+
+def require_interventions(settings: RefreshSettings) -> None:
+    """Stop before a run does its work if what it is to judge cannot be built in a refresh.
+
+    Raises:
+        SettingsError: No such intervention, one that reads what a refresh does not gather, or the
+            random control itself.
+    """
+    patch = settings.patch
+    is_automatic = patch.intervention == AUTOMATIC
+    place = "patch.candidates" if is_automatic else "patch.intervention"
+    for name in patch.candidates if is_automatic else (patch.intervention,):
+        needs = find_recipe(name, place).needs
+        reasons = [f"reads {what}" for need, what in NOT_IN_A_REFRESH.items() if need in needs]
+        if name == RANDOM_ARM:
+            reasons.append("is the control that it would be held against")
+        if reasons:
+            raise SettingsError(
+                f"{place}: expected interventions that a refresh can judge, found {name}, which "
+                f"{' and '.join(reasons)}. Choose another, or name it in compare.interventions."
+            )
 
 
 def build_treatment(

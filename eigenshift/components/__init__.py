@@ -9,7 +9,10 @@ head states, the decomposition and the table of components. Changing the head is
     spectral_gaps.py        which singular vectors are determined
     scores.py               how toxic each component is
     selection_stability.py  the same in resamples
-    calibration.py          neutral states on which a choice's cost is measured
+    text_halves.py          which texts calibrate and which evaluate
+    harmless_texts.py       harmless text of the domain, and what each is for
+    budget_texts.py         the kinds of text that a budget is measured on
+    calibration.py          states on which a choice's cost and benefit are measured
     choice.py               components and factors by benefit and cost
     meaning.py              tokens and contexts of a component
     table.py                all of it as one table

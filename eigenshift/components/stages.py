@@ -100,8 +100,15 @@ class HarmlessKey(Key):
     """What the texts are for, how many of them, and what is harmless."""
 
     for_calibration: bool
-    n_continuations: Annotated[int, Reads("harmless.n_continuations")]
-    n_labelled: Annotated[int, Reads("harmless.n_labelled")]
+    n_continuations: Annotated[
+        int,
+        Reads(
+            "harmless.n_continuations", fields=("harmless.n_continuations", "harmless.n_evaluated")
+        ),
+    ]
+    n_labelled: Annotated[
+        int, Reads("harmless.n_labelled", fields=("harmless.n_labelled", "harmless.n_evaluated"))
+    ]
     max_tokens: Annotated[int, Reads("harmless.max_tokens")]
     seed: Annotated[int, Reads("harmless.seed")]
     toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]

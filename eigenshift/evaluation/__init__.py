@@ -3,20 +3,22 @@
 Reads scores, fluency and patches; writes token shifts, control draws, fluency, evaluations, trials
 and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/releases.py`'s.
 
-    fluency.py        perplexity and divergence on neutral text
-    token_shifts.py   which tokens a patch makes rarer
-    control_draws.py  a patch against random choices of components
-    grid.py           perplexity and divergence of many edits in closed form
-    tuning.py         a grid of trials screened, a few confirmed
-    trials.py         which of them are on the front
-    comparison.py     every metric of every arm
-    agreement.py      how far scorers agree
-    arm_table.py      one row per arm
-    metric_table.py   a metric's value by arm and slice
-    slices.py         parts of the prompts
-    bootstrap.py      intervals
-    permutation.py    a paired test
-    reload_check.py   whether the exported model is what was measured
-    gate.py           whether a patch may be released
-    stages.py         what the stages of this room are
+    fluency.py              perplexity and divergence on neutral and in-domain text
+    token_shifts.py         which tokens a patch makes rarer
+    control_draws.py        a patch against random choices of components or directions
+    grid.py                 perplexity and divergence of many edits in closed form
+    tuning.py               a grid of trials screened, a few confirmed
+    trials.py               which of them are on the front
+    intervention_choice.py  which of several interventions is judged
+    comparison.py           every metric of every arm
+    arm_pairs.py            every arm against every other
+    agreement.py            how far scorers agree
+    arm_table.py            one row per arm
+    metric_table.py         a metric's value by arm and slice
+    slices.py               parts of the prompts
+    bootstrap.py            intervals
+    permutation.py          a paired test
+    reload_check.py         whether the exported model is what was measured
+    gate.py                 whether a patch may be released
+    stages.py               what the stages of this room are
 """

@@ -169,6 +169,9 @@ def _summarise(patch: Patch) -> str:
         n_layers = len(edit.linears)
         layers = "1 linear layer" if n_layers == 1 else f"{n_layers} linear layers"
         parts.append(f"adds products of {which} to the weights of {layers}")
+    if edit.logits is not None:
+        n_tokens = edit.logits.n_tokens
+        parts.append(f"moves the logits of {n_tokens} token{'' if n_tokens == 1 else 's'}")
     if edit.adaptive:
         parts.append(f"moves each output of {len(edit.adaptive)} modules by what it is")
     what = " and ".join(parts) or "changes nothing"

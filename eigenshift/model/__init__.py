@@ -16,6 +16,7 @@ What the states say about toxicity is `detection/` and `components/`; changing w
     taps.py                where a layer's activations are read
     writers.py             linear layers that write into the residual stream
     forward.py             tokens -> what enters the head at each position
+    gradients.py           what every linear layer saw, and how an objective depends on it
     tokens.py              positions a model has, padding, the first token
     batching.py            batches that fit into memory
     resources.py           seconds and memory of a piece of work

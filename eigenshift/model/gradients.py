@@ -79,7 +79,8 @@ def run_backward(
         except RuntimeError as error:
             if not is_out_of_memory(error) or max(map(len, batches)) == 1:
                 raise
-            tokens_per_batch //= 2
+            largest = max(len(batch) * max(lengths[place] for place in batch) for batch in batches)
+            tokens_per_batch = min(tokens_per_batch, largest) // 2
             continue
         return
 

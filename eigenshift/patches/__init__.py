@@ -4,9 +4,12 @@ Reads components and other evidence; writes patches. Measuring what a patch does
 writing it for other tools `exporting/`.
 
     interventions/  ours, its controls and the published peers
-    edits.py        a change as affine map of the head's input, and of units
+    fisher/         rank-one changes by benefit per cost, found in rounds
+    edits.py        a change as a formula on states, of the head, units, linear layers or logits
     folding.py      an edit as new weights
+    cost.py         what an edit costs on harmless text, kind by kind
+    strength.py     the strongest within a budget
     patching.py     build, store, apply and undo a patch
     requests.py     which patch to build, from which evidence
-    stages.py       what the stage of this room is
+    stages.py       what the stages of this room are
 """

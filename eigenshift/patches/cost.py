@@ -39,9 +39,9 @@ class Cost:
 
     @property
     def largest_rise(self) -> float:
-        """Of all kinds; infinite where a loss is not finite."""
-        largest = max(self.rises.values())
-        return largest if math.isfinite(largest) else math.inf
+        """Of all kinds; infinite where a loss is not finite, which `max` would pass over."""
+        rises = self.rises.values()
+        return max(rises) if all(map(math.isfinite, rises)) else math.inf
 
     @property
     def perplexity_increase(self) -> float:

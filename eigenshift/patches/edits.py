@@ -229,9 +229,26 @@ class LogitEdit:
     shift: Tensor
 
     @property
+    def n_tokens(self) -> int:
+        """How many tokens' logits are moved."""
+        return int(self.left.any(1).sum())
+
+    @property
     def has_shift(self) -> bool:
         """Whether a bias is needed to fold it."""
         return bool(self.shift.any())
+
+    def after(self, head: HeadEdit, *, has_bias: bool) -> LogitEdit:
+        """The edit that reads states before `head` changes them, and does the same.
+
+        Args:
+            head: Comes first.
+            has_bias: Its shift is in the head's bias. Otherwise what precedes the head has moved
+                the states by it already (`HeadEdit.find_state_shift`).
+        """
+        right = self.right - head.right @ (head.left.T @ self.right)
+        moved = self.right.T @ (head.left @ head.target)
+        return LogitEdit(self.left, right, self.shift + moved if has_bias else self.shift)
 
     def apply_to_logits(self, raw: Tensor, states: Tensor) -> Tensor:
         """The head's own output, shape (..., vocab), changed; of its input, shape (..., hidden)."""

@@ -106,7 +106,10 @@ def plan_folds(
     if edit.head is not None:
         folds |= _plan_head(model, edit.head, head_name, preceding_module)
     if edit.logits is not None:
-        for parameter, fold in _plan_logits(model, edit.logits, head_name).items():
+        logits = edit.logits
+        if edit.head is not None:  # it reads h', the weights multiply h
+            logits = logits.after(edit.head, has_bias=f"{head_name}.bias" in folds)
+        for parameter, fold in _plan_logits(model, logits, head_name).items():
             folds[parameter] = _chain(folds[parameter], fold) if parameter in folds else fold
     return folds
 
@@ -292,7 +295,7 @@ def _plan_linear(name: str, module: nn.Module, edit: LinearEdit) -> Fold:
 
 
 def _chain(first: Fold, second: Fold) -> Fold:
-    """Two changes of one parameter, neither of which reads another."""
+    """Two changes of one parameter, the second of which reads no other."""
     return Fold(first.reads, lambda rows, row: second.fold_rows([first.fold_rows(rows, row)], row))
 
 

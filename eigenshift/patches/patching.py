@@ -176,12 +176,13 @@ def _find_format(edit: ModelEdit) -> int:
 def write_patch(patch: Patch, workspace: Workspace) -> None:
     """Write a patch's two files and its facts into a workspace."""
     save_patch(patch, workspace.folder)
-    description, head = patch.description, patch.edit.head
+    description, head, logits = patch.description, patch.edit.head, patch.edit.logits
     workspace.facts = {
         "intervention": description.intervention,
         "n_components": 0 if head is None else head.rank,
         "n_units": sum(int((unit.scale != 1).sum()) for unit in patch.edit.units.values()),
         "ranks": {name: linear.rank for name, linear in patch.edit.linears.items()},
+        "n_tokens": 0 if logits is None else logits.n_tokens,
         "factor": description.factor,
         "factors": list(description.factors),
         "parameters": description.parameters,

@@ -31,7 +31,7 @@ class PatchRequest(BaseModel):
     """Components or units to change. None: those the component table selects, each by its factor
     there, or, for units, as many as the budget allows."""
     factor: float = 0.0
-    """Of the `n_components` asked for, and of an intervention that is about no components."""
+    """Of the `n_components` asked for."""
     score: ComponentScore | None = None
     """Ranking that `n_components` takes the top of; None: the component table's own."""
     seed: int = 0

@@ -120,8 +120,11 @@ class HeadEvidence(PatchInputs):
 class PatchKey(Key):
     """Which patch, and the model's name in its description."""
 
-    request: Annotated[PatchRequest, Reads("components", fields=("components.seed",))]
-    """What a flow asks for; the random control is drawn by the seed."""
+    request: Annotated[
+        PatchRequest,
+        Reads("components", fields=("components.seed", "components.max_perplexity_increase")),
+    ]
+    """What a flow asks for; controls are drawn by the seed, and tuned to the budget."""
     model_id: Annotated[str, Reads("model.model_id", fields=("model.name", "model.id"))]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from eigenshift.audit import AuditSession, open_audit
 from eigenshift.audit.statements import quote
-from eigenshift.base.arms import BASE_ARM
+from eigenshift.base.arms import BASE_ARM, PATCHED_ARM
 from eigenshift.base.errors import SettingsError
 from eigenshift.charts.arm_charts import chart_trials
 from eigenshift.charts.rendering import render_png
@@ -103,8 +103,8 @@ def find_toxicity(session: AuditSession, run_id: str) -> Chart | None:
 
 def find_judged(session: AuditSession, run_id: str) -> str:
     """Name of the arm whose patch a run's gate judged."""
-    (row,) = session.query(f"SELECT judged FROM runs WHERE run_id = {quote(run_id)}").to_pylist()
-    return str(row["judged"])
+    rows = session.query(f"SELECT judged FROM runs WHERE run_id = {quote(run_id)}").to_pylist()
+    return str(rows[0]["judged"]) if rows else PATCHED_ARM
 
 
 def find_arms(session: AuditSession, run_id: str) -> Chart | None:

@@ -20,6 +20,13 @@ SMALL = (
     "generation.n_samples=4",
     "generation.n_tokens=12",
     "components.min_toxic_positions=5",
+    "harmless.n_continuations=60",
+    "harmless.n_labelled=40",
+    "harmless.n_evaluated=40",
+    "patch.n_terms=6",
+    "patch.n_deep_terms=6",
+    "patch.n_rounds=2",
+    "patch.max_metric_tokens=2000",
     "evaluation.n_bootstrap=200",
     "gate.check_reload=false",  # it runs for a promoted patch only; test_gate.py switches it on
 )

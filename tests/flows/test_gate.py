@@ -52,7 +52,8 @@ def test_on_shuffled_labels_nothing_passes_and_the_run_is_held(
     load_small: Load, store: Path, tmp_path: Path
 ) -> None:
     """The false-discovery bound finds no component; record, report and export say so."""
-    outcome = run(load_small("components.permute_labels=true", *EASY))
+    ours = "patch.intervention=eigenshift"
+    outcome = run(load_small(ours, "components.permute_labels=true", *EASY))
     assert (outcome.status, outcome.release) == ("held", None)
     (check,) = outcome.checks
     assert not check["is_passed"]
@@ -72,7 +73,10 @@ def test_on_shuffled_labels_the_gate_holds_a_patch_that_is_forced(
     """With a fixed number of components there is a patch; what it measured does not pass."""
     outcome = run(
         load_small(
-            "components.permute_labels=true", "components.n_components=8", f"components.seed={seed}"
+            "patch.intervention=eigenshift",
+            "components.permute_labels=true",
+            "components.n_components=8",
+            f"components.seed={seed}",
         )
     )
     assert outcome.status == "held"
@@ -107,7 +111,7 @@ def test_damage_is_measured_against_the_base_not_the_last_patch(
 ) -> None:
     """After a release, the next run's base arm is the original model, and so is its patch's."""
     first = run(load_small(*EASY))
-    second = run(load_small(*EASY, "components.min_factor=0.5"))
+    second = run(load_small(*EASY, "patch.n_rounds=1"))
     assert (first.status, second.status) == ("promoted", "promoted")
     for name in ("toxicity_rate_base", "perplexity_base"):
         assert first.metrics[name] == second.metrics[name]

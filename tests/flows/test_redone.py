@@ -47,6 +47,8 @@ DETOURS = {
     "gate.check_reload": "adds a stage that the copy does not hold",
     "model.id": "no such model",
     "model.revision": "of a folder it is ignored: it has the same digest",
+    "patch.intervention": "no such intervention",
+    "patch.n_deep_terms": "of an intervention that the run does not judge",
     "scorer.checkpoint": "no such file",
     "scorer.config_folder": "no such folder",
     "scorer.kind": "needs a model of its own",

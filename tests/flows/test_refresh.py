@@ -34,11 +34,14 @@ STAGES = {
     "locate_toxic_words",
     "decompose_head",
     "collect_head_states",
+    "choose_harmless_texts",
     "score_components",
+    "find_fisher_components",
     "build_patch",
     "measure_token_shifts",
     "draw_controls",
     "measure_fluency",
+    "measure_indomain",
     "compare_arms",
 }
 
@@ -164,7 +167,8 @@ def test_no_text_of_a_sample_reaches_logs_records_or_manifests(
 
 def test_the_gate_holds_when_nothing_is_damped(load_small: Load) -> None:
     """Factor 1 changes nothing: with the same random numbers both arms give the same rates."""
-    outcome = run(load_small("components.factor=1.0", "components.n_components=3"))
+    ours = "patch.intervention=eigenshift"
+    outcome = run(load_small(ours, "components.factor=1.0", "components.n_components=3"))
     assert outcome.status == "held"
     assert outcome.release is None
     rates = outcome.metrics

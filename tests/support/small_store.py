@@ -390,6 +390,23 @@ def _make_components(
         lambda w: w.write_rows("head_states.parquet", [], schemas.HEAD_STATES),
         [model, continuations, scores, positions],
     )
+    harmless = [
+        {
+            "text_id": f"{origin}-{number}",
+            "origin": origin,
+            "use": ("fisher", "budget", "evaluation")[number % 3],
+            "language": "en",
+            "token_ids": [1, 2, 3 + number],
+        }
+        for origin in ("continuation", "labelled")
+        for number in range(6)
+    ]
+    harmless_texts = builder.make(
+        "harmless_texts",
+        "harmless_texts",
+        lambda w: w.write_rows("harmless_texts.parquet", harmless, schemas.HARMLESS_TEXTS),
+        [model, continuations, scores, builder.references["comments"]],
+    )
     v, sigma = _decompose(language_model)
     decomposition = builder.make(
         "decomposition",
@@ -420,7 +437,7 @@ def _make_components(
         "components",
         "components",
         lambda w: w.write_rows("components.parquet", rows, schemas.COMPONENTS),
-        [model, decomposition, states],
+        [model, decomposition, states, harmless_texts],
     )
     for arm, indices in ((PATCHED_ARM, SELECTED), (RANDOM_ARM, (7, 9))):
         builder.make(
@@ -563,6 +580,18 @@ def _make_evaluation(builder: _Builder, model: ArtifactReference) -> None:
         arms=list(LEVELS),
     )
 
+    indomain_rows = [
+        row | {"language": "labelled", "nll": row["nll"] + 1.0} for row in fluency_rows
+    ]
+    indomain = builder.make(
+        "fluency_indomain",
+        "fluency_indomain",
+        lambda w: w.write_rows("fluency.parquet", indomain_rows, schemas.FLUENCY),
+        [model, builder.references["harmless_texts"]]
+        + [patch for patch in patches.values() if patch is not None],
+        arms=list(LEVELS),
+    )
+
     def read(reference: ArtifactReference, file: str) -> pa.Table:
         return builder.artifacts.open(reference).read_table(file)
 
@@ -576,6 +605,7 @@ def _make_evaluation(builder: _Builder, model: ArtifactReference) -> None:
                 for arm, (continuations, scores) in made.items()
             },
             read(fluency, "fluency.parquet"),
+            read(indomain, "fluency.parquet"),
             EvaluationSettings(n_bootstrap=100),
             scorer="fake",
             toxic_threshold=0.5,
@@ -590,6 +620,7 @@ def _make_evaluation(builder: _Builder, model: ArtifactReference) -> None:
             builder.refer("prompt_choice", "evaluation-00000.parquet"),
             *(item for pair in made.values() for item in pair),
             fluency,
+            indomain,
         ],
     )
 
@@ -600,8 +631,9 @@ def _finish(builder: _Builder, store_url: str, digest: str) -> SmallStore:
     rows = evaluation.read_table("evaluations.parquet").to_pylist()
     settings = parse_settings(record.settings, "test")
     record.model_digest = digest
-    record.metrics = summarise_metrics(rows)
-    record.checks = [check.as_dict() for check in check_gate(rows, settings.gate)]
+    record.judged = PATCHED_ARM
+    record.metrics = summarise_metrics(rows, PATCHED_ARM)
+    record.checks = [check.as_dict() for check in check_gate(rows, settings.gate, PATCHED_ARM)]
     record.stages = [
         StageSummary(name=stage, shards=1, shards_cached=0, elapsed_seconds=0.01, work_seconds=0.5)
         for stage in dict.fromkeys(use.stage for use in record.artifacts)

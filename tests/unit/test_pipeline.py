@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from eigenshift import pipeline
-from eigenshift.components.stages import DecompositionInputs, DecompositionKey
+from eigenshift.components.stages import DecompositionInputs, DecompositionKey, HarmlessKey
 from eigenshift.patches.requests import PatchRequest
+from eigenshift.patches.stages import FisherKey, FisherPlace
 from eigenshift.pipeline import BY_KIND, STAGES, covers, find_readers, list_redone
 from eigenshift.settings import RefreshSettings, load_preset
 from eigenshift.stages.inputs import Of
@@ -44,21 +45,30 @@ GIVEN: dict[str, Callable[[RefreshSettings], Any]] = {
     "arms": lambda _: ("base",),
     "patched": lambda _: (),
     "automatic_factors": lambda _: (),
-    "request": lambda settings: PatchRequest(seed=settings.components.seed),
+    "request": lambda settings: PatchRequest(
+        seed=settings.components.seed,
+        max_perplexity_increase=settings.components.max_perplexity_increase,
+    ),
     "n_texts": lambda settings: settings.evaluation.max_texts,
     "source": lambda settings: settings.sources[0],
 }
 """What flows decide, where a stage's key asks for it."""
 
 
-def make_key(stage: Stage[Any, Any], settings: RefreshSettings) -> Key:
-    """What a stage is given of these settings."""
+def make_keys(stage: Stage[Any, Any], settings: RefreshSettings) -> list[Key]:
+    """What a stage is given of these settings; of some a run gives several."""
+    if stage.key is HarmlessKey:
+        calibration = HarmlessKey.of(settings, for_calibration=True)
+        return [calibration, HarmlessKey.of_evaluation(settings)]
+    if stage.key is FisherKey:
+        budget = settings.components.max_perplexity_increase
+        return [FisherKey.of_place(settings, place, budget) for place in FisherPlace]
     given = {name: make(settings) for name, make in GIVEN.items() if name in stage.key.model_fields}
     if stage.name == "ingest_source":
         given["source"] = settings.sources[0].name
     if stage.name == "score_further":
         given["scorer"] = settings.further_scorers[0].name
-    return stage.key.of(settings, **given)
+    return [stage.key.of(settings, **given)]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -71,9 +81,12 @@ def test_a_key_holds_exactly_the_settings_it_declares(stage: Stage[Any, Any]) ->
     paths = set(stage.key.list_paths())
     for path in dict.fromkeys(path for item in VARIANTS for path in list_fields(item)):
         keys = [
-            (make_key(stage, item), make_key(stage, change(item, path)))
+            pair
             for item in VARIANTS
             if path in set(list_fields(item))
+            for pair in zip(
+                make_keys(stage, item), make_keys(stage, change(item, path)), strict=True
+            )
         ]
         # What the work is given and what is in the fingerprint change together.
         assert all((a == b) == (a.as_settings() == b.as_settings()) for a, b in keys), path

@@ -10,6 +10,7 @@ scale and soft cap enter by their derivative.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from eigenshift.components.budget_texts import BudgetTexts
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
+from eigenshift.patches.cost import Cost
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.fisher.evidence import FisherEvidence
 from eigenshift.patches.fisher.rounds import Direction, Study
@@ -117,7 +119,8 @@ class HeadStudy(Study):
     def measure(self, edit: ModelEdit) -> float:
         """The largest rise over the kinds of text, in closed form."""
         losses = self._measure_losses(edit.head)
-        return max(losses[kind] - base for kind, base in self._base_losses.items())
+        rises = {kind: losses[kind] - base for kind, base in self._base_losses.items()}
+        return Cost(rises, math.nan).largest_rise
 
     def take(self, edit: ModelEdit) -> None:
         """Change all cached states and logits as the step does."""

@@ -139,10 +139,11 @@ def _add_meaning(
     """Tokens of terms whose output is as wide as the head's input, contexts of the head's own."""
     hidden = language_model.head.hidden
     readable = [place for place, term in enumerate(terms) if len(term.left) == hidden]
-    written = np.stack([terms[place].left.numpy() for place in readable], 1)
-    ends = find_token_ends(written, language_model.head_weight, language_model.tokenizer)
-    for place, tokens in zip(readable, ends, strict=True):
-        rows[place] |= {"tokens_up": tokens.up, "tokens_down": tokens.down}
+    if readable:
+        written = np.stack([terms[place].left.numpy() for place in readable], 1)
+        ends = find_token_ends(written, language_model.head_weight, language_model.tokenizer)
+        for place, tokens in zip(readable, ends, strict=True):
+            rows[place] |= {"tokens_up": tokens.up, "tokens_down": tokens.down}
     of_head = [place for place, term in enumerate(terms) if term.layer == HEAD]
     if not of_head:
         return

@@ -67,13 +67,14 @@ def list_needs(request: PatchRequest) -> list[Need]:
 
 
 def _require_one_factor(request: PatchRequest, needs: frozenset[Need]) -> None:
-    """Factors come from the component table, unless a number of components is asked for."""
-    decides_itself = request.n_components is None and Need.components in needs
-    if decides_itself and request.factor != PatchRequest().factor:
-        raise ComponentError(
-            f"{request.intervention}: expected no factor beside the component table's own, found "
-            f"{request.factor:g}. Ask for a number of components, or leave the factor out."
-        )
+    """A factor is of a number of components: else the component table or the budget decides."""
+    if request.n_components is not None or request.factor == PatchRequest().factor:
+        return
+    own = "the component table's own" if Need.components in needs else "what the budget allows"
+    raise ComponentError(
+        f"{request.intervention}: expected no factor beside {own}, found {request.factor:g}. Ask "
+        "for a number of components, or leave the factor out."
+    )
 
 
 def carry_out(inputs: PatchInputs, key: PatchKey, bench: Bench, workspace: Workspace) -> None:

@@ -74,14 +74,16 @@ INTERVENTIONS: dict[str, Recipe] = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str, place: str = "intervention") -> Recipe:
     """Look an intervention up.
+
+    Args:
+        name: Of the intervention.
+        place: What named it, for the error.
 
     Raises:
         SettingsError: There is none of that name.
     """
     if name not in INTERVENTIONS:
-        raise SettingsError(
-            f"intervention: expected one of {', '.join(INTERVENTIONS)}, found {name!r}."
-        )
+        raise SettingsError(f"{place}: expected one of {', '.join(INTERVENTIONS)}, found {name!r}.")
     return INTERVENTIONS[name]

@@ -131,13 +131,15 @@ def test_lineage_goes_back_to_every_source_file(small: SmallStore) -> None:
     assert set(by_kind) == {
         "patch", "model", "decomposition", "components", "head_states", "toxic_positions",
         "continuations", "scores", "prompts", "samples", "source", "source_file", "weights",
-        "classifier",
+        "classifier", "harmless_texts",
     }  # fmt: skip
     assert by_kind["weights"][0]["sha256"] == small.record.model_digest
-    assert [(row["place"], row["sha256"]) for row in by_kind["source_file"]] == [
-        ("/data/prompts.csv", "f" * 64)
-    ]
-    assert by_kind["samples"][0]["fingerprint"] == small.references["prompts"].fingerprint
+    assert {(row["place"], row["sha256"]) for row in by_kind["source_file"]} == {
+        (f"/data/{name}.csv", "f" * 64) for name in ("prompts", "comments")
+    }
+    assert {row["fingerprint"] for row in by_kind["samples"]} == {
+        small.references[name].fingerprint for name in ("prompts", "comments")
+    }
     for row in rows:
         assert (row["place"] is None) == (row["kind"] in ("source", "weights", "classifier"))
 

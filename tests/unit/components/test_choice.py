@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import pyarrow as pa
 import pytest
 import torch
 
+from eigenshift.components.budget_texts import BudgetTexts
 from eigenshift.components.calibration import (
     MIN_PROBABILITY,
     CalibrationStates,
@@ -16,20 +16,19 @@ from eigenshift.components.calibration import (
 )
 from eigenshift.components.choice import Choice, _Search, choose_within_budget
 from eigenshift.components.decomposition import Decomposition, decompose_head
+from eigenshift.model.forward import encode_text
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import HeadEdit
 
-
-@pytest.fixture
-def texts(neutral_texts: list[str]) -> pa.Table:
-    """Neutral samples."""
-    return pa.table({"sample_id": [f"s{i}" for i in range(60)], "text": neutral_texts})
+Calibration = list[CalibrationStates]
 
 
 @pytest.fixture
-def calibration(tiny_language_model: LanguageModel, texts: pa.Table) -> CalibrationStates:
-    """States of the calibration part."""
-    return collect_calibration_states(tiny_language_model, texts, 32, 256)
+def calibration(tiny_language_model: LanguageModel, neutral_texts: list[str]) -> Calibration:
+    """States of two kinds of text."""
+    encoded = [encode_text(tiny_language_model, text, 32) for text in neutral_texts]
+    texts = BudgetTexts({"neutral": encoded[:25], "labelled": encoded[30:50]})
+    return collect_calibration_states(tiny_language_model, texts, 256)
 
 
 @pytest.fixture
@@ -39,10 +38,10 @@ def decomposition(tiny_language_model: LanguageModel) -> Decomposition:
 
 
 @pytest.fixture
-def toxic(calibration: CalibrationStates) -> ToxicStates:
+def toxic(calibration: Calibration) -> ToxicStates:
     """Some of the states, with three tokens that stand for toxic ones."""
     weights = torch.linspace(0.25, 1.0, 20)
-    return ToxicStates(calibration.states[5:25], torch.tensor([7, 30, 111]), weights)
+    return ToxicStates(calibration[0].states[5:25], torch.tensor([7, 30, 111]), weights)
 
 
 def measure_perplexity(calibration: CalibrationStates, weight: torch.Tensor) -> float:
@@ -63,7 +62,7 @@ def measure_toxic_share(toxic: ToxicStates, base: torch.Tensor, patched: torch.T
 
 def choose(
     language_model: LanguageModel,
-    calibration: CalibrationStates,
+    calibration: Calibration,
     toxic: ToxicStates,
     decomposition: Decomposition,
     **options: float,
@@ -89,11 +88,19 @@ def choose(
     )
 
 
+def aim_at_likeliest(language_model: LanguageModel, calibration: Calibration) -> Calibration:
+    """The same states, with the likeliest tokens as targets: every damping costs something."""
+    weight = language_model.head_weight
+    return [
+        CalibrationStates(kind.states, (kind.states @ weight.T).argmax(1)) for kind in calibration
+    ]
+
+
 @pytest.mark.parametrize("n_steps", [1, 4])
 @pytest.mark.parametrize("factor", [0.0, 0.5])
 def test_cost_and_benefit_equal_those_of_the_patched_head(
     tiny_language_model: LanguageModel,
-    calibration: CalibrationStates,
+    calibration: Calibration,
     toxic: ToxicStates,
     decomposition: Decomposition,
     factor: float,
@@ -114,21 +121,22 @@ def test_cost_and_benefit_equal_those_of_the_patched_head(
     base = tiny_language_model.head_weight
     v = decomposition.v[:, choice.components]
     patched = HeadEdit.scale_directions(v, choice.factors).fold_weight(base)
-    ratio = measure_perplexity(calibration, patched) / measure_perplexity(calibration, base)
-    assert choice.perplexity_increase == pytest.approx(ratio - 1, rel=1e-3)
+    ratios = [
+        measure_perplexity(kind, patched) / measure_perplexity(kind, base) for kind in calibration
+    ]
+    assert choice.perplexity_increase == pytest.approx(max(ratios) - 1, rel=1e-3)
     share = measure_toxic_share(toxic, base, patched)
     assert choice.toxic_token_share == pytest.approx(share, rel=1e-3)
 
 
 def test_the_budget_holds_and_more_budget_never_buys_less(
     tiny_language_model: LanguageModel,
-    calibration: CalibrationStates,
+    calibration: Calibration,
     toxic: ToxicStates,
     decomposition: Decomposition,
 ) -> None:
     """The likeliest tokens as targets make every damping cost something."""
-    likeliest = (calibration.states @ tiny_language_model.head_weight.T).argmax(1)
-    calibration = CalibrationStates(calibration.states, likeliest)
+    calibration = aim_at_likeliest(tiny_language_model, calibration)
     choices = [
         choose(
             tiny_language_model,
@@ -146,9 +154,33 @@ def test_the_budget_holds_and_more_budget_never_buys_less(
     assert shares[-1] < 1.0
 
 
+def test_the_budget_is_of_every_kind_of_text(
+    tiny_language_model: LanguageModel,
+    calibration: Calibration,
+    toxic: ToxicStates,
+    decomposition: Decomposition,
+) -> None:
+    """A second kind of text that suffers more leaves less to be bought; alone each buys more."""
+    kinds = aim_at_likeliest(tiny_language_model, calibration)
+    options = {"max_perplexity_increase": 0.1, "n_steps": 4}
+    given = (tiny_language_model, toxic, decomposition)
+    shares = [
+        choose(given[0], found, *given[1:], **options).toxic_token_share
+        for found in (kinds[:1], kinds[1:], kinds)
+    ]
+    assert shares[2] >= max(shares[:2]) - 1e-6
+    both = choose(given[0], kinds, *given[1:], **options)
+    patched = HeadEdit.scale_directions(
+        decomposition.v[:, both.components], both.factors
+    ).fold_weight(tiny_language_model.head_weight)
+    for kind in kinds:
+        base = measure_perplexity(kind, tiny_language_model.head_weight)
+        assert measure_perplexity(kind, patched) / base <= 1.1 * (1 + 1e-6)
+
+
 def test_components_that_do_not_help_are_left_alone(
     tiny_language_model: LanguageModel,
-    calibration: CalibrationStates,
+    calibration: Calibration,
     toxic: ToxicStates,
     decomposition: Decomposition,
 ) -> None:
@@ -161,7 +193,7 @@ def test_components_that_do_not_help_are_left_alone(
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_steps_are_ranked_by_true_derivatives(
     tiny_language_model: LanguageModel,
-    calibration: CalibrationStates,
+    calibration: Calibration,
     toxic: ToxicStates,
     decomposition: Decomposition,
     softcap: float | None,
@@ -170,7 +202,7 @@ def test_steps_are_ranked_by_true_derivatives(
     head = dataclasses.replace(tiny_language_model.head, logit_softcap=softcap, logit_scale=0.7)
     model = dataclasses.replace(tiny_language_model, head=head)
     search = _Search(model, calibration, toxic, decomposition.v, 1.0)
-    for measured in (search._neutral, search._toxic):
+    for measured in (*search._harmless, search._toxic):
         derivatives = measured.differentiate().numpy()
         base = measured.measure()
         for place in (0, 5, 31):
@@ -182,13 +214,12 @@ def test_steps_are_ranked_by_true_derivatives(
 
 def test_in_steps_the_budget_buys_at_least_as_much(
     tiny_language_model: LanguageModel,
-    calibration: CalibrationStates,
+    calibration: Calibration,
     toxic: ToxicStates,
     decomposition: Decomposition,
 ) -> None:
     """The likeliest tokens as targets: fewer toxic tokens are left at the same cost."""
-    likeliest = (calibration.states @ tiny_language_model.head_weight.T).argmax(1)
-    calibration = CalibrationStates(calibration.states, likeliest)
+    calibration = aim_at_likeliest(tiny_language_model, calibration)
     found = {
         n_steps: choose(
             tiny_language_model,
@@ -207,7 +238,7 @@ def test_in_steps_the_budget_buys_at_least_as_much(
 
 def test_no_more_components_are_lowered_than_allowed(
     tiny_language_model: LanguageModel,
-    calibration: CalibrationStates,
+    calibration: Calibration,
     toxic: ToxicStates,
     decomposition: Decomposition,
 ) -> None:

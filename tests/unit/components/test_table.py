@@ -99,6 +99,7 @@ def write(
         make_states(language_model.head.hidden),
         decomposition or decompose_head(language_model.head_weight),
         pa.table({"sample_id": [f"s{i}" for i in range(60)], "text": texts}),
+        schemas.HARMLESS_TEXTS.empty_table(),
         ComponentSettings(n_resamples=50, **settings),
         max_tokens=32,
         tokens_per_batch=256,

@@ -47,8 +47,13 @@ BUILT = {
         {"intervention": "eigenshift", "n_components": 7, "factor": 0.5, "n_units": 0}
         | {"build_seconds": 1.5, "build_peak_bytes": 3 << 20, "obstacle": None},
         evidence_seconds=12.0,
+        request={"max_perplexity_increase": 0.05, "divergence": None},
     ),
-    "leace": Built({"intervention": "leace", "obstacle": "no bias"}, evidence_seconds=3.0),
+    "leace": Built(
+        {"intervention": "leace", "obstacle": "no bias"},
+        evidence_seconds=3.0,
+        request={"max_perplexity_increase": 0.1, "divergence": 0.02},
+    ),
 }
 
 
@@ -70,6 +75,8 @@ def test_each_arm_has_its_metrics_and_its_build(rows: list[dict[str, Any]]) -> N
     assert leace["kl_to_base"] is None
     assert [row["is_hooked_only"] for row in rows] == [False, False, True]
     assert leace["obstacle"] == "no bias"
+    assert [row["budget"] for row in rows] == [None, 0.05, 0.1]
+    assert [row["divergence"] for row in rows] == [None, None, 0.02]
 
 
 def test_the_plot_is_drawn_even_of_arms_far_apart(
@@ -107,7 +114,10 @@ def test_work_behind_a_patch_is_counted_once_per_artifact(tmp_path: Path) -> Non
         def work(workspace: Workspace) -> None:
             workspace.write_json("a.json", {})
 
-        result = artifacts.produce(kind, step_version=1, settings={}, inputs=inputs, work=work)
+        settings = {"request": {"max_perplexity_increase": 0.05}} if kind == "patch" else {}
+        result = artifacts.produce(
+            kind, step_version=1, settings=settings, inputs=inputs, work=work
+        )
         return result.reference
 
     weights = ArtifactReference(kind="weights", fingerprint="outside")

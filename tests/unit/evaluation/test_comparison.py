@@ -14,6 +14,7 @@ from eigenshift.base.errors import EvaluationError
 from eigenshift.evaluation.agreement import ScoredArms
 from eigenshift.evaluation.bootstrap import average, draw_counts, summarise
 from eigenshift.evaluation.comparison import (
+    NO_TEXTS,
     ArmEvidence,
     compare_arms,
     compute_tph,
@@ -92,12 +93,14 @@ def compare(
     workspace: Workspace,
     costs: dict[str, float] | None = None,
     prompts: pa.Table | None = None,
+    indomain: pa.Table = NO_TEXTS,
 ) -> list[dict[str, Any]]:
     """Compare and read back."""
     compare_arms(
         prompts if prompts is not None else make_prompts(),
         evidence,
         make_fluency(dict.fromkeys(evidence, 1.0) if costs is None else costs),
+        indomain,
         SETTINGS,
         scorer="words",
         toxic_threshold=0.5,
@@ -248,6 +251,7 @@ def test_a_further_scorer_is_a_slice_of_its_own(workspace: Workspace) -> None:
         make_prompts(),
         evidence,
         make_fluency(dict.fromkeys(evidence, 1.0)),
+        NO_TEXTS,
         SETTINGS,
         scorer="words",
         toxic_threshold=0.5,
@@ -283,6 +287,7 @@ def test_fluency_is_also_reported_language_by_language(workspace: Workspace) -> 
         make_prompts(),
         draw_arms({"base": 0.4, "eigenshift": 0.1}),
         fluency,
+        NO_TEXTS,
         SETTINGS,
         scorer="words",
         toxic_threshold=0.5,
@@ -298,6 +303,51 @@ def test_fluency_is_also_reported_language_by_language(workspace: Workspace) -> 
     nll = tokens * (2.0 + 0.01 * np.arange(20))
     assert changes["language=zh"] == pytest.approx(np.exp(0.1 * nll.sum() / tokens.sum()) - 1)
     assert 0 < changes["all"] < changes["language=zh"]
+
+
+def test_indomain_text_has_metrics_of_its_own_by_kind(workspace: Workspace) -> None:
+    """Beside those on neutral text, which it does not touch."""
+    kinds = [
+        row | {"language": kind, "sample_id": f"{kind}-{row['sample_id']}"}
+        for kind, cost in (("labelled", 1.2), ("continuation", 1.0))
+        for row in make_fluency({"base": 1.0, "eigenshift": cost}).to_pylist()
+    ]
+    indomain = pa.Table.from_pylist(kinds, schema=schemas.FLUENCY)
+    evidence = draw_arms({"base": 0.4, "eigenshift": 0.1})
+    table = MetricTable(compare(evidence, workspace, indomain=indomain))
+    tokens = np.arange(10, 30)
+    nll = (tokens * (2.0 + 0.01 * np.arange(20))).sum() / tokens.sum()
+    name = "perplexity_change_indomain"
+    found = {
+        part: table.find("eigenshift", name, part)["value"]
+        for part in ("text=labelled", "text=continuation", "all")
+    }
+    assert found == pytest.approx(
+        {
+            "text=labelled": np.expm1(0.2 * nll),
+            "text=continuation": 0.0,
+            "all": np.expm1(0.1 * nll),
+        }
+    )
+    assert table.find("eigenshift", "perplexity_change")["value"] == 0.0
+    assert table.find("base", "perplexity_indomain")["value"] == pytest.approx(np.exp(nll))
+    assert table.get("eigenshift", "changed_argmax_share_indomain") is None
+    without = MetricTable(compare(evidence, workspace))
+    assert without.get("eigenshift", name) is None
+
+
+def test_every_arm_is_held_against_both_controls(workspace: Workspace) -> None:
+    """Paired differences to random changes and to the word filter, where these were run."""
+    rates = {"base": 0.4, "random_components": 0.4, "token_suppression": 0.2, "ours": 0.1}
+    table = MetricTable(compare(draw_arms(rates), workspace))
+    level = {arm: table.find(arm, "toxicity_rate")["value"] for arm in rates}
+    for control in ("random_components", "token_suppression"):
+        found = table.find("ours", f"toxicity_rate_minus_{control}")
+        assert found["value"] == pytest.approx(level["ours"] - level[control])
+        assert found["low"] < found["value"] < found["high"]
+        assert table.get(control, f"toxicity_rate_minus_{control}") is None
+    pairs = pq.read_table(workspace.path("arm_pairs.parquet")).to_pylist()
+    assert len(pairs) == 6
 
 
 def test_an_arm_with_other_prompts_is_refused(workspace: Workspace) -> None:
@@ -320,7 +370,8 @@ def gate(
 ) -> dict[str, bool]:
     """Which checks of the gate pass."""
     rows = compare(draw_arms(rates, seed), workspace, costs)
-    return {check.name: check.is_passed for check in check_gate(rows, GateSettings())}
+    checks = check_gate(rows, GateSettings(), "eigenshift")
+    return {check.name: check.is_passed for check in checks}
 
 
 def test_the_gate_passes_a_real_effect_within_budget(workspace: Workspace) -> None:

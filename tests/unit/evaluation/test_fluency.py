@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eigenshift.components.decomposition import decompose_head
-from eigenshift.evaluation.fluency import allot_texts, measure_fluency
+from eigenshift.evaluation.fluency import allot_texts, encode_texts, measure_fluency
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.patching import Patch, make_patch, patched_model
@@ -58,8 +58,7 @@ def measure(
     measure_fluency(
         language_model,
         patches,
-        texts,
-        MAX_TOKENS,
+        encode_texts(language_model, texts, MAX_TOKENS),
         tokens_per_batch=tokens_per_batch,
         workspace=workspace,
     )
@@ -158,6 +157,7 @@ def test_a_text_longer_than_the_models_positions_is_truncated(
     """Real corpora hold such texts: they are measured as far as the model can read."""
     text = "The green garden was open. " * 60
     table = pa.table({"sample_id": ["long"], "language": ["en"], "text": [text]})
-    measure_fluency(tiny_language_model, {}, table, 4096, tokens_per_batch=64, workspace=workspace)
+    encoded = encode_texts(tiny_language_model, table, 4096)
+    measure_fluency(tiny_language_model, {}, encoded, tokens_per_batch=64, workspace=workspace)
     (row,) = pq.read_table(workspace.path("fluency.parquet")).to_pylist()
     assert row["n_tokens"] == 63

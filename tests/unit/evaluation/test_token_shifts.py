@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from eigenshift.base import schemas
-from eigenshift.base.errors import EvaluationError
 from eigenshift.evaluation.token_shifts import (
     find_identity_change,
     find_token_kinds,
@@ -26,6 +25,21 @@ from eigenshift.toxicity.word_lists import WordList
 N_STATES = 40
 COMMON, INSULT = 5, 7
 """Tokens generated everywhere, and at toxic positions only."""
+
+
+CONTINUATIONS = pa.Table.from_pylist(
+    [
+        {
+            "prompt_id": f"p{place}",
+            "sample_index": 0,
+            "prompt_token_ids": [9, 20 + place, 7],
+            "token_ids": [30 + place, 11, 12, 13],
+        }
+        for place in range(N_STATES)
+    ],
+    schema=schemas.CONTINUATIONS,
+)
+"""Of which the states are said to be."""
 
 
 @pytest.fixture
@@ -61,7 +75,15 @@ def measure(
     language_model: LanguageModel, patch: Patch, states: pa.Table, workspace: Workspace
 ) -> list[dict[str, Any]]:
     """Measure and read back."""
-    measure_token_shifts(language_model, patch, states, [], workspace)
+    measure_token_shifts(
+        language_model,
+        patch,
+        states,
+        CONTINUATIONS,
+        [],
+        tokens_per_batch=256,
+        workspace=workspace,
+    )
     rows: list[dict[str, Any]] = pq.read_table(workspace.path("token_shifts.parquet")).to_pylist()
     return rows
 
@@ -140,13 +162,26 @@ def test_the_change_of_identity_words_is_relative(
     assert find_identity_change(facts) == (None if expected is None else pytest.approx(expected))
 
 
-def test_a_patch_of_the_trunk_is_refused(
+def test_a_patch_of_the_trunk_is_measured_on_its_own_states(
     tiny_language_model: LanguageModel, states: pa.Table, workspace: Workspace
 ) -> None:
-    """Cached states are the base's, not those of a changed trunk."""
+    """After: the patched model on the same texts, one at a time; before: the cached states."""
     units = {"transformer.h.0.mlp.c_fc": UnitEdit.scale_units(np.full(128, 0.5))}
     patch = make_patch(
         tiny_language_model, ModelEdit(units=units), model_id="tiny", intervention="units"
     )
-    with pytest.raises(EvaluationError, match="head alone"):
-        measure_token_shifts(tiny_language_model, patch, states, [], workspace)
+    rows = measure(tiny_language_model, patch, states, workspace)
+    texts = {row["prompt_id"]: row for row in CONTINUATIONS.to_pylist()}
+    found = []
+    with torch.inference_mode(), patched_model(tiny_language_model, patch):
+        for row in states.to_pylist():
+            if row["is_toxic"]:
+                text = texts[row["prompt_id"]]
+                tokens = [*text["prompt_token_ids"], *text["token_ids"][: row["step"]]]
+                logits = tiny_language_model.model(torch.tensor([tokens])).logits[0, -1]
+                found.append(torch.softmax(logits.double(), 0).numpy())
+    expected = np.mean(found, axis=0)
+    toxic = [row for row in rows if row["positions"] == "toxic"]
+    assert toxic
+    for row in toxic:
+        assert row["mean_probability_patched"] == pytest.approx(expected[row["token_id"]], rel=1e-4)

@@ -12,9 +12,9 @@ import torch
 
 from eigenshift.base import schemas
 from eigenshift.base.errors import ComponentError
+from eigenshift.components.budget_texts import NEUTRAL, BudgetTexts
 from eigenshift.components.calibration import ToxicStates
 from eigenshift.components.decomposition import decompose_head
-from eigenshift.components.text_halves import split_neutral
 from eigenshift.evaluation.comparison import ArmEvidence
 from eigenshift.evaluation.stages import ConfirmationKey, ScreeningKey
 from eigenshift.evaluation.trials import (
@@ -29,9 +29,9 @@ from eigenshift.model.forward import encode_text, iterate_head_states
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.folding import run_hooked
-from eigenshift.patches.interventions.budget import measure_loss
 from eigenshift.store.workspace import Workspace
 from tests.support.keys import make_key
+from tests.support.plain_loss import measure_loss
 
 KEY = make_key(
     ScreeningKey,
@@ -71,14 +71,14 @@ def make_components(n_components: int, selected: dict[int, float] | None = None)
 
 
 @pytest.fixture
-def texts(neutral_texts: list[str]) -> pa.Table:
-    """Neutral samples."""
-    ids = [f"s{place:02d}" for place in range(len(neutral_texts))]
-    return pa.table({"sample_id": ids, "text": neutral_texts})
+def texts(tiny_language_model: LanguageModel, neutral_texts: list[str]) -> BudgetTexts:
+    """Two kinds of harmless text."""
+    encoded = [encode_text(tiny_language_model, text, 24) for text in neutral_texts]
+    return BudgetTexts({NEUTRAL: encoded[:20], "labelled": encoded[30:50]})
 
 
 def screen(
-    language_model: LanguageModel, texts: pa.Table, workspace: Workspace, **changes: Any
+    language_model: LanguageModel, texts: BudgetTexts, workspace: Workspace, **changes: Any
 ) -> list[Row]:
     """Screen and read back."""
     sequence = encode_text(language_model, "The green garden was open.", 24)
@@ -98,9 +98,9 @@ def screen(
 
 
 def test_every_point_is_screened_with_what_a_patched_model_would_cost(
-    tiny_language_model: LanguageModel, texts: pa.Table, workspace: Workspace
+    tiny_language_model: LanguageModel, texts: BudgetTexts, workspace: Workspace
 ) -> None:
-    """Perplexity on the calibration half, against the model run once per trial."""
+    """Perplexity of the kind that suffers most, against the model run once per trial and kind."""
     rows = screen(tiny_language_model, texts, workspace)
     assert [(row["score"], row["n_components"], row["factor"]) for row in rows] == [
         *((s, k, f) for s in ("effect_size", "logit_gain") for k in (1, 3) for f in (0.0, 0.5)),
@@ -109,9 +109,9 @@ def test_every_point_is_screened_with_what_a_patched_model_would_cost(
     assert rows[2]["component_indices"] == [0, 1, 2]
     assert rows[6]["component_indices"] == [31, 30, 29]
     assert rows[8]["component_indices"] == [4, 9]
-    calibration = split_neutral(texts, for_calibration=True)["text"].to_pylist()
-    sequences = [encode_text(tiny_language_model, text, 24) for text in calibration]
-    base = measure_loss(tiny_language_model, sequences)
+    model = tiny_language_model.model
+    base = {kind: measure_loss(model, found) for kind, found in texts.by_kind.items()}
+    worst: set[str] = set()
     v = decompose_head(tiny_language_model.head_weight).v
     for row in rows:
         indices = row["component_indices"]
@@ -122,13 +122,19 @@ def test_every_point_is_screened_with_what_a_patched_model_would_cost(
         )
         edit = HeadEdit.scale_directions(v[:, indices], factors)
         with run_hooked(tiny_language_model, ModelEdit(edit)):
-            loss = measure_loss(tiny_language_model, sequences)
-        assert row["perplexity_increase"] == pytest.approx(np.expm1(loss - base), abs=2e-5)
+            rises = {
+                kind: measure_loss(model, found) - base[kind]
+                for kind, found in texts.by_kind.items()
+            }
+        worst.add(max(rises, key=rises.__getitem__))
+        increase = np.expm1(max(rises.values()))
+        assert row["perplexity_increase"] == pytest.approx(increase, abs=2e-5)
         assert row["is_in_budget"] == (row["perplexity_increase"] <= 0.2)
+    assert worst == set(texts.by_kind)  # no kind decides alone
 
 
 def test_the_best_of_the_screening_leaves_fewest_toxic_tokens_within_the_budget(
-    tiny_language_model: LanguageModel, texts: pa.Table, workspace: Workspace
+    tiny_language_model: LanguageModel, texts: BudgetTexts, workspace: Workspace
 ) -> None:
     """At most one, and none where the budget allows none."""
     rows = screen(tiny_language_model, texts, workspace, max_perplexity_increase=10.0)
@@ -141,7 +147,7 @@ def test_the_best_of_the_screening_leaves_fewest_toxic_tokens_within_the_budget(
 
 def test_how_much_is_screened_is_logged_before_it_takes_its_time(
     tiny_language_model: LanguageModel,
-    texts: pa.Table,
+    texts: BudgetTexts,
     workspace: Workspace,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -154,12 +160,12 @@ def test_how_much_is_screened_is_logged_before_it_takes_its_time(
     monkeypatch.setattr("eigenshift.evaluation.tuning.measure_grid", stop)
     with caplog.at_level("INFO", "eigenshift"), pytest.raises(ComponentError, match="made up"):
         screen(tiny_language_model, texts, workspace)
-    n_texts = len(split_neutral(texts, for_calibration=True))
+    n_texts = len(texts.sequences)
     assert f"screening of trials: points=9 texts={n_texts}" in caplog.text
 
 
 def test_a_grid_larger_than_the_head_is_refused(
-    tiny_language_model: LanguageModel, texts: pa.Table, workspace: Workspace
+    tiny_language_model: LanguageModel, texts: BudgetTexts, workspace: Workspace
 ) -> None:
     """The head has 32 components."""
     with pytest.raises(ComponentError, match="1 to 32 components"):

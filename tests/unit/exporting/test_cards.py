@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from eigenshift.exporting import ExportOptions, export_patch
@@ -14,6 +15,7 @@ from eigenshift.exporting.cards import CardFacts, describe_export, describe_meta
 from eigenshift.ledger.runs import write_run
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.writers import list_writers
+from eigenshift.patches.edits import LogitEdit, ModelEdit
 from eigenshift.patches.patching import make_patch
 from tests.support.architectures import change_linears
 from tests.support.fake_hub import find_card_errors
@@ -227,3 +229,17 @@ def test_a_card_tells_how_many_linear_layers_change(
     patch = make_patch(untied_model, edit, model_id="tiny", intervention="deep")
     text = describe_export(make_facts(untied, "tiny", patch=patch))
     assert f"A patch (deep) that {expected}" in text
+
+
+@pytest.mark.parametrize(("n_tokens", "expected"), [(1, "1 token."), (3, "3 tokens.")])
+def test_a_card_tells_how_many_tokens_logits_are_moved(
+    untied: SmallStore, untied_model: LanguageModel, n_tokens: int, expected: str
+) -> None:
+    """A word filter names no words."""
+    left = torch.zeros(untied_model.vocab, 1, dtype=torch.float64)
+    left[7 : 7 + n_tokens] = -2.0
+    right = torch.ones(32, 1, dtype=torch.float64)
+    edit = ModelEdit(logits=LogitEdit(left, right, torch.zeros(1, dtype=torch.float64)))
+    patch = make_patch(untied_model, edit, model_id="tiny", intervention="token_suppression")
+    text = describe_export(make_facts(untied, "tiny", patch=patch))
+    assert f"A patch (token_suppression) that moves the logits of {expected}" in text

@@ -27,7 +27,7 @@ from eigenshift.generation.continuations import (
 )
 from eigenshift.generation.sampling import draw_keys, spread_noise
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import AdaptiveEdit, HeadEdit, ModelEdit, UnitEdit
+from eigenshift.patches.edits import AdaptiveEdit, HeadEdit, LogitEdit, ModelEdit, UnitEdit
 from eigenshift.patches.patching import Patch, make_patch, patched_model
 from eigenshift.settings import GenerationSettings
 from eigenshift.store.workspace import Workspace
@@ -102,15 +102,33 @@ def generate(
     return found["base"]
 
 
+def make_filter(language_model: LanguageModel, shift: float) -> LogitEdit:
+    """Twenty tokens become much rarer or likelier, by what enters the head, or for all states."""
+    generator = torch.Generator().manual_seed(2)
+    left = torch.zeros(language_model.vocab, 1, dtype=torch.float64)
+    left[70:90] = torch.randn(20, 1, generator=generator, dtype=torch.float64) * 6.0
+    right = torch.randn(language_model.head.hidden, 1, generator=generator, dtype=torch.float64)
+    amount = torch.tensor([float(shift)], dtype=torch.float64)
+    return LogitEdit(left, right * (0.3 if shift == 0 else 0.0), amount)
+
+
 @pytest.fixture(scope="module")
 def arms(tiny_language_model: LanguageModel) -> dict[str, LoadedArm]:
-    """Base, A/A, patches of the head of three kinds and ranks, and one of the trunk."""
+    """Base, A/A, patches of the head of several kinds and ranks, and one of the trunk."""
     v = decompose_head(tiny_language_model.head_weight).v
+    filters = {
+        name: make_filter(tiny_language_model, shift) for name, shift in (("rows", 0), ("bias", 1))
+    }
     edits = {
         "removed": ModelEdit(HeadEdit.scale_directions(v[:, :6], 0.0)),
         "halved": ModelEdit(HeadEdit.scale_directions(v[:, 3:4], 0.5)),
         "centred": ModelEdit(
             HeadEdit.scale_directions(v[:, :4], 0.2, target=np.array([1.0, -2.0, 0.5, 3.0]))
+        ),
+        "filtered": ModelEdit(logits=filters["rows"]),
+        "filtered_by_bias": ModelEdit(logits=filters["bias"]),
+        "halved_and_filtered": ModelEdit(
+            HeadEdit.scale_directions(v[:, 3:4], 0.5), logits=filters["rows"]
         ),
         "units": ModelEdit(
             units={

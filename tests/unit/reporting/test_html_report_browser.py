@@ -17,7 +17,7 @@ from eigenshift.reporting.outcomes import HEADLINE, format_estimate
 from tests.support.small_store import SmallStore, build_small_store
 
 PHONE, DESK = 390, 1000
-ARMS = ("base", "eigenshift", "random_components", "base_again")
+ARMS = ("base", "eigenshift", "random_components", "token_suppression", "base_again")
 CONTRAST = """() => {
   const probe = document.createElement('span'); document.body.append(probe);
   const light = name => { probe.style.color = `var(--${name})`;

@@ -14,10 +14,12 @@ import torch
 from eigenshift.base import schemas
 from eigenshift.components.decomposition import decompose_head
 from eigenshift.model import loading
+from eigenshift.model.forward import encode_text
 from eigenshift.model.layers import list_layers
 from eigenshift.model.loading import LanguageModel, load_model
 from eigenshift.model.taps import list_sites
-from eigenshift.patches.edits import HeadEdit, ModelEdit
+from eigenshift.model.writers import count_features, list_writers
+from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
 from eigenshift.patches.interventions import Evidence, Need
 from eigenshift.patches.interventions.unit_scaling import UNIT_SITES
 from eigenshift.settings import ModelSettings
@@ -78,7 +80,7 @@ def make_evidence(language_model: LanguageModel, texts: list[str]) -> Evidence:
             Need.labelled_texts: _make_samples(texts),
             Need.neutral_texts: _make_samples(texts),
             Need.harmless_texts: _make_harmless(language_model, texts),
-            Need.fisher: _make_fisher(generator),
+            Need.fisher: _make_fisher_edit(language_model),
         },
     )
 
@@ -97,8 +99,41 @@ def _make_components() -> pa.Table:
     )
 
 
+def _make_harmless(language_model: LanguageModel, texts: list[str]) -> pa.Table:
+    """Texts of both origins; those for the budget calibrate."""
+    rows = [
+        {
+            "text_id": f"h{place:02d}",
+            "origin": "labelled" if place % 2 else "continuation",
+            "language": "en",
+            "use": "budget" if place % 3 else "fisher",
+            "token_ids": encode_text(language_model, text, 40),
+        }
+        for place, text in enumerate(texts[24:48])
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.HARMLESS_TEXTS)
+
+
+def _make_fisher_edit(language_model: LanguageModel) -> ModelEdit:
+    """Two terms of the head and three of a writer of the last block, of no meaning."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(n_rows: int, n_terms: int) -> torch.Tensor:
+        return torch.randn(n_rows, n_terms, generator=generator, dtype=torch.float64) / n_rows**0.5
+
+    name, module = list(list_writers(language_model.model).items())[-1]
+    features = count_features(module)
+    assert features is not None
+    head = HeadEdit(0.3 * draw(HIDDEN, 2), draw(HIDDEN, 2), torch.zeros(2, dtype=torch.float64))
+    linear = LinearEdit(0.3 * draw(features[1], 3), draw(features[0], 3))
+    return ModelEdit(head, {}, {name: linear})
+
+
 def _make_states(generator: np.random.Generator) -> pa.Table:
-    """Forty toxic states moved along one direction, 120 others, correlated dimensions."""
+    """Forty toxic states moved along one direction, 120 others, correlated dimensions.
+
+    Toxic ones are about to generate one of two tokens that the others never do.
+    """
     mixing = generator.normal(size=(HIDDEN, HIDDEN))
     values = generator.normal(size=(160, HIDDEN)) @ mixing + 0.5
     values[:40] += 3.0 * generator.normal(size=HIDDEN)
@@ -112,28 +147,6 @@ def _make_states(generator: np.random.Generator) -> pa.Table:
             "state": list(values.astype(np.float32)),
         }
     )
-
-
-def _make_harmless(language_model: LanguageModel, texts: list[str]) -> pa.Table:
-    """The short texts, for the budget and for the metric in turn."""
-    short = [text for text in texts if len(text) <= 40]
-    rows = [
-        {
-            "text_id": f"h{place:02d}",
-            "origin": "labelled",
-            "language": "en",
-            "use": ("fisher", "budget")[place % 2],
-            "token_ids": language_model.tokenizer(text)["input_ids"],
-        }
-        for place, text in enumerate(short)
-    ]
-    return pa.Table.from_pylist(rows, schema=schemas.HARMLESS_TEXTS)
-
-
-def _make_fisher(generator: np.random.Generator) -> ModelEdit:
-    """Some change of the head, as the stage before would find it."""
-    left, right = (torch.from_numpy(generator.normal(size=(HIDDEN, 2))) for _ in range(2))
-    return ModelEdit(HeadEdit(0.1 * left, right, torch.zeros(2, dtype=torch.float64)))
 
 
 def _make_units(language_model: LanguageModel, generator: np.random.Generator) -> pa.Table:

@@ -81,9 +81,14 @@ def test_the_strength_is_the_largest_within_the_budget(evidence: Evidence) -> No
     """With room for everything it is 1; with none, the weakest, and the cost is told."""
     wide = transport_units(evidence, PatchRequest(max_perplexity_increase=1e6)).parameters
     assert wide["strength"] == 1.0
-    narrow = transport_units(evidence, PatchRequest(max_perplexity_increase=-1.0)).parameters
-    assert narrow["strength"] == 0.1
-    assert np.isfinite(narrow["calibration_perplexity_increase"])
+    none = transport_units(evidence, PatchRequest(max_perplexity_increase=0.0)).parameters
+    assert 0 < none["strength"] < 0.5
+    assert np.isfinite(none["calibration_perplexity_increase"])
+    some = transport_units(evidence, PatchRequest(max_perplexity_increase=0.02)).parameters
+    assert none["strength"] < some["strength"] <= 1.0
+    assert some["calibration_perplexity_increase"] <= 0.02
+    if some["strength"] < 1.0:
+        assert some["calibration_perplexity_increase"] > 0.8 * 0.02
 
 
 def test_classes_are_drawn_in_equal_numbers_by_the_seed(evidence: Evidence) -> None:

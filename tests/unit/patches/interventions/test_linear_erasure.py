@@ -7,6 +7,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from eigenshift.patches.cost import Cost
+from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.interventions import Evidence, PatchRequest
 from eigenshift.patches.interventions.interface import split_states
 from eigenshift.patches.interventions.linear_erasure import (
@@ -14,6 +16,9 @@ from eigenshift.patches.interventions.linear_erasure import (
     erase_concept,
     find_eraser,
 )
+
+WHOLE = PatchRequest(max_perplexity_increase=1e9)
+"""A budget that allows to erase all the way."""
 
 
 def test_leace_equals_the_general_formula() -> None:
@@ -39,7 +44,7 @@ def test_leace_equals_the_general_formula() -> None:
 @pytest.mark.parametrize("build", [ablate_mean_difference, erase_concept])
 def test_class_means_are_equal_afterwards(build: object, evidence: Evidence) -> None:
     """Erased states of both classes have one mean."""
-    edit = build(evidence, PatchRequest()).edit.head  # type: ignore[operator]
+    edit = build(evidence, WHOLE).edit.head  # type: ignore[operator]
     toxic, nontoxic = split_states(evidence.head_states)
     means = [edit.apply_to_states(torch.from_numpy(part)).mean(0) for part in (toxic, nontoxic)]
     torch.testing.assert_close(*means, atol=1e-8, rtol=0)
@@ -53,9 +58,7 @@ def test_leace_moves_states_less_and_keeps_their_mean(evidence: Evidence) -> Non
     inverse = np.linalg.inv(covariance + 1e-9 * np.eye(len(covariance)))
     moved = {}
     for build in (ablate_mean_difference, erase_concept):
-        change = (
-            build(evidence, PatchRequest()).edit.head.apply_to_states(states) - states
-        ).numpy()
+        change = (build(evidence, WHOLE).edit.head.apply_to_states(states) - states).numpy()
         moved[build] = np.einsum("ij,jk,ik->i", change, inverse, change).mean()
         if build is erase_concept:
             np.testing.assert_allclose(change.mean(0), 0, atol=1e-8)
@@ -67,7 +70,7 @@ def test_no_linear_classifier_tells_erased_states_apart(evidence: Evidence) -> N
     toxic, nontoxic = split_states(evidence.head_states)
     states = torch.from_numpy(np.concatenate([toxic, nontoxic]))
     labels = np.r_[np.ones(len(toxic)), np.zeros(len(nontoxic))]
-    edit = erase_concept(evidence, PatchRequest()).edit.head
+    edit = erase_concept(evidence, WHOLE).edit.head
     erased = edit.apply_to_states(states).numpy()
     raw_probe = LogisticRegression(max_iter=5000).fit(states.numpy(), labels)
     probe = LogisticRegression(max_iter=5000).fit(erased, labels)
@@ -75,11 +78,27 @@ def test_no_linear_classifier_tells_erased_states_apart(evidence: Evidence) -> N
     assert probe.score(erased, labels) <= 0.76  # three quarters are non-toxic
 
 
-def test_a_factor_goes_part_of_the_way(evidence: Evidence) -> None:
-    """Half the factor, half the difference of the class means."""
+class SquareMeter:
+    """What an edit costs is how large it is."""
+
+    def measure(self, edit: ModelEdit) -> Cost:
+        """Its squared size, on one kind of text."""
+        assert edit.head is not None
+        return Cost({"neutral": float((edit.head.left @ edit.head.right.T).square().sum())}, 0.0)
+
+
+def test_a_budget_goes_part_of_the_way(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the strength that is told: so much of the difference of the class means is gone."""
+    monkeypatch.setattr(
+        "eigenshift.patches.interventions.budget.make_meter", lambda _: SquareMeter()
+    )
     toxic, nontoxic = split_states(evidence.head_states)
     before = toxic.mean(0) - nontoxic.mean(0)
     for build in (ablate_mean_difference, erase_concept):
-        edit = build(evidence, PatchRequest(factor=0.5)).edit.head
+        outcome = build(evidence, PatchRequest(max_perplexity_increase=0.1))
+        edit, strength = outcome.edit.head, outcome.parameters["strength"]
+        assert 0 < strength < 1
+        assert 0.09 < outcome.parameters["calibration_perplexity_increase"] <= 0.1
         after = [edit.apply_to_states(torch.from_numpy(p)).mean(0) for p in (toxic, nontoxic)]
-        np.testing.assert_allclose((after[0] - after[1]).numpy(), before / 2, atol=1e-8)
+        left = (1 - strength) * before
+        np.testing.assert_allclose((after[0] - after[1]).numpy(), left, atol=1e-8)

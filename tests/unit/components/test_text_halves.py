@@ -1,14 +1,12 @@
-"""Calibration: which texts it takes."""
+"""Halves of texts: which calibrate and which evaluate."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 import pytest
 
-from eigenshift.base.errors import ComponentError, DatasetError
-from eigenshift.components.calibration import collect_calibration_states
+from eigenshift.base.errors import DatasetError
 from eigenshift.components.text_halves import is_calibration_text, require_both_parts, split_neutral
-from eigenshift.model.loading import LanguageModel
 
 
 @pytest.fixture
@@ -27,13 +25,6 @@ def test_the_parts_are_disjoint_and_fixed(texts: pa.Table) -> None:
     assert len(parts[0]) + len(parts[1]) == 60
     share = sum(is_calibration_text(f"x{i}") for i in range(5000)) / 5000
     assert share == pytest.approx(0.5, abs=0.03)
-
-
-def test_without_calibration_texts_the_remedy_is_named(tiny_language_model: LanguageModel) -> None:
-    """A choice cannot be calibrated on nothing."""
-    empty = pa.table({"sample_id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
-    with pytest.raises(ComponentError, match="neutral texts"):
-        collect_calibration_states(tiny_language_model, empty, 32, 256)
 
 
 def test_neutral_texts_all_of_one_part_are_refused(texts: pa.Table) -> None:

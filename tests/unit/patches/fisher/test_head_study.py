@@ -1,0 +1,256 @@
+"""Fisher components of the head: gradients and Fisher matrix against autograd and sums in float64.
+
+On models with a tied head, a bias, a soft cap and a scale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from eigenshift.model.forward import iterate_head_states
+from eigenshift.model.loading import LanguageModel
+from eigenshift.patches.edits import HeadEdit, ModelEdit
+from eigenshift.patches.fisher.head_study import HeadStudy
+from eigenshift.patches.fisher.rounds import spend_budget
+from tests.support.fisher_beds import Bed, make_bed, measure_benefit, measure_kinds
+
+EVERY = pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "gemma2", "cohere", "opt"])
+BUDGET = 0.05
+N_TERMS = 6
+
+
+def study_head(bed: Bed, n_terms: int = N_TERMS, **changes: Any) -> HeadStudy:
+    """A study of the bed's evidence, perhaps with other parts."""
+    evidence = dataclasses.replace(bed.evidence, **changes)
+    return HeadStudy(bed.language_model, evidence, n_terms, tokens_per_batch=64)
+
+
+def finish(language_model: LanguageModel, states: Tensor) -> Tensor:
+    """Logits in float64, written out: product, bias, scale, soft cap."""
+    head = language_model.head_module
+    raw = states @ head.weight.double().T
+    if head.bias is not None:
+        raw = raw + head.bias.double()
+    raw = raw * language_model.head.logit_scale
+    cap = language_model.head.logit_softcap
+    return raw if cap is None else cap * torch.tanh(raw / cap)
+
+
+def make_step(bed: Bed, seed: int, size: float) -> ModelEdit:
+    """A made-up change of the head."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = bed.language_model.head.hidden
+    left, right = (
+        torch.randn(hidden, 3, generator=generator, dtype=torch.float64) / hidden**0.5
+        for _ in range(2)
+    )
+    return ModelEdit(HeadEdit(size * left, right, torch.zeros(3, dtype=torch.float64)))
+
+
+def find_reference_gradients(bed: Bed, edit: HeadEdit | None) -> Tensor:
+    """Of sum of w p' / max(p, 0.02) by the states that enter the head now, by autograd."""
+    toxic = bed.evidence.toxic.states
+    states = toxic.states.double()
+    tokens = list(bed.toxic_tokens)
+    base = finish(bed.language_model, states).softmax(1)[:, tokens].sum(1)
+    entering = states if edit is None else edit.apply_to_states(states)
+    entering = entering.clone().requires_grad_()
+    share = finish(bed.language_model, entering).softmax(1)[:, tokens].sum(1)
+    (toxic.weights.double() * share / base.clamp_min(0.02)).sum().backward()
+    assert entering.grad is not None
+    return entering.grad
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Relative to the largest entry."""
+    difference = (found.double() - expected.double()).abs().max()
+    assert float(difference) <= tolerance * float(expected.abs().max())
+
+
+@EVERY
+def test_toxic_gradients_are_those_of_autograd(name: str) -> None:
+    """Of the unpatched head, and of one that has taken two steps."""
+    bed = make_bed(name)
+    study = study_head(bed)
+    assert_near(study.find_toxic_gradients(), find_reference_gradients(bed, None))
+    first, second = make_step(bed, 1, 0.2), make_step(bed, 2, 0.2)
+    study.take(first)
+    study.take(second)
+    taken = first.then(second).head
+    assert_near(study.find_toxic_gradients(), find_reference_gradients(bed, taken))
+
+
+@EVERY
+def test_the_fisher_matrix_is_the_sum_over_all_labels(name: str) -> None:
+    """E over the model's own labels of (g . l)(r . h) products, label by label in float64."""
+    bed = make_bed(name)
+    language_model = bed.language_model
+    sequences = bed.evidence.metric_texts.sequences
+    found_states = dict(iterate_head_states(language_model, sequences, 64))
+    states = torch.cat([found_states[place][:-1] for place in range(len(sequences))]).double()
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.randn(states.shape[1], 4, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    expected = torch.zeros(4, 4, dtype=torch.float64)
+    for state in states[::5]:
+        logits = finish(language_model, state)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda h: torch.log_softmax(finish(language_model, h), -1), state
+        )
+        contributions = (jacobian @ left) * (state @ right)
+        expected += contributions.T @ (contributions * logits.softmax(-1)[:, None])
+    expected /= len(states[::5])
+    study = study_head(bed)
+    study._metric.states = study._metric.states[::5]
+    study._metric.logits = study._metric.logits[::5]
+    assert_near(study.find_fisher(left, right), expected)
+
+
+@EVERY
+def test_the_fisher_matrix_is_the_curvature_of_the_divergence(name: str) -> None:
+    """KL(base || edited) of a small step is half of the quadratic form."""
+    bed = make_bed(name)
+    study = study_head(bed)
+    triples = study.find_triples()
+    fisher = study.find_fisher(triples.left, triples.right)
+    states = study._metric.states.double()
+    steps = torch.randn(len(fisher), generator=torch.Generator().manual_seed(1)).double()
+    quadratic = float(steps @ fisher @ steps) / 2
+    size = 1e-3 / math.sqrt(quadratic)
+    moved = states + (states @ triples.right.double() * steps * size) @ triples.left.double().T
+    base, after = (finish(bed.language_model, h).log_softmax(1) for h in (states, moved))
+    divergence = float((base.exp() * (base - after)).sum(1).mean())
+    assert divergence == pytest.approx(quadratic * size**2, rel=0.02)
+
+
+@EVERY
+def test_a_measured_step_costs_what_the_folded_model_costs(name: str) -> None:
+    """The dearest kind of text, for a first step and for one after others."""
+    bed = make_bed(name)
+    study = study_head(bed)
+    taken = ModelEdit()
+    for seed in (3, 4, 5):
+        step = make_step(bed, seed, 0.3)
+        rises = measure_kinds(bed, taken.then(step))
+        assert study.measure(step) == pytest.approx(max(rises.values()), abs=3e-5)
+        study.take(step)
+        taken = taken.then(step)
+
+
+@EVERY
+def test_afterwards_the_base_is_back(name: str) -> None:
+    """A fresh step costs what it did, gradients and triples are what they were, to rounding."""
+    bed = make_bed(name)
+    study = study_head(bed)
+    fresh = make_step(bed, 6, 0.4)
+    cost, gradients = study.measure(fresh), study.find_toxic_gradients()
+    gain = study.find_triples().gain
+    for seed in (7, 8, 9):
+        study.take(make_step(bed, seed, 0.5))
+    assert study.measure(fresh) != pytest.approx(cost, abs=1e-3)
+    study.finish()
+    assert study.measure(fresh) == pytest.approx(cost, abs=1e-5)
+    assert_near(study.find_toxic_gradients(), gradients, 1e-4)
+    assert_near(study.find_triples().gain, gain, 1e-4)
+
+
+@EVERY
+def test_what_is_shipped_is_what_was_taken(name: str) -> None:
+    """Where the rank suffices, strength 1 is all steps; strength goes with the change."""
+    bed = make_bed(name)
+    study = study_head(bed, n_terms=6)
+    steps = [make_step(bed, seed, 0.2) for seed in (11, 12)]
+    for step in steps:
+        study.take(step)
+    shipped = study.finish()
+    edits = [shipped(1.0).head, steps[0].then(steps[1]).head, shipped(0.5).head]
+    found, expected, half = (edit.left @ edit.right.T for edit in edits if edit is not None)
+    assert_near(found, expected, 1e-9)
+    assert_near(half, expected / 2, 1e-9)
+
+
+@EVERY
+def test_the_budget_is_kept_on_every_kind_of_text_and_spent(name: str) -> None:
+    """By the folded model; toxic tokens get rarer; the rank is as asked for."""
+    bed = make_bed(name)
+    edit = spend_budget(study_head(bed), 3, BUDGET)
+    assert edit.head is not None
+    assert not edit.changes_trunk
+    assert edit.head.rank <= N_TERMS
+    rises = measure_kinds(bed, edit)
+    assert max(rises.values()) <= math.log1p(BUDGET) + 1e-5
+    assert max(rises.values()) >= 0.9 * math.log1p(BUDGET)
+    benefit = measure_benefit(bed, edit) / measure_benefit(bed, ModelEdit())
+    assert benefit < 0.9
+
+
+def test_three_rounds_buy_more_than_one_and_a_larger_budget_more() -> None:
+    """On the bed of GPT-2, by the folded model."""
+    bed = make_bed("gpt2")
+    left = {
+        (n_rounds, budget): measure_benefit(bed, spend_budget(study_head(bed), n_rounds, budget))
+        for n_rounds, budget in ((1, 0.05), (3, 0.05), (3, 0.2))
+    }
+    assert left[3, 0.2] < left[3, 0.05] < 1.02 * left[1, 0.05]
+
+
+def test_it_beats_random_directions_of_the_same_cost() -> None:
+    """None of twenty random changes of that rank leaves as few toxic tokens."""
+    from eigenshift.patches.strength import find_strongest
+
+    bed = make_bed("llama")
+    study = study_head(bed)
+    ours = measure_benefit(bed, spend_budget(study, 3, BUDGET))
+    for seed in range(20):
+        strength, _ = find_strongest(
+            lambda value, seed=seed: study.measure(make_step(bed, 100 + seed, value)),
+            math.log1p(BUDGET),
+        )
+        assert measure_benefit(bed, make_step(bed, 100 + seed, strength)) > ours
+
+
+def test_a_planted_direction_is_the_first_triple() -> None:
+    """Toxic states have something that harmless ones lack: it is read, and the tokens fall."""
+    bed = make_bed("llama")
+    language_model, toxic = bed.language_model, bed.evidence.toxic
+    generator = torch.Generator().manual_seed(2)
+    hidden = language_model.head.hidden
+    planted = torch.randn(hidden, generator=generator)
+    harmless = study_head(bed)._metric.states
+    states = toxic.states.states + 6.0 * planted
+    tokens = language_model.head_weight.float()[list(bed.toxic_tokens)].mean(0)
+    states = states + 4.0 * tokens / tokens.norm()
+    moved = dataclasses.replace(toxic, states=dataclasses.replace(toxic.states, states=states))
+    study = study_head(bed, toxic=moved)
+    triples = study.find_triples()
+    assert float(triples.gain[0]) > 2 * float(triples.gain[1])
+    read = triples.right[:, 0].float()
+    signal = float((states @ read).mean().abs())
+    noise = float((harmless @ read).square().mean().sqrt())
+    assert signal > 5 * noise
+    # Written against what is read, it lowers exactly the toxic tokens.
+    sign = float(torch.sign((states @ read).mean()))
+    effects = sign * (language_model.head_weight.float() @ triples.left[:, 0].float())
+    top = set(effects.argsort(descending=True)[: len(bed.toxic_tokens)].tolist())
+    assert top == set(bed.toxic_tokens)
+
+
+def test_states_of_one_kind_do_not_crowd_out_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is short, every kind is cut alike, and positions still fit their targets."""
+    monkeypatch.setattr("eigenshift.patches.fisher.head_study.MAX_LOGITS", 96 * 240)
+    bed = make_bed("llama")
+    study = study_head(bed)
+    assert len(study.toxic.states) <= 60
+    assert len(study._metric.states) <= 60
+    sizes = {kind: len(found.targets) for kind, found in study._budget.items()}
+    assert all(20 <= size <= 60 for size in sizes.values())
+    assert math.isfinite(study.measure(make_step(bed, 1, 0.1)))
+    assert np.isfinite(study.find_toxic_gradients().numpy()).all()
