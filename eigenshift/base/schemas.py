@@ -282,6 +282,11 @@ HARMLESS_TEXTS = pa.schema(
         describe_column("language", pa.string(), "Language code"),
         describe_column("use", pa.string(), "fisher, budget, or evaluation: what it is kept for"),
         describe_column("token_ids", pa.list_(pa.int32()), "Prompt and continuation, or the text"),
+        describe_column(
+            "n_context",
+            pa.int32(),
+            "First tokens that are read, not predicted: a prompt may be toxic",
+        ),
     ]
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import pyarrow as pa
@@ -30,20 +30,37 @@ class BudgetTexts:
 
     Attributes:
         by_kind: `NEUTRAL`, and the origins of harmless in-domain texts as far as there are any.
+        contexts: Of each text of a kind, how many tokens at its start are read and not predicted;
+            kinds that are not named have one each.
     """
 
     by_kind: Mapping[str, Sequence[Tokens]]
+    contexts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def sequences(self) -> list[Tokens]:
         """All of them, kind after kind."""
         return [sequence for found in self.by_kind.values() for sequence in found]
 
+    @property
+    def n_contexts(self) -> list[int]:
+        """Tokens of each of `sequences` that are read and not predicted."""
+        return [
+            count
+            for kind, found in self.by_kind.items()
+            for count in self.contexts.get(kind, [1] * len(found))
+        ]
+
+    def take(self, kind: str) -> BudgetTexts:
+        """Those of one kind."""
+        contexts = {kind: self.contexts[kind]} if kind in self.contexts else {}
+        return BudgetTexts({kind: self.by_kind[kind]}, contexts)
+
     def limit(self, max_tokens: int) -> BudgetTexts:
         """The first of each kind, as many as have at most so many tokens, at least one."""
-        return BudgetTexts(
-            {kind: _take_first(found, max_tokens) for kind, found in self.by_kind.items()}
-        )
+        by_kind = {kind: _take_first(found, max_tokens) for kind, found in self.by_kind.items()}
+        contexts = {kind: counts[: len(by_kind[kind])] for kind, counts in self.contexts.items()}
+        return BudgetTexts(by_kind, contexts)
 
     def list_rows(self) -> list[slice]:
         """Where the sequences of each kind lie among all."""
@@ -81,11 +98,14 @@ def gather_budget_texts(
             f"tokens among {len(neutral_texts)}. Add neutral texts."
         )
     by_kind: dict[str, list[Tokens]] = {NEUTRAL: neutral}
-    found = harmless_texts.select(["text_id", "origin", "use", "token_ids"]).to_pylist()
+    contexts: dict[str, list[int]] = {}
+    columns = ["text_id", "origin", "use", "token_ids", "n_context"]
+    found = harmless_texts.select(columns).to_pylist()
     for row in sorted(found, key=lambda row: (row["origin"], _order(row["text_id"]))):
-        if row["use"] == use and len(row["token_ids"]) >= 2:
+        if row["use"] == use and len(row["token_ids"]) > row["n_context"]:
             by_kind.setdefault(row["origin"], []).append(row["token_ids"])
-    return BudgetTexts(by_kind)
+            contexts.setdefault(row["origin"], []).append(row["n_context"])
+    return BudgetTexts(by_kind, contexts)
 
 
 def _order(name: str) -> bytes:

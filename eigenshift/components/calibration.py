@@ -80,27 +80,50 @@ def collect_calibration_states(
     """
     n_positions = max(1, MAX_LOGITS // language_model.head.vocab)
     return [
-        _collect_states(language_model, sequences, n_positions, tokens_per_batch)
-        for sequences in texts.by_kind.values()
+        _collect_states(language_model, texts.take(kind), n_positions, tokens_per_batch)
+        for kind in texts.by_kind
     ]
 
 
 def _collect_states(
-    language_model: LanguageModel,
-    given: Sequence[Sequence[int]],
-    n_positions: int,
-    tokens_per_batch: int,
+    language_model: LanguageModel, texts: BudgetTexts, n_positions: int, tokens_per_batch: int
 ) -> CalibrationStates:
+    """Of texts of one kind, the first that have so many positions."""
     sequences: list[Sequence[int]] = []
+    n_contexts: list[int] = []
     total = 0
-    for sequence in given:
+    for sequence, n_context in zip(texts.sequences, texts.n_contexts, strict=True):
         if total < n_positions:
             sequences.append(sequence)
-            total += len(sequence) - 1
+            n_contexts.append(n_context)
+            total += len(sequence) - n_context
+    states, targets = read_predicted(language_model, sequences, n_contexts, tokens_per_batch)
+    return CalibrationStates(states[:n_positions].float(), targets[:n_positions])
+
+
+def read_predicted(
+    language_model: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    n_contexts: Sequence[int],
+    tokens_per_batch: int,
+) -> tuple[Tensor, Tensor]:
+    """What enters the head before each predicted token, and these tokens, text after text.
+
+    Args:
+        language_model: The model as it runs now.
+        sequences: Token ids.
+        n_contexts: Of each, how many tokens at the start are not predicted, at least one.
+        tokens_per_batch: Token budget of a forward pass; does not change the result.
+
+    Returns:
+        States, shape (position, hidden), and targets, shape (position,).
+    """
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
     for place, found in iterate_head_states(language_model, sequences, tokens_per_batch):
-        states[place] = found[:-1].float()
-    targets = torch.tensor([token for sequence in sequences for token in sequence[1:]])
-    return CalibrationStates(
-        torch.cat(states)[:n_positions], targets[:n_positions].to(language_model.device)
-    )
+        states[place] = found[n_contexts[place] - 1 : -1]
+    following = [
+        token
+        for sequence, n_context in zip(sequences, n_contexts, strict=True)
+        for token in sequence[n_context:]
+    ]
+    return torch.cat(states), torch.tensor(following, device=language_model.device)

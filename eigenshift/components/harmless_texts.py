@@ -62,7 +62,11 @@ def choose_harmless_texts(
 def _draw_continuations(
     language_model: LanguageModel, continuations: pa.Table, scores: pa.Table, key: HarmlessKey
 ) -> list[dict[str, Any]]:
-    """Whole: prompt and continuation, as the model read and wrote them."""
+    """Prompt and continuation, of which only the continuation is harmless: prompts invite toxicity.
+
+    The prompt's own words are no cost: a model that finds insults less likely finds toxic prompts
+    less likely, and should.
+    """
     harmless = {
         (row["prompt_id"], row["sample_index"])
         for row in scores.to_pylist()
@@ -77,12 +81,18 @@ def _draw_continuations(
             "language": row["language"],
             # the end is what the model wrote
             "token_ids": [*row["prompt_token_ids"], *row["token_ids"]][-n_tokens:],
+            "n_context": _count_context(row, n_tokens),
             "group": row["prompt_id"],
         }
         for row in continuations.to_pylist()
         if (row["prompt_id"], row["sample_index"]) in harmless and row["token_ids"]
     ]
     return _draw(rows, key.n_continuations, key)
+
+
+def _count_context(row: Mapping[str, Any], n_tokens: int) -> int:
+    """Tokens of the prompt that are left where only the last so many are read, at least one."""
+    return max(1, min(len(row["prompt_token_ids"]), n_tokens - len(row["token_ids"])))
 
 
 def _draw_labelled(
@@ -98,6 +108,7 @@ def _draw_labelled(
     drawn = _draw(rows, key.n_labelled, key)
     for row in drawn:
         row["token_ids"] = encode_text(language_model, row["text"], key.max_tokens)
+        row["n_context"] = 1
     return drawn
 
 

@@ -57,8 +57,8 @@ def allot_texts(n_rows: Sequence[int], max_texts: int) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-_Encoded = tuple[str, str, list[int]]
-"""Id of a text, its language (or kind), its tokens."""
+_Encoded = tuple[str, str, list[int], int]
+"""Id of a text, its language (or kind), its tokens, and how many of them are context only."""
 
 
 def measure_fluency(
@@ -74,7 +74,7 @@ def measure_fluency(
     Args:
         language_model: The unpatched model.
         patches: Arm name -> patch; None is the base. "base" is always measured.
-        texts: Encoded; those without two tokens have nothing to predict and are counted.
+        texts: Encoded; those with nothing to predict are counted.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
         workspace: Receives the table.
     """
@@ -83,9 +83,9 @@ def measure_fluency(
         if patch is not None:
             check_base(language_model, patch)
         edits[arm] = ModelEdit() if patch is None else patch.edit
-    encoded = [item for item in texts if len(item[2]) >= 2]
+    encoded = [item for item in texts if len(item[2]) > item[3]]
     rows: list[dict[str, Any]] = []
-    lengths = [len(token_ids) for _, _, token_ids in encoded]
+    lengths = [len(token_ids) for _, _, token_ids, _ in encoded]
 
     def measure(batch: list[int]) -> list[dict[str, Any]]:
         texts_of_batch = [encoded[place] for place in batch]
@@ -99,14 +99,14 @@ def measure_fluency(
     workspace.facts = {
         "n_texts": len(encoded),
         "n_too_short": len(texts) - len(encoded),
-        "n_tokens": sum(len(token_ids) - 1 for _, _, token_ids in encoded),
+        "n_tokens": sum(len(token_ids) - n_context for _, _, token_ids, n_context in encoded),
     }
 
 
 def encode_texts(language_model: LanguageModel, texts: pa.Table, max_tokens: int) -> list[_Encoded]:
     """Samples as tokens, BOS first where there is one; longer texts are truncated."""
     return [
-        (row["sample_id"], row["language"], encode_text(language_model, row["text"], max_tokens))
+        (row["sample_id"], row["language"], encode_text(language_model, row["text"], max_tokens), 1)
         for row in texts.select(["sample_id", "language", "text"]).to_pylist()
     ]
 
@@ -119,7 +119,7 @@ def _measure_batch(
     tokens_per_batch: int,
 ) -> Iterator[dict[str, Any]]:
     """Rows of all arms; the trunk runs once, and once more for each arm that changes it."""
-    sequences = [token_ids for _, _, token_ids in texts]
+    sequences = [token_ids for _, _, token_ids, _ in texts]
     states_of: dict[str, dict[int, Tensor]] = {}
     for arm, edit in edits.items():
         if arm == BASE_ARM or edit.changes_trunk:
@@ -127,9 +127,9 @@ def _measure_batch(
                 states_of[arm] = dict(
                     iterate_head_states(language_model, sequences, tokens_per_batch)
                 )
-    for place, (sample_id, language, token_ids) in enumerate(texts):
-        targets = torch.tensor(token_ids[1:], device=language_model.device)
-        states = {arm: found[place][:-1] for arm, found in states_of.items()}
+    for place, (sample_id, language, token_ids, n_context) in enumerate(texts):
+        targets = torch.tensor(token_ids[n_context:], device=language_model.device)
+        states = {arm: found[place][n_context - 1 : -1] for arm, found in states_of.items()}
         for arm, sums in _compare_text(language_model, edits, states, targets).items():
             yield {"arm": arm, "sample_id": sample_id, "language": language, **sums}
 
@@ -197,7 +197,10 @@ def carry_out_indomain(
     In the table the kind of text stands where a language would.
     """
     found = bench.artifacts.read_shards([inputs.texts], tables.HARMLESS_TEXTS.file)
-    texts = [(row["text_id"], row["origin"], row["token_ids"]) for row in found.to_pylist()]
+    texts = [
+        (row["text_id"], row["origin"], row["token_ids"], row["n_context"])
+        for row in found.to_pylist()
+    ]
     with use_model(bench.model, bench.execution.device) as language_model:
         measure_fluency(
             language_model,

@@ -152,6 +152,7 @@ def measure_grid(
     sequences: Sequence[Sequence[int]],
     *,
     tokens_per_batch: int,
+    n_contexts: Sequence[int] | None = None,
 ) -> GridSums:
     """Likelihood, divergence and changed predictions of every point on texts.
 
@@ -160,12 +161,15 @@ def measure_grid(
         grid: What to measure.
         sequences: Token ids of the texts, at least two each; the first is context only.
         tokens_per_batch: Token budget of a forward pass; does not change the result.
+        n_contexts: Of each text, how many tokens at its start are not predicted; None: one.
     """
+    n_contexts = [1] * len(sequences) if n_contexts is None else n_contexts
     device, n_texts = language_model.device, len(sequences)
     sweep = _Sweep(language_model, grid)
     base_nll = torch.zeros(n_texts, dtype=torch.float64, device=device)
     sums = torch.zeros(3, len(grid.points), n_texts, dtype=torch.float64, device=device)
-    for states, targets, texts in _join_texts(language_model, sequences, tokens_per_batch):
+    joined = _join_texts(language_model, sequences, n_contexts, tokens_per_batch)
+    for states, targets, texts in joined:
         sweep.load(states, targets)
         base_nll.index_add_(0, texts, -sweep.base_target.double())
         for block in sweep.run():
@@ -177,7 +181,7 @@ def measure_grid(
                 ]
             )
             sums[:, block.point].index_add_(1, texts[block.rows], found.double())
-    n_tokens = np.array([len(sequence) - 1 for sequence in sequences], dtype=np.float64)
+    n_tokens = np.array(list(map(len, sequences)), dtype=np.float64) - np.array(n_contexts)
     nll, kl, changed = sums.cpu().numpy()
     return GridSums(n_tokens, base_nll.cpu().numpy(), nll, kl, changed)
 
@@ -213,7 +217,10 @@ def measure_token_share(
 
 
 def _join_texts(
-    language_model: LanguageModel, sequences: Sequence[Sequence[int]], tokens_per_batch: int
+    language_model: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    n_contexts: Sequence[int],
+    tokens_per_batch: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Chunks of states, targets and places of the texts, each of shape (position, ...)."""
     n_rows = max(1, CELLS_PER_CHUNK // language_model.head.vocab)
@@ -225,11 +232,13 @@ def _join_texts(
         return states, targets, texts
 
     for place, states in iterate_head_states(language_model, sequences, tokens_per_batch):
-        targets = torch.tensor(sequences[place][1:], device=device)
+        n_context = n_contexts[place]
+        targets = torch.tensor(sequences[place][n_context:], device=device)
+        states = states[n_context - 1 : -1]
         texts = torch.full_like(targets, place)
         for first in range(0, len(targets), n_rows):
             rows = slice(first, first + n_rows)
-            waiting.append((states[:-1][rows], targets[rows], texts[rows]))
+            waiting.append((states[rows], targets[rows], texts[rows]))
             if sum(len(part[1]) for part in waiting) >= n_rows:
                 yield join()
                 waiting.clear()

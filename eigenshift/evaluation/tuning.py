@@ -91,7 +91,13 @@ def screen_trials(
         len(sequences),
         len(toxic.states),
     )
-    sums = measure_grid(language_model, grid, sequences, tokens_per_batch=tokens_per_batch)
+    sums = measure_grid(
+        language_model,
+        grid,
+        sequences,
+        tokens_per_batch=tokens_per_batch,
+        n_contexts=texts.n_contexts,
+    )
     shares = measure_token_share(language_model, grid, toxic)
     n_tokens = sums.n_tokens.sum()
     increases = np.max([sums.take(rows).perplexity_increase for rows in texts.list_rows()], axis=0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eigenshift.components.budget_texts import NEUTRAL, BudgetTexts
-from eigenshift.model.forward import iterate_head_states
+from eigenshift.components.calibration import read_predicted
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import compute_logits, run_hooked
@@ -67,10 +67,7 @@ class CostMeter:
     ) -> None:
         self._language_model, self._tokens_per_batch = language_model, tokens_per_batch
         self.texts = texts.limit(MAX_TOKENS_OF_KIND)
-        self._sequences = self.texts.sequences
-        following = [token for sequence in self._sequences for token in sequence[1:]]
-        self._targets = torch.tensor(following, device=language_model.device)
-        self._states = self._collect_states()
+        self._states, self._targets = self._collect_states()
         self._base = self._measure_losses(ModelEdit(), self._states)
 
     def measure(self, edit: ModelEdit, *, with_divergence: bool = False) -> Cost:
@@ -83,26 +80,26 @@ class CostMeter:
         states = self._states
         if edit.changes_trunk:
             with run_hooked(self._language_model, edit.of_trunk):
-                states = self._collect_states()
+                states, _ = self._collect_states()
         found = self._measure_losses(edit, states)
         rises = {kind: loss - self._base[kind] for kind, loss in found.items()}
         divergence = self._measure_divergence(edit, states) if with_divergence else math.nan
         return Cost(rises, divergence)
 
-    def _collect_states(self) -> Tensor:
-        """What enters the head before each target, shape (position, hidden)."""
-        states: list[Tensor] = [torch.empty(0)] * len(self._sequences)
-        passes = iterate_head_states(self._language_model, self._sequences, self._tokens_per_batch)
-        for place, found in passes:
-            states[place] = found[:-1]
-        return torch.cat(states)
+    def _collect_states(self) -> tuple[Tensor, Tensor]:
+        """What enters the head before each target, and the targets."""
+        texts = self.texts
+        return read_predicted(
+            self._language_model, texts.sequences, texts.n_contexts, self._tokens_per_batch
+        )
 
     def _list_rows(self) -> dict[str, slice]:
         """Where the positions of each kind of text lie."""
         rows: dict[str, slice] = {}
         first = 0
-        for kind, sequences in self.texts.by_kind.items():
-            after = first + sum(len(sequence) - 1 for sequence in sequences)
+        for kind in self.texts.by_kind:
+            texts = self.texts.take(kind)
+            after = first + sum(map(len, texts.sequences)) - sum(texts.n_contexts)
             rows[kind] = slice(first, after)
             first = after
         return rows

@@ -12,15 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from eigenshift.pipeline import find_table
+from eigenshift.pipeline import BY_KIND, find_table
 from eigenshift.store.manifests import FileRecord
 
 
-def find_format_problem(kind: str, file: FileRecord, local: Path) -> str | None:
-    """Whether a file opens as what its name says and has the schema of its kind."""
+def find_format_problem(kind: str, step_version: int, file: FileRecord, local: Path) -> str | None:
+    """Whether a file opens as what its name says and has the schema of its kind.
+
+    Args:
+        kind: Of its artifact.
+        step_version: Of the step that made it; the schema of another version is not known here, and
+            readers fill what it lacks with nulls.
+        file: Its entry in the manifest.
+        local: Where it lies.
+    """
     try:
         if file.name.endswith(".parquet"):
-            return _find_table_problem(kind, file, local)
+            return _find_table_problem(kind, step_version, file, local)
         if file.name.endswith(".safetensors"):
             with safe_open(str(local), framework="np"):
                 return None
@@ -31,13 +39,16 @@ def find_format_problem(kind: str, file: FileRecord, local: Path) -> str | None:
     return None
 
 
-def _find_table_problem(kind: str, file: FileRecord, local: Path) -> str | None:
+def _find_table_problem(kind: str, step_version: int, file: FileRecord, local: Path) -> str | None:
     opened = pq.ParquetFile(local)
     rows, schema = opened.metadata.num_rows, opened.schema_arrow
     if rows != file.rows:
         return f"expected {file.rows} rows (manifest), found {rows}."
     table = find_table(kind, file.name)
-    return None if table is None else _compare_schemas(schema, table.expect(schema))
+    stage = BY_KIND.get(kind)
+    if table is None or stage is None or step_version != stage.version:
+        return None
+    return _compare_schemas(schema, table.expect(schema))
 
 
 def _compare_schemas(found: pa.Schema, expected: pa.Schema) -> str | None:

@@ -260,18 +260,20 @@ def _examine_files(
 ) -> dict[str, list[_Finding]]:
     """What is found of the files of each manifest, by the manifest's path and in its order."""
     files = [
-        (path, manifest.kind, file)
+        (path, manifest.kind, manifest.step_version, file)
         for path, (manifest, _) in manifests.items()
         for file in manifest.files
     ]
     findings: dict[str, list[_Finding]] = {path: [] for path in manifests}
     found = store.ask_all(lambda item: _examine_file(store, *item), files)
-    for (path, _, _), finding in zip(files, found, strict=True):
+    for (path, *_), finding in zip(files, found, strict=True):
         findings[path].append(finding)
     return findings
 
 
-def _examine_file(store: Store, manifest_path: str, kind: str, file: FileRecord) -> _Finding:
+def _examine_file(
+    store: Store, manifest_path: str, kind: str, step_version: int, file: FileRecord
+) -> _Finding:
     """Read a file once: what its rows come from, or what is wrong with it."""
     path = f"{manifest_path.removesuffix(MANIFEST_NAME)}{file.stored_as}"
     place = store.uri(path)
@@ -279,7 +281,7 @@ def _examine_file(store: Store, manifest_path: str, kind: str, file: FileRecord)
         with store.borrow(path) as local:
             problem = file.find_difference(
                 local.stat().st_size, lambda: digest_local_file(local)
-            ) or find_format_problem(kind, file, local)
+            ) or find_format_problem(kind, step_version, file, local)
             if problem is None:
                 return _count_rows(file.name, local) if kind == "samples" else _RowCounts()
     except ArtifactError:

@@ -1,9 +1,9 @@
 """Fisher components: choosing them for a 7B head, and the evidence of the deep variant.
 
-The head's choice is set against `choose_within_budget`, the choice among singular components, on the
-same states: 2,000 toxic and 20,000 harmless positions of a head of 32,000 x 4,096. What takes longer
-than `PATIENCE` times ours is stopped there, and the ratio is then a bound. The deep variant's
-evidence is set against plain forward passes over the same texts.
+The head's choice is set against `choose_within_budget`, the choice among singular components, on
+the same states: 2,000 toxic and 20,000 harmless positions of a head of 32,000 x 4,096. What takes
+longer than `PATIENCE` times ours is stopped there, and the ratio is then a bound. The deep
+variant's evidence is set against plain forward passes over the same texts.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from bars import at_most, report
+from bars import at_most, publish
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from eigenshift.components import calibration
 from eigenshift.components.budget_texts import BudgetTexts
 from eigenshift.components.calibration import CalibrationStates, ToxicStates
 from eigenshift.components.choice import choose_within_budget
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel, wrap_model
-from eigenshift.patches.fisher import head_study
 from eigenshift.patches.fisher.deep_study import DeepStudy
 from eigenshift.patches.fisher.evidence import FisherEvidence, ToxicTexts
 from eigenshift.patches.fisher.head_study import HeadStudy
@@ -91,7 +91,7 @@ def choose_fisher(model: LanguageModel, drawn: dict[str, Any]) -> dict[str, floa
             rows = states[N_TOKENS * place : N_TOKENS * (place + 1)]
             yield place, torch.cat([rows, rows[-1:]])
 
-    head_study.iterate_head_states = give_states
+    calibration.iterate_head_states = give_states
     n_toxic = len(drawn["toxic"].states)
     toxic = ToxicTexts([], [], [], drawn["toxic"], torch.arange(n_toxic))
     harmless = BudgetTexts({"neutral": texts})
@@ -181,7 +181,9 @@ def time_deep(n_tokens: int) -> dict[str, float]:
         tokens_per_batch=2_048,
     )
     started = time.perf_counter()
-    sizes = {name: (module.in_features, module.out_features) for name, module in study.layers.items()}
+    sizes = {
+        name: (module.in_features, module.out_features) for name, module in study.layers.items()
+    }
     study.sum_moments(sizes)
     moments = time.perf_counter() - started
     terms = study.find_terms()
@@ -221,7 +223,8 @@ def main() -> None:
     }
     what = "choosing Fisher components over choosing singular ones, seconds"
     evidence = "evidence of the deep variant over forward passes on the same texts, seconds"
-    report("fisher", figures, [at_most(what, ratio, 0.5), at_most(evidence, deep["ratio"], 3.5)])
+    bars = [at_most(what, ratio, 0.5), at_most(evidence, deep["ratio"], 3.5)]
+    publish("fisher", figures, bars, is_small=sizes.hidden < 4_096)
 
 
 if __name__ == "__main__":

@@ -154,8 +154,8 @@ def main() -> None:
     from flows.compare import run_compare  # Prefect reads its environment when it is imported
 
     found: dict[str, Any] = {}
-    for model in arguments.models.split(","):
-        for draw in map(int, arguments.draws.split(",")):
+    for draw in map(int, arguments.draws.split(",")):
+        for model in arguments.models.split(","):
             started = time.monotonic()
             settings = make_settings(work, model, draw, arguments)
             comparison = run_compare(settings)

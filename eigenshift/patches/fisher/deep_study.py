@@ -162,10 +162,10 @@ class DeepStudy(Study):
 
     def find_fisher(self, terms: Sequence[Term]) -> Tensor:
         """Exact Fisher matrix along some terms, shape (k, k), float64, on part of the text."""
-        sequences = self._metric_texts.sequences[::FISHER_PART]
-        objective = draw_tokens([len(sequence) for sequence in sequences], self._seed)
-        rows = self.project_texts(terms, sequences, objective)
-        return rows.T @ rows / sum(len(sequence) for sequence in sequences)
+        texts = self._metric_texts
+        sequences, n_contexts = texts.sequences[::FISHER_PART], texts.n_contexts[::FISHER_PART]
+        rows = self.project_texts(terms, sequences, draw_tokens(sequences, n_contexts, self._seed))
+        return rows.T @ rows / (sum(map(len, sequences)) - sum(n_contexts) + len(sequences))
 
     def find_toxic_projections(self, terms: Sequence[Term]) -> Tensor:
         """What each toxic text contributes to the benefit along each term, (text, k), float64."""
@@ -270,8 +270,8 @@ class DeepStudy(Study):
             return add
 
         self._run(self._toxic.sequences, self._objective_of_toxic(), layers, begin_toxic)
-        harmless = self._metric_texts.sequences
-        objective = draw_tokens([len(sequence) for sequence in harmless], self._seed)
+        harmless, n_contexts = self._metric_texts.sequences, self._metric_texts.n_contexts
+        objective = draw_tokens(harmless, n_contexts, self._seed)
         self._run(harmless, objective, layers, begin_harmless)
         return moments
 
@@ -326,25 +326,31 @@ class DeepStudy(Study):
         return torch.cat(found).clone()
 
 
-def draw_tokens(lengths: Sequence[int], seed: int) -> Objective:
-    """Log-likelihood of one token at each real position, drawn from the model as it runs.
+def draw_tokens(sequences: Sequence[Tokens], n_contexts: Sequence[int], seed: int) -> Objective:
+    """Log-likelihood of one token at each predicted position, drawn from the model as it runs.
 
     Its gradients' second moment is the Fisher matrix. Numbers are drawn by sequence, so that every
     pass over the same texts draws the same tokens, however they are batched.
 
     Args:
-        lengths: Of each sequence.
+        sequences: Token ids.
+        n_contexts: Of each, how many tokens at the start are not predicted, at least one; the token
+            after the last is drawn too.
         seed: Of the numbers.
     """
+    predicting = [
+        range(n_context - 1, len(sequence))
+        for sequence, n_context in zip(sequences, n_contexts, strict=True)
+    ]
 
     def measure(places: list[int], logits: Tensor) -> Tensor:
-        rows = torch.tensor(
-            [row for row, place in enumerate(places) for _ in range(lengths[place])]
-        )
-        positions = torch.cat([torch.arange(lengths[place]) for place in places])
+        rows = [row for row, place in enumerate(places) for _ in predicting[place]]
+        positions = [position for place in places for position in predicting[place]]
         # one look-up: a slice for each text would each have a gradient as large as all logits
         found = torch.log_softmax(logits[rows, positions].float(), -1)
-        numbers = torch.cat([_draw_numbers(lengths[place], seed, place) for place in places])
+        numbers = torch.cat(
+            [_draw_numbers(len(predicting[place]), seed, place) for place in places]
+        )
         cumulative = found.detach().exp().cumsum(1)
         wanted = numbers[:, None].to(cumulative) * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, wanted).clamp_max(found.shape[1] - 1)

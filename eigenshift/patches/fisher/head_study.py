@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from eigenshift.components.budget_texts import BudgetTexts
-from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.cost import Cost
 from eigenshift.patches.edits import HeadEdit, ModelEdit
@@ -81,8 +80,8 @@ class HeadStudy(Study):
         n_budget = (n_positions - n_metric - len(toxic_states)) // len(budget.by_kind)
         self.toxic = self._prepare(toxic_states, torch.empty(0, dtype=torch.long))
         self._budget = {
-            kind: self._read(BudgetTexts({kind: found}).limit(n_budget), tokens_per_batch)
-            for kind, found in budget.by_kind.items()
+            kind: self._read(budget.take(kind).limit(n_budget), tokens_per_batch)
+            for kind in budget.by_kind
         }
         shared = metric.limit(n_metric // len(metric.by_kind))
         self._metric = self._read(shared, tokens_per_batch)
@@ -261,12 +260,10 @@ class HeadStudy(Study):
         return finish_logits(self._language_model.head, raw)
 
     def _read(self, texts: BudgetTexts, tokens_per_batch: int) -> _Positions:
-        sequences = texts.sequences
-        states: list[Tensor] = [torch.empty(0)] * len(sequences)
-        for place, found in iterate_head_states(self._language_model, sequences, tokens_per_batch):
-            states[place] = found[:-1].float()
-        targets = torch.tensor([token for sequence in sequences for token in sequence[1:]])
-        return self._prepare(torch.cat(states), targets.to(self._weight.device))
+        states, targets = read_predicted(
+            self._language_model, texts.sequences, texts.n_contexts, tokens_per_batch
+        )
+        return self._prepare(states.float(), targets.to(self._weight.device))
 
     def _prepare(self, states: Tensor, targets: Tensor) -> _Positions:
         bias = self._language_model.head_module.bias
