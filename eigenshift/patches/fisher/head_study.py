@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from eigenshift.components.budget_texts import BudgetTexts
+from eigenshift.components.calibration import read_predicted
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.cost import Cost
 from eigenshift.patches.edits import HeadEdit, ModelEdit
