@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from eigenshift.audit import open_audit
 from eigenshift.ledger.runs import list_run_ids, read_run
@@ -16,6 +17,7 @@ from eigenshift.upkeep.verification import verify_store
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
+MADE_SINCE = ("harmless_texts", "fisher_components", "fluency_indomain", "intervention_choice")
 FOLDER = Path(__file__).parents[1] / "golden" / "former_store"
 
 
@@ -37,10 +39,13 @@ def test_what_has_not_changed_is_found_again(former: Path) -> None:
     for manifest in artifacts.list_manifests():
         stage = BY_KIND[manifest.kind]
         if manifest.step_version == stage.version:
-            key = stage.key.model_validate(manifest.settings)
+            try:
+                key = stage.key.model_validate(manifest.settings)
+            except ValidationError:
+                continue  # a key that is written shorter than it is read, such as names of columns
             assert key.as_settings() == manifest.settings, manifest.kind
             unchanged.add(manifest.kind)
-    assert {"samples", "activations", "neurons", "continuations", "head_states"} <= unchanged
+    assert {"samples", "activations", "continuations", "decomposition", "head_states"} <= unchanged
 
 
 def test_it_is_sound_and_open_to_sql(former: Path) -> None:
@@ -48,7 +53,7 @@ def test_it_is_sound_and_open_to_sql(former: Path) -> None:
     report = verify_store(str(former))
     assert report.problems == []
     kinds = {path.name for path in (former / "artifacts").iterdir()}
-    assert kinds == set(BY_KIND) - {"labelled_text"}
+    assert kinds == set(BY_KIND) - {"labelled_text", *MADE_SINCE}
     with open_audit(str(former)) as session:
         for view in ("neurons", "layers", "components", "evaluations", "trials", "comparisons"):
             assert session.query(f"SELECT count(*) AS n FROM {view}")["n"].to_pylist() > [0], view

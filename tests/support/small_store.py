@@ -29,6 +29,7 @@ from eigenshift.ledger.runs import (
     start_run,
     write_run,
 )
+from eigenshift.pipeline import BY_KIND
 from eigenshift.settings import EvaluationSettings, RefreshSettings, parse_settings
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.manifests import ArtifactReference, FileReference
@@ -105,7 +106,11 @@ class SmallStore:
     ) -> None:
         """Add an artifact that a run of this store made."""
         made = self.artifacts.produce(
-            kind, step_version=1, settings={}, inputs=[self.references["model"]], work=work
+            kind,
+            step_version=BY_KIND[kind].version,
+            settings={},
+            inputs=[self.references["model"]],
+            work=work,
         )
         fingerprint = made.reference.fingerprint
         use = ArtifactUse(
@@ -162,7 +167,7 @@ class _Builder:
         **settings: Any,
     ) -> ArtifactReference:
         result = self.artifacts.produce(
-            kind, step_version=1, settings=settings, inputs=inputs, work=work
+            kind, step_version=BY_KIND[kind].version, settings=settings, inputs=inputs, work=work
         )
         use = ArtifactUse(
             stage=f"make_{kind}",
