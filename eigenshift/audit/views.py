@@ -289,15 +289,15 @@ SELECT {", ".join(COMPONENTS.names)} FROM (
 """
 
 DERIVED_VIEWS: dict[str, DerivedView] = {
-    "components": DerivedView(
-        COMPONENTS, _COMPONENTS, ("singular_components", "fisher_components")
-    ),
     "runs": DerivedView(record_schemas.RUNS, _RUNS),
     "artifacts": DerivedView(record_schemas.ARTIFACTS, _ARTIFACTS, kinds=None),
     "patches": DerivedView(record_schemas.PATCHES, _PATCHES, kinds=("patch",)),
     "releases": DerivedView(record_schemas.RELEASES, _RELEASES),
     "generations": DerivedView(GENERATIONS, _GENERATIONS, ("continuations", "scores")),
     "further_scores": DerivedView(FURTHER_SCORES, _FURTHER_SCORES, ("continuations", "further")),
+    "components": DerivedView(
+        COMPONENTS, _COMPONENTS, ("singular_components", "fisher_components")
+    ),
 }
 
 VIEW_SCHEMAS: dict[str, pa.Schema] = {

@@ -402,6 +402,7 @@ def _make_components(
             "use": ("fisher", "budget", "evaluation")[number % 3],
             "language": "en",
             "token_ids": [1, 2, 3 + number],
+            "n_context": 1,
         }
         for origin in ("continuation", "labelled")
         for number in range(6)

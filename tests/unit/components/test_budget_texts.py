@@ -25,10 +25,12 @@ def make_harmless() -> pa.Table:
     rows = [
         {"text_id": f"{origin}-{use}", "origin": origin, "use": use, "language": "en"}
         | {"token_ids": [5, 6, 7 + len(origin), 8 + len(use)]}
+        | {"n_context": 3 if origin == "continuation" else 1}
         for origin in ("labelled", "continuation")
         for use in ("fisher", "budget", "evaluation")
     ]
     rows.append(rows[0] | {"text_id": "short", "use": "budget", "token_ids": [5]})
+    rows.append(rows[3] | {"text_id": "nothing said", "use": "budget", "token_ids": [5, 6, 7]})
     return pa.Table.from_pylist(rows, schema=schemas.HARMLESS_TEXTS)
 
 
@@ -48,6 +50,9 @@ def test_kinds_are_kept_apart_and_only_the_use_asked_for_is_read(
         assert sorted(texts.by_kind[NEUTRAL]) == sorted(map(list, expected))
         assert texts.by_kind["labelled"] == [[5, 6, 15, 8 + len(use)]]
         assert texts.by_kind["continuation"] == [[5, 6, 19, 8 + len(use)]]
+        assert texts.contexts == {"continuation": [3], "labelled": [1]}
+        assert texts.n_contexts == [1] * len(expected) + [3, 1]
+        assert texts.take("continuation").n_contexts == [3]
 
 
 def test_the_order_of_rows_does_not_matter(
@@ -59,7 +64,7 @@ def test_the_order_of_rows_does_not_matter(
         gather_budget_texts(tiny_language_model, *pair, 12, use="budget")
         for pair in (
             (neutral, harmless),
-            (neutral.take(list(range(59, -1, -1))), harmless.take(list(range(6, -1, -1)))),
+            (neutral.take(list(range(59, -1, -1))), harmless.take(list(range(7, -1, -1)))),
         )
     )
     assert first == second

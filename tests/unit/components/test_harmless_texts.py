@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,3 +199,18 @@ def test_the_end_of_a_long_continuation_is_kept(
             assert 9 not in row["token_ids"]  # the prompt's first token
         else:
             assert row["token_ids"][0] == tiny_language_model.tokenizer.bos_token_id
+
+
+def test_a_prompt_is_context_even_where_its_beginning_is_cut(
+    tiny_language_model: LanguageModel, samples: pa.Table, tmp_path: Path
+) -> None:
+    """Three tokens of prompt and nine said; of ten tokens one of the prompt is left."""
+    for max_tokens, n_context in ((64, 3), (10, 1)):
+        workspace = Workspace(tmp_path / str(max_tokens))
+        workspace.folder.mkdir()
+        rows = choose(
+            tiny_language_model, samples, workspace, for_calibration=True, max_tokens=max_tokens
+        )
+        found = {row["n_context"] for row in rows if row["origin"] == "continuation"}
+        assert found == {n_context}
+        assert {row["n_context"] for row in rows if row["origin"] == "labelled"} == {1}

@@ -12,6 +12,7 @@ from eigenshift.components.budget_texts import BudgetTexts
 from eigenshift.model.writers import list_writers
 from eigenshift.patches.cost import Cost, CostMeter
 from eigenshift.patches.edits import HeadEdit, LogitEdit, ModelEdit
+from eigenshift.patches.folding import fold_edit
 from tests.support.architectures import change_linears, damp_head, list_mlp_layers, scale_units
 from tests.support.fisher_beds import Bed, call_with, make_bed, measure_kinds
 
@@ -42,8 +43,6 @@ def list_edits(bed: Bed) -> dict[str, ModelEdit]:
 
 def measure_divergence(bed: Bed, edit: ModelEdit) -> float:
     """Mean KL(base || folded) over predicting positions of the neutral texts, float64."""
-    from eigenshift.patches.folding import fold_edit
-
     folded = fold_edit(bed.precise, edit)
     found = []
     for sequence in bed.evidence.budget_texts.by_kind["neutral"]:
@@ -69,6 +68,27 @@ def test_rises_are_those_of_the_folded_model(name: str, kind: str) -> None:
     assert cost.perplexity_increase == pytest.approx(math.expm1(max(expected.values())), abs=1e-4)
     assert cost.divergence == pytest.approx(measure_divergence(bed, edit), rel=1e-3, abs=1e-6)
     assert max(map(abs, expected.values())) > 3e-4  # something was measured
+
+
+def test_what_is_context_is_read_and_costs_nothing() -> None:
+    """A prompt's own tokens are not counted, those after it are, given the prompt."""
+    bed = make_bed("gpt2")
+    edit = list_edits(bed)["all"]
+    texts = bed.evidence.budget_texts
+    kind = next(kind for kind in texts.by_kind if kind != "neutral")
+    counted = BudgetTexts(texts.by_kind, {kind: [3] * len(texts.by_kind[kind])})
+    found = CostMeter(bed.language_model, counted, tokens_per_batch=64).measure(edit).rises
+    folded = fold_edit(bed.precise, edit)
+    rises = []
+    for sequence in texts.by_kind[kind]:
+        base, after = (
+            call_with(bed.precise.model, values, sequence)[2:-1].log_softmax(1)
+            for values in ({}, folded)
+        )
+        targets = torch.tensor(sequence[3:])[:, None]
+        rises.append((base - after).gather(1, targets))
+    assert found[kind] == pytest.approx(float(torch.cat(rises).mean()), abs=3e-5)
+    assert found["neutral"] == pytest.approx(measure_kinds(bed, edit)["neutral"], abs=3e-5)
 
 
 def test_batches_leave_no_trace_and_nothing_costs_nothing() -> None:

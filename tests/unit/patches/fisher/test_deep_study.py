@@ -101,7 +101,7 @@ def test_projections_of_drawn_tokens_are_derivatives_of_their_likelihood(name: s
     study = study_all(bed, seed=5)
     terms = study.find_terms()[:3]
     sequences = bed.evidence.metric_texts.sequences[:4]
-    objective = draw_tokens([len(sequence) for sequence in sequences], 5)
+    objective = draw_tokens(sequences, [1] * len(sequences), 5)
     found = study.project_texts(terms, sequences, objective)
     model = bed.precise.model
     drawn = []
@@ -167,7 +167,7 @@ def test_draws_depend_on_the_text_and_the_seed_alone() -> None:
     other = study_all(bed, seed=1).find_fisher(terms)
     assert not torch.allclose(other, one, rtol=0.01)
     logits = torch.log(torch.tensor([0.5, 0.3, 0.2])).expand(1, 4000, 3).clone().requires_grad_()
-    draw_tokens([4000], 3)([0], logits).backward()
+    draw_tokens([[0] * 4000], [1], 3)([0], logits).backward()
     assert logits.grad is not None
     # d log p(y) / d logits = onehot(y) - p: what is positive was drawn.
     shares = (logits.grad[0] > 0).double().mean(0)

@@ -108,6 +108,7 @@ def _make_harmless(language_model: LanguageModel, texts: list[str]) -> pa.Table:
             "language": "en",
             "use": "budget" if place % 3 else "fisher",
             "token_ids": encode_text(language_model, text, 40),
+            "n_context": 1,
         }
         for place, text in enumerate(texts[24:48])
     ]
