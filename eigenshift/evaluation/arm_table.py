@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eigenshift.base import schemas
+from eigenshift.base.arms import find_point
 from eigenshift.base.errors import ArtifactError
 from eigenshift.base.schemas import INTERVAL_METRICS, POINT_METRICS
 from eigenshift.charts.arm_charts import chart_comparison
@@ -56,7 +57,8 @@ def tabulate_arms(
     table = MetricTable(evaluations)
     rows = [_describe_arm(arm, table, built.get(arm)) for arm in arms]
     workspace.write_rows(tables.COMPARISONS.file, rows, schemas.COMPARISONS)
-    workspace.path(CHART_NAME).write_bytes(render_png(chart_comparison(rows)))
+    shown = [row for row in rows if not find_point(row["arm"])]  # one point of each is readable
+    workspace.path(CHART_NAME).write_bytes(render_png(chart_comparison(shown)))
     workspace.facts = {"arms": list(arms)}
 
 

@@ -132,7 +132,7 @@ def find_arms(session: AuditSession, run_id: str) -> Chart | None:
             "any_value(value) FILTER (metric = 'perplexity_change') AS perplexity_change "
             "FROM evaluations",
             found["run_id"],
-            f"AND slice = '{ALL_SLICE}' GROUP BY arm ORDER BY arm",
+            f"AND slice = '{ALL_SLICE}' AND arm NOT LIKE '%@%' GROUP BY arm ORDER BY arm",
         ),
         BASE_ARM,
         found["run_id"],

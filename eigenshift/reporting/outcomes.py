@@ -17,6 +17,7 @@ from eigenshift.base.arms import (
     PATCHED_ARM,
     RANDOM_ARM,
     SUPPRESSION_ARM,
+    find_point,
 )
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
@@ -25,6 +26,7 @@ from eigenshift.ledger.runs import RunRecord, StageSummary, Status
 HEADLINE = (
     ("toxicity rate", "toxicity_rate", "percent"),
     ("perplexity", "perplexity", "number"),
+    ("in-domain perplexity", "perplexity_indomain", "number"),
     ("TPH", "tph", "percent"),
 )
 """Label, metric and unit of the table after a refresh; lower is better but for TPH."""
@@ -34,6 +36,7 @@ COMPARED = (
     ("reduction", "toxicity_reduction", "percent"),
     ("perplexity", "perplexity", "number"),
     ("perplexity change", "perplexity_change", "percent"),
+    ("in-domain change", "perplexity_change_indomain", "percent"),
     ("KL to base", "kl_to_base", "number"),
     ("distinct-2", "distinct_2", "percent"),
     ("TPH", "tph", "percent"),
@@ -279,8 +282,9 @@ class ArmComparison(BaseModel):
 
     @property
     def rows(self) -> list[list[str]]:
-        """One row per arm."""
-        return [self._format_arm(row) for row in self.arms]
+        """One row per arm, operating point by operating point, the run's own budget first."""
+        in_order = sorted(self.arms, key=lambda row: find_point(row["arm"]))
+        return [self._format_arm(row) for row in in_order]
 
     def _format_arm(self, row: Mapping[str, Any]) -> list[str]:
         peak = row["build_peak_bytes"]
@@ -301,6 +305,10 @@ class ArmComparison(BaseModel):
             "p: sign-flip test of the toxicity rate against base over prompts. seconds, MiB: "
             "building the patch from its evidence."
         ]
+        if any(find_point(row["arm"]) for row in self.arms):
+            notes.append(
+                "@0.01: built for a budget of +1%; @kl0.02: scaled to that KL to the base."
+            )
         if any(row["is_hooked_only"] for row in self.arms):
             notes.append("*: measured with hooks; it cannot be folded into the weights.")
         return [*notes, f"Table: {self.table}", f"Plot: {self.figure}"]
