@@ -85,17 +85,17 @@ def test_two_of_different_settings_do_not_mix(
 ) -> None:
     """Each gives the numbers it gives when it runs alone."""
     one, other = (
-        load_small("execution.overlap=allow", f"components.n_components={count}")
-        for count in (2, 5)
+        load_small("execution.overlap=allow", f"patch.n_rounds={count}")
+        for count in (1, 3)
     )
     assert finish(start_all(context, [one, other])) == [0, 0]
-    together = {run.settings["components"]["n_components"]: run for run in read_runs(one.store)}
+    together = {run.settings["patch"]["n_rounds"]: run for run in read_runs(one.store)}
     check_store(one.store)
     alone = other.model_copy(update={"store": str(tmp_path / "alone")})
     assert finish(start_all(context, [alone])) == [0]
     (run,) = read_runs(alone.store)
-    assert together[5].metrics == run.metrics
-    assert together[2].metrics != run.metrics
+    assert together[3].metrics == run.metrics
+    assert together[1].metrics != run.metrics
 
 
 def test_the_queue_policy_runs_one_after_the_other(
