@@ -119,7 +119,8 @@ def _run_batch(
 
     def watch_head(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states = args[0] if layers else args[0].detach().requires_grad_()
-        states.register_hook(lambda gradient: hand_over(HEAD, states.detach(), gradient))
+        entering = states.detach()  # a hook that held its own tensor would keep the graph for good
+        states.register_hook(lambda gradient: hand_over(HEAD, entering, gradient))
         return (states, *args[1:])
 
     def begin_graph(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:

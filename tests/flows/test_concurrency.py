@@ -85,8 +85,7 @@ def test_two_of_different_settings_do_not_mix(
 ) -> None:
     """Each gives the numbers it gives when it runs alone."""
     one, other = (
-        load_small("execution.overlap=allow", f"patch.n_rounds={count}")
-        for count in (1, 3)
+        load_small("execution.overlap=allow", f"patch.n_rounds={count}") for count in (1, 3)
     )
     assert finish(start_all(context, [one, other])) == [0, 0]
     together = {run.settings["patch"]["n_rounds"]: run for run in read_runs(one.store)}

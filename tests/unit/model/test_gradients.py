@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -309,3 +310,36 @@ def test_what_smaller_batches_cannot_help_is_raised(
         module._forward_hooks or module._forward_pre_hooks
         for module in language_model.model.modules()
     )
+
+
+@pytest.mark.parametrize("with_layers", [True, False])
+def test_nothing_of_a_pass_is_kept(with_layers: bool) -> None:
+    """A hook that held its own tensor would keep every batch's states: counted by their tensors."""
+    language_model = wrap("gpt2")
+    layers = list_writers(language_model.model) if with_layers else {}
+
+    def count() -> int:
+        gc.collect()
+        width = language_model.head.hidden
+        found = (item for item in gc.get_objects() if isinstance(item, Tensor))
+        return sum(item.ndim == 3 and item.shape[-1] == width for item in found)
+
+    def run() -> None:
+        run_backward(
+            language_model,
+            SEQUENCES,
+            objective,
+            layers,
+            lambda: ignore_traffic,
+            tokens_per_batch=12,
+        )
+
+    run()
+    before = count()
+    for _ in range(3):
+        run()
+    assert count() == before
+
+
+def ignore_traffic(_: Traffic) -> None:
+    """Look at no traffic."""
