@@ -59,17 +59,19 @@ def test_a_further_scorer_judges_the_same_continuations_and_is_compared(
         assert {row["arm"] for row in rows} == {
             "base",
             "base_again",
-            "eigenshift",
+            "eigenshift_fisher",
             "random_components",
+            "token_suppression",
         }
         whole = next(r for r in rows if r["arm"] == "base" and r["language"] == "all")
-        assert whole["cohens_kappa"] > 0.5  # the demo's classifier knows the same words
+        # the demo's classifier knows the same words, and insults of ordinary ones besides
+        assert whole["cohens_kappa"] > 0.4
         (counts,) = session.query(
             "SELECT (SELECT count(*) FROM generations "
             f"WHERE {run} AND part = 'evaluation') AS decided, "
             f"(SELECT count(*) FROM further_scores WHERE {run}) AS further"
         ).to_pylist()
-        assert counts["decided"] == counts["further"] == 4 * 20 * 4
+        assert counts["decided"] == counts["further"] == 5 * 20 * 4
         (metric,) = session.query(
             f"SELECT value FROM evaluations WHERE {run} AND arm = 'base' "
             "AND metric = 'toxicity_rate' AND slice = 'scorer=lexicon'"
