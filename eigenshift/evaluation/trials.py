@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from eigenshift.base.arms import PATCHED_ARM
+
 AUTOMATIC = "automatic"
 """Score of trials that damp what the settings' own rule takes within the budget."""
 
@@ -38,9 +40,12 @@ class TrialPoint:
     @property
     def overrides(self) -> list[str]:
         """Settings with which a refresh builds the same patch, but for the budget."""
+        judged = f"patch.intervention={PATCHED_ARM}"
         if self.score == AUTOMATIC:
-            return ["components.n_components=null", f"components.min_factor={self.factor:g}"]
+            factor = f"components.min_factor={self.factor:g}"
+            return [judged, "components.n_components=null", factor]
         return [
+            judged,
             f"components.score={self.score}",
             f"components.n_components={self.n_components}",
             f"components.factor={self.factor:g}",

@@ -122,7 +122,15 @@ class CompareSettings(Frozen):
 
     interventions: tuple[str, ...] = Field(
         (
-            *("random_components", "label_permuted", "top_sigma", "det0", "damp", "aura"),
+            *(
+                "random_components",
+                "random_directions",
+                "label_permuted",
+                "top_sigma",
+                "det0",
+                "damp",
+                "aura",
+            ),
             *("linear_act", "mean_difference", "leace", "eigenshift_centered"),
             *("profs", "gradient_subspace", "alpha_steer", "chars", "dsas"),
             *("eigenshift_fisher", "eigenshift_fisher_deep"),

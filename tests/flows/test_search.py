@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eigenshift.audit import open_audit
+from eigenshift.base.arms import find_point
 from eigenshift.base.errors import EvaluationError, NothingToDampError, SettingsError
 from eigenshift.ledger.runs import list_run_ids, read_run
 from eigenshift.patches.interventions import INTERVENTIONS
@@ -30,6 +31,13 @@ def store(finished_store: Path, tmp_path: Path) -> str:
     return str(tmp_path / "store")
 
 
+OF_COMPONENTS = (
+    *("eigenshift_paper", "eigenshift_tuned", "eigenshift_centered"),
+    *("random_components", "label_permuted", "top_sigma"),
+)
+"""Beginnings of arms that take their factors from the table, so that they have one point."""
+
+
 def find_redone(outcome: Any) -> set[str]:
     """Stages that did any work."""
     return {stage.name for stage in outcome.stages if stage.shards_cached < stage.shards}
@@ -42,7 +50,13 @@ def test_compare_judges_every_arm_and_does_it_once(load_small: Load, store: str)
     overrides = (*GRID, "tune.factors=[0.0]")
     comparison = run_compare(load_small(*overrides))
     arms = {row["arm"] for row in comparison.arms}
-    assert arms == {"base", "base_again", "eigenshift_paper", "eigenshift_tuned", *INTERVENTIONS}
+    at_once = {"base", "base_again", "eigenshift_paper", "eigenshift_tuned", *INTERVENTIONS}
+    assert {arm for arm in arms if not find_point(arm)} == at_once
+    assert {find_point(arm) for arm in arms} == {"", "kl0.02"}
+    of_components = {name for name in at_once if name.startswith(OF_COMPONENTS)}
+    assert {arm.removesuffix("@kl0.02") for arm in arms if find_point(arm)} == (
+        at_once - of_components - {"base", "base_again", "eigenshift"}
+    )
     assert "score_components" not in find_redone(comparison)  # the refresh has done it
     rates = {
         row["arm"]: row["value"]
@@ -74,7 +88,9 @@ def test_the_papers_arm_damps_no_more_than_is_decomposed(
     facts = {"head": {"hidden": 1000}, "sites": []}
     counts = {
         n_decomposed: _request_patches(
-            load_small("compare.paper_share=0.05", f"components.n_decomposed={n_decomposed}"), facts
+            load_small("compare.paper_share=0.05", f"components.n_decomposed={n_decomposed}"),
+            facts,
+            has_selected=True,
         )["eigenshift_paper"].n_components
         for n_decomposed in ("null", 80, 20)
     }
@@ -123,14 +139,14 @@ def test_a_factor_without_an_automatic_choice_is_left_out(
     from flows.tune import run_tune
 
     refused = {0.5}
-    write = library.write_components
+    choose = library.choose_within_budget
 
-    def write_unless_refused(*args: Any, **options: Any) -> None:
-        if args[4].min_factor in refused and args[4].max_perplexity_increase == 0.15:
+    def choose_unless_refused(*args: Any, **options: Any) -> Any:
+        if options["min_factor"] in refused and options["max_perplexity_increase"] == 0.15:
             raise NothingToDampError("made up")
-        write(*args, **options)
+        return choose(*args, **options)
 
-    monkeypatch.setattr(library, "write_components", write_unless_refused)
+    monkeypatch.setattr(library, "choose_within_budget", choose_unless_refused)
     settings = load_small(*GRID, "tune.max_perplexity_increase=0.15", "tune.n_confirmed=1")
     tuning = run_tune(settings)
     assert {row["factor"] for row in tuning.trials if row["score"] == "automatic"} == {0.0}
@@ -143,7 +159,10 @@ def test_a_factor_without_an_automatic_choice_is_left_out(
 
 def choose_components(store: str, run_id: str) -> list[int]:
     """Indices of the components a run damped."""
-    sql = f"SELECT component_index FROM components WHERE run_id = '{run_id}' AND is_selected"
+    sql = (
+        f"SELECT component_index FROM components WHERE run_id = '{run_id}' AND is_selected "
+        "AND basis = 'singular'"
+    )
     with open_audit(store) as session:
         found: list[int] = sorted(session.query(sql)["component_index"].to_pylist())
     return found

@@ -25,6 +25,7 @@ Load = Callable[..., RefreshSettings]
 
 EASY = (
     "components.max_perplexity_increase=0.3",
+    "generation.n_samples=8",
     "gate.require_beats_random=false",
     "gate.max_random_share=1.0",
     "gate.n_random_draws=20",
