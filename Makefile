@@ -58,6 +58,7 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 	@$(BIN)/python tests/benchmarks/bench_distributed.py
 	@$(BIN)/python tests/benchmarks/bench_audit.py
 	@$(BIN)/python tests/benchmarks/bench_decomposition.py
+	@$(BIN)/python tests/benchmarks/bench_fisher.py
 	@$(BIN)/python tests/benchmarks/bench_component_scores.py
 
 docs: $(STAMP) ## Write what documents say of the code: pages of docs/, parts of the README

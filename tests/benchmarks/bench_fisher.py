@@ -12,7 +12,6 @@ import argparse
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,15 @@ PATIENCE = 3.0
 BUDGET = 0.05
 
 
+class NoTokenizer:
+    """All that a model asks of its tokenizer where only tokens are given."""
+
+    pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
+
+    def __len__(self) -> int:
+        return 3
+
+
 def make_model(hidden: int, vocab: int, n_layers: int) -> LanguageModel:
     """A random Llama; of the head's benchmark only the head matters."""
     torch.manual_seed(0)
@@ -52,8 +60,10 @@ def make_model(hidden: int, vocab: int, n_layers: int) -> LanguageModel:
         initializer_range=0.05,
     )
     model = LlamaForCausalLM(config)
-    tokenizer = SimpleNamespace(pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    return wrap_model(model, tokenizer, model_id="random", digest=f"{hidden}-{vocab}-{n_layers}")
+    model.requires_grad_(False)
+    return wrap_model(
+        model, NoTokenizer(), model_id="random", digest=f"{hidden}-{vocab}-{n_layers}"
+    )
 
 
 def draw_states(model: LanguageModel, n_toxic: int, n_harmless: int) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def draw_states(model: LanguageModel, n_toxic: int, n_harmless: int) -> dict[str
 
     def draw(targets: Tensor) -> Tensor:
         noise = torch.randn(len(targets), hidden, generator=generator)
-        return noise + scale * weight[targets] / weight[targets].norm(dim=1, keepdim=True) * 4.0
+        return noise + scale * weight[targets] / weight[targets].norm(dim=1, keepdim=True)
 
     tokens = torch.arange(100, 160)
     of_toxic = tokens[torch.randint(0, len(tokens), (n_toxic,), generator=generator)]

@@ -158,9 +158,15 @@ def list_groups(sizes: Sequence[int], most: int) -> list[list[int]]:
 
 
 def _find_root(moment: Tensor) -> Tensor:
+    """Cholesky factor with the ridge; where rounding leaves it indefinite, with a larger one."""
     wide = moment.double()
-    ridge = METRIC_RIDGE * wide.diagonal().mean()
-    root: Tensor = torch.linalg.cholesky(wide + ridge * torch.eye(len(wide)).to(wide))
+    identity = torch.eye(len(wide)).to(wide)
+    ridge = METRIC_RIDGE * wide.diagonal().abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    root: Tensor
+    root, failed = torch.linalg.cholesky_ex(wide + ridge * identity)
+    while bool(failed):
+        ridge = ridge * 10.0
+        root, failed = torch.linalg.cholesky_ex(wide + ridge * identity)
     return root
 
 
