@@ -114,8 +114,11 @@ def choose_fisher(model: LanguageModel, drawn: dict[str, Any]) -> dict[str, floa
     return {"seconds": seconds, "preparing_seconds": prepared, "rise": share}
 
 
-def choose_singular(model: LanguageModel, drawn: dict[str, Any], queue: Any) -> None:
+def choose_singular(sizes: tuple[int, int, int, int], queue: Any) -> None:
     """Seconds of the choice among singular components; those of the decomposition do not count."""
+    hidden, vocab, n_toxic, n_harmless = sizes
+    model = make_model(hidden, vocab, 1)
+    drawn = draw_states(model, n_toxic, n_harmless)
     _, _, vt = torch.svd_lowrank(model.head_weight.detach(), q=160, niter=1)
     v = vt.double().numpy()
     harmless = CalibrationStates(drawn["states"], drawn["targets"])
@@ -137,11 +140,11 @@ def choose_singular(model: LanguageModel, drawn: dict[str, Any], queue: Any) -> 
     queue.put(time.perf_counter() - started)
 
 
-def time_singular(model: LanguageModel, drawn: dict[str, Any], patience: float) -> float | None:
+def time_singular(sizes: tuple[int, int, int, int], patience: float) -> float | None:
     """Its seconds, None where it was stopped after so many."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, stopped
     queue = context.Queue()
-    process = context.Process(target=choose_singular, args=(model, drawn, queue))
+    process = context.Process(target=choose_singular, args=(sizes, queue))
     process.start()
     queue.get()
     try:
@@ -222,7 +225,8 @@ def main() -> None:
     drawn = draw_states(model, sizes.n_toxic, sizes.n_harmless)
     ours = choose_fisher(model, drawn)
     patience = PATIENCE * ours["seconds"]
-    singular = time_singular(model, drawn, patience)
+    asked = (sizes.hidden, sizes.vocab, sizes.n_toxic, sizes.n_harmless)
+    singular = time_singular(asked, patience)
     ratio = ours["seconds"] / (patience if singular is None else singular)
     figures = {
         "sizes": vars(sizes),
