@@ -155,8 +155,7 @@ def _draw_directions(
     wanted = float((base.exp() * (base - found)).sum(1).double().mean())
 
     def make_edit(left: Tensor, right: Tensor, strength: float) -> ModelEdit:
-        target = torch.zeros(n_terms, dtype=torch.float64)
-        return ModelEdit(HeadEdit(-strength * left, right, target))
+        return ModelEdit(HeadEdit.add_product(strength * left, right))
 
     def draw() -> ModelEdit:
         left, right = (

@@ -6,6 +6,7 @@ writing it for other tools `exporting/`.
     interventions/  ours, its controls and the published peers
     fisher/         rank-one changes by benefit per cost, found in rounds
     edits.py        a change as a formula on states, of the head, units, linear layers or logits
+    edit_files.py   a change as named tensors
     folding.py      an edit as new weights
     cost.py         what an edit costs on harmless text, kind by kind
     strength.py     the strongest within a budget

@@ -11,7 +11,7 @@ where the state lies, so no weights hold it and it is only ever hooked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -63,6 +63,17 @@ class HeadEdit:
         right = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64))
         kept = np.zeros(v.shape[1]) if target is None else np.asarray(target, dtype=np.float64)
         return cls(torch.from_numpy(1.0 - factors) * right, right, torch.from_numpy(kept))
+
+    @classmethod
+    def add_product(cls, left: Tensor, right: Tensor) -> HeadEdit:
+        """What enters the head gains left right^T times itself, W' = W (I + left right^T).
+
+        Args:
+            left: Directions that are written, shape (hidden, k).
+            right: Directions that are read, shape (hidden, k).
+        """
+        left, right = left.double().cpu(), right.double().cpu()
+        return cls(-left, right, torch.zeros(right.shape[1], dtype=torch.float64))
 
     @property
     def rank(self) -> int:
@@ -325,6 +336,23 @@ class ModelEdit:
     def of_trunk(self) -> ModelEdit:
         """The part that changes the trunk, so that cached states are not the model's own."""
         return ModelEdit(units=self.units, linears=self.linears, adaptive=self.adaptive)
+
+    def scale(self, strength: float) -> ModelEdit:
+        """Go only part of the way, or further: 0 changes nothing, 1 is this edit."""
+        head, logits = self.head, self.logits
+        return ModelEdit(
+            None if head is None else HeadEdit(head.left * strength, head.right, head.target),
+            {
+                name: UnitEdit(1.0 - strength + strength * unit.scale, strength * unit.shift)
+                for name, unit in self.units.items()
+            },
+            {
+                name: LinearEdit(linear.left * strength, linear.right)
+                for name, linear in self.linears.items()
+            },
+            None if logits is None else replace(logits, left=logits.left * strength),
+            {name: adaptive.scale_moves(strength) for name, adaptive in self.adaptive.items()},
+        )
 
     def then(self, second: ModelEdit) -> ModelEdit:
         """The one edit that does this and then `second`.

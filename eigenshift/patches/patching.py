@@ -26,14 +26,8 @@ from torch import Tensor, nn
 from eigenshift.base.errors import ComponentError, FoldingError
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import (
-    AdaptiveEdit,
-    HeadEdit,
-    LinearEdit,
-    LogitEdit,
-    ModelEdit,
-    UnitEdit,
-)
+from eigenshift.patches.edit_files import list_tensors, read_edit
+from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import fold_edit, run_hooked
 from eigenshift.patches.stages import DESCRIPTION_NAME, TENSORS_NAME
 from eigenshift.store.artifact import Artifact
@@ -42,8 +36,6 @@ from eigenshift.store.workspace import Workspace
 FORMAT_VERSION = 3
 """What is read; a patch is written in the oldest format that holds it."""
 FORMAT_OF_HEAD_AND_UNITS = 2
-LOGIT_PARTS = ("left", "right", "shift")
-ADAPTIVE_PARTS = ("readout", "offset", "slope", "shift")
 
 
 class TensorChange(BaseModel):
@@ -194,36 +186,17 @@ def write_patch(patch: Patch, workspace: Workspace) -> None:
 
 
 def save_patch(patch: Patch, folder: Path) -> None:
-    """Write a patch's two files into a folder: V_k as `v`, its gains as `sigma`.
+    """Write a patch's two files: its edit (`edit_files.py`), with its gains as `sigma`.
 
-    `left` and `target` are there where they are not (1 - factor) V_k and zero; units of the trunk
-    are `units/<module>/scale` and `units/<module>/shift`, linear layers `linears/<module>/left` and
-    `linears/<module>/right`, tokens' logits `logits/left`, `logits/right` and `logits/shift`, and
-    changes that depend on the state `adaptive/<module>/readout`, `offset`, `slope` and `shift`.
+    `left` is there where it is not (1 - factor) V_k.
     """
-    tensors: dict[str, Tensor] = {}
-    head = patch.edit.head
+    tensors, head = list_tensors(patch.edit), patch.edit.head
     if head is not None:
-        tensors |= {"v": head.right, "sigma": patch.sigma}
+        tensors["sigma"] = patch.sigma.contiguous()
         factor = patch.description.factor
-        if factor is None or not torch.equal(head.left, (1.0 - factor) * head.right):
-            tensors["left"] = head.left
-        if head.has_shift:
-            tensors["target"] = head.target
-    for name, unit in patch.edit.units.items():
-        tensors[f"units/{name}/scale"] = unit.scale
-        if unit.has_shift:
-            tensors[f"units/{name}/shift"] = unit.shift
-    for name, linear in patch.edit.linears.items():
-        tensors[f"linears/{name}/left"] = linear.left
-        tensors[f"linears/{name}/right"] = linear.right
-    logits = patch.edit.logits
-    if logits is not None:
-        tensors |= {f"logits/{part}": getattr(logits, part) for part in LOGIT_PARTS}
-    for name, adaptive in patch.edit.adaptive.items():
-        tensors |= {f"adaptive/{name}/{part}": getattr(adaptive, part) for part in ADAPTIVE_PARTS}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / TENSORS_NAME)
+        if factor is not None and torch.equal(head.left, (1.0 - factor) * head.right):
+            del tensors["left"]
+    save_file(tensors, folder / TENSORS_NAME)
     text = json.dumps(patch.description.model_dump(mode="json"), indent=2, sort_keys=True)
     (folder / DESCRIPTION_NAME).write_text(text + "\n", encoding="utf-8")
 
@@ -241,35 +214,8 @@ def load_patch(tensors: Path, description: Path) -> Patch:
             f"{description}: expected patch format {FORMAT_VERSION} or lower, found "
             f"{described.format_version}. The patch was made by a later version; upgrade."
         )
-    head: HeadEdit | None = None
-    if "v" in found:
-        right = found["v"].double()
-        left = found.get("left", (1.0 - (described.factor or 0.0)) * right)
-        target = found.get("target", torch.zeros(right.shape[1], dtype=torch.float64))
-        head = HeadEdit(left, right, target)
-    units = {}
-    for name in _list_modules(found, "units"):
-        scale = found[f"units/{name}/scale"]
-        shift = found.get(f"units/{name}/shift", torch.zeros_like(scale))
-        units[name] = UnitEdit(scale, shift)
-    linears = {
-        name: LinearEdit(found[f"linears/{name}/left"], found[f"linears/{name}/right"])
-        for name in _list_modules(found, "linears")
-    }
-    logits: LogitEdit | None = None
-    if "logits/left" in found:
-        logits = LogitEdit(**{part: found[f"logits/{part}"] for part in LOGIT_PARTS})
-    adaptive = {
-        name: AdaptiveEdit(**{part: found[f"adaptive/{name}/{part}"] for part in ADAPTIVE_PARTS})
-        for name in _list_modules(found, "adaptive")
-    }
-    edit = ModelEdit(head, units, linears, logits, adaptive)
+    edit = read_edit(found, described.factor or 0.0)
     return Patch(described, edit, found.get("sigma", torch.empty(0)))
-
-
-def _list_modules(tensors: Mapping[str, Tensor], part: str) -> list[str]:
-    """Names of the modules of which a patch file holds a kind of change."""
-    return sorted({name.split("/")[1] for name in tensors if name.startswith(f"{part}/")})
 
 
 def open_patch(artifact: Artifact) -> Patch:

@@ -132,18 +132,11 @@ class DeepStudy(Study):
             linears[name] = LinearEdit(
                 *compress(edit.left, edit.right, edit.rank, share=SHIPPED_SHARE)
             )
-        left = right = torch.zeros(self._language_model.head.hidden, 0, dtype=torch.float64)
         if head is not None:
-            left, right = compress(-head.left, head.right, head.rank, share=SHIPPED_SHARE)
+            factors = compress(-head.left, head.right, head.rank, share=SHIPPED_SHARE)
+            head = HeadEdit.add_product(*factors)
         self._taken = ModelEdit()
-
-        def scale(strength: float) -> ModelEdit:
-            scaled = {
-                name: LinearEdit(edit.left * strength, edit.right) for name, edit in linears.items()
-            }
-            return ModelEdit(_change_head(left * strength, right), {}, scaled)
-
-        return scale
+        return ModelEdit(head, {}, linears).scale
 
     def find_terms(self) -> list[Term]:
         """The best rank-one changes over all layers, from the model as it stands."""
@@ -175,9 +168,7 @@ class DeepStudy(Study):
         self, terms: Sequence[Term], sequences: Sequence[Tokens], objective: Objective
     ) -> Tensor:
         """Derivative of an objective along each term, by text: shape (text, term), float64."""
-        places: dict[str, list[int]] = {}
-        for place, term in enumerate(terms):
-            places.setdefault(term.layer, []).append(place)
+        places = _group_by_layer(terms)
         factors = {
             name: tuple(
                 torch.stack([getattr(terms[place], side) for place in chosen], 1).float()
@@ -371,23 +362,21 @@ def make_edit(terms: Sequence[Term], steps: Tensor) -> ModelEdit:
         terms: Of any layers.
         steps: Shape (term,).
     """
-    places: dict[str, list[int]] = {}
-    for place, term in enumerate(terms):
-        places.setdefault(term.layer, []).append(place)
     linears: dict[str, LinearEdit] = {}
     head: HeadEdit | None = None
-    for name, chosen in places.items():
+    for name, chosen in _group_by_layer(terms).items():
         left = torch.stack([terms[place].left * steps[place] for place in chosen], 1)
         right = torch.stack([terms[place].right for place in chosen], 1)
         if name == HEAD:
-            head = _change_head(left, right)
+            head = HeadEdit.add_product(left, right)
         else:
             linears[name] = LinearEdit(left, right)
     return ModelEdit(head, {}, linears)
 
 
-def _change_head(left: Tensor, right: Tensor) -> HeadEdit | None:
-    """H' = h + left right^T h; None where there is nothing."""
-    if not right.shape[1]:
-        return None
-    return HeadEdit(-left, right, torch.zeros(right.shape[1], dtype=torch.float64))
+def _group_by_layer(terms: Sequence[Term]) -> dict[str, list[int]]:
+    """Places of the terms of each layer."""
+    places: dict[str, list[int]] = {}
+    for place, term in enumerate(terms):
+        places.setdefault(term.layer, []).append(place)
+    return places

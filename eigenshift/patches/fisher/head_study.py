@@ -30,7 +30,7 @@ POSITIONS_PER_BLOCK = 64
 MAX_LOGITS = 1 << 30
 """Positions x vocabulary kept in memory at once over all texts (4 GiB in float32)."""
 MAX_METRIC_POSITIONS = 8_192
-"""Positions of harmless text whose exact Fisher matrix is the metric, evenly over all."""
+"""Positions of harmless text whose exact Fisher matrix is the metric, as many of each kind."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ class HeadStudy(Study):
         steps = solve_steps(triples.gain, self.find_fisher(triples.left, triples.right))
 
         def step(strength: float) -> ModelEdit:
-            return ModelEdit(_make_edit(triples.left * (strength * steps), triples.right))
+            return ModelEdit(HeadEdit.add_product(triples.left * (strength * steps), triples.right))
 
         return step
 
@@ -143,10 +143,7 @@ class HeadStudy(Study):
             self._change_back(taken)
             self._taken = None
 
-        def scale(strength: float) -> ModelEdit:
-            return ModelEdit(_make_edit(left * strength, right))
-
-        return scale
+        return ModelEdit(HeadEdit.add_product(left, right)).scale
 
     def find_toxic_gradients(self) -> Tensor:
         """Derivative of the benefit by each toxic state, shape (position, hidden), float32."""
@@ -201,9 +198,7 @@ class HeadStudy(Study):
 
     def _find_output_moment(self) -> Tensor:
         """E[g g^T] over positions and labels drawn from the model, shape (hidden, hidden)."""
-        hidden, n_rows = self._weight.shape[1], len(self._metric.logits)
         frequencies = torch.zeros(len(self._weight), device=self._weight.device)
-        of_means = torch.zeros(hidden, hidden, dtype=torch.float64, device=self._weight.device)
         means = []
         for block in self._metric.list_blocks():
             probabilities, slopes = self._finish(self._metric.logits[block])
@@ -212,7 +207,7 @@ class HeadStudy(Study):
         gathered = torch.cat(means).double()
         of_means = gathered.T @ gathered
         squares = self._weight.T @ (self._weight * frequencies[:, None])
-        return (squares.double() - of_means) / n_rows
+        return (squares.double() - of_means) / len(gathered)
 
     def _sum_toxic_probabilities(self) -> Tensor:
         return torch.cat(
@@ -272,9 +267,3 @@ class HeadStudy(Study):
         if bias is not None:
             logits += bias.detach().float()
         return _Positions(states, logits, targets)
-
-
-def _make_edit(left: Tensor, right: Tensor) -> HeadEdit:
-    """H' = h + left right^T h."""
-    left, right = left.double().cpu(), right.double().cpu()
-    return HeadEdit(-left, right, torch.zeros(right.shape[1], dtype=torch.float64))

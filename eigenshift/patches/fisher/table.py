@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from eigenshift.base import schemas
@@ -10,7 +9,8 @@ from eigenshift.components.budget_texts import gather_budget_texts
 from eigenshift.components.harmless_texts import BUDGET, FISHER
 from eigenshift.components.head_states import permute_labels
 from eigenshift.model.loading import use_model
-from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
+from eigenshift.patches.edit_files import list_tensors, read_edit
+from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.fisher.deep_study import DeepStudy
 from eigenshift.patches.fisher.evidence import FisherEvidence, gather_toxic_texts
 from eigenshift.patches.fisher.head_study import HeadStudy
@@ -30,29 +30,7 @@ STUDIES: dict[FisherPlace, type[HeadStudy] | type[DeepStudy]] = {
 
 def open_fisher_edit(artifact: Artifact) -> ModelEdit:
     """Read the change of the model that an artifact of the stage holds."""
-    found = load_file(artifact.fetch(FISHER_EDIT_NAME))
-    linears: dict[str, LinearEdit] = {}
-    head: HeadEdit | None = None
-    for name in sorted({name.rpartition("/")[0] for name in found}):
-        left, right = found[f"{name}/left"], found[f"{name}/right"]
-        if name == "head":
-            head = HeadEdit(left, right, torch.zeros(right.shape[1], dtype=torch.float64))
-        else:
-            linears[name.removeprefix("linears/")] = LinearEdit(left, right)
-    return ModelEdit(head, {}, linears)
-
-
-def save_fisher_edit(edit: ModelEdit, workspace: Workspace) -> None:
-    """Write a change of the model, as `open_fisher_edit` reads it."""
-    parts = {f"linears/{name}": (part.left, part.right) for name, part in edit.linears.items()}
-    if edit.head is not None:
-        parts["head"] = (edit.head.left, edit.head.right)
-    tensors = {
-        f"{name}/{side}": tensor.contiguous()
-        for name, factors in parts.items()
-        for side, tensor in zip(("left", "right"), factors, strict=True)
-    }
-    save_file(tensors, workspace.path(FISHER_EDIT_NAME))
+    return read_edit(load_file(artifact.fetch(FISHER_EDIT_NAME)))
 
 
 def carry_out(inputs: FisherInputs, key: FisherKey, bench: Bench, workspace: Workspace) -> None:
@@ -81,7 +59,7 @@ def carry_out(inputs: FisherInputs, key: FisherKey, bench: Bench, workspace: Wor
         rows = describe_terms(
             language_model, study, edit, states, n_resamples=key.n_resamples, seed=key.seed
         )
-    save_fisher_edit(edit, workspace)
+    save_file(list_tensors(edit), workspace.path(FISHER_EDIT_NAME))
     workspace.write_rows(tables.FISHER_COMPONENTS.file, rows, schemas.FISHER_COMPONENTS)
     workspace.facts = {
         "place": key.place.value,

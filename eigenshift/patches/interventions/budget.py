@@ -14,7 +14,7 @@ from collections.abc import Callable
 from eigenshift.components.budget_texts import gather_budget_texts
 from eigenshift.components.harmless_texts import BUDGET
 from eigenshift.patches.cost import CostMeter
-from eigenshift.patches.edits import HeadEdit, LinearEdit, LogitEdit, ModelEdit, UnitEdit
+from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.interventions.interface import Evidence, Outcome
 from eigenshift.patches.requests import PatchRequest
 from eigenshift.patches.strength import find_strongest
@@ -81,30 +81,11 @@ def match_divergence(evidence: Evidence, outcome: Outcome, divergence: float) ->
     meter = make_meter(evidence)
 
     def measure(strength: float) -> float:
-        edit = scale_edit(outcome.edit, strength)
-        return meter.measure(edit, with_divergence=True).divergence
+        return meter.measure(outcome.edit.scale(strength), with_divergence=True).divergence
 
     strength, found = find_strongest(measure, divergence, first=1.0, most=_limit_scale(outcome))
     parameters = {**outcome.parameters, "scale": strength, "calibration_kl_to_base": found}
-    return Outcome(scale_edit(outcome.edit, strength), parameters=parameters)
-
-
-def scale_edit(edit: ModelEdit, strength: float) -> ModelEdit:
-    """Go only part of the way an edit goes, or further."""
-    head, logits = edit.head, edit.logits
-    return ModelEdit(
-        None if head is None else HeadEdit(head.left * strength, head.right, head.target),
-        {
-            name: UnitEdit(1.0 - strength + strength * unit.scale, strength * unit.shift)
-            for name, unit in edit.units.items()
-        },
-        {
-            name: LinearEdit(linear.left * strength, linear.right)
-            for name, linear in edit.linears.items()
-        },
-        None if logits is None else LogitEdit(logits.left * strength, logits.right, logits.shift),
-        {name: adaptive.scale_moves(strength) for name, adaptive in edit.adaptive.items()},
-    )
+    return Outcome(outcome.edit.scale(strength), parameters=parameters)
 
 
 def _limit_scale(outcome: Outcome) -> float:

@@ -71,7 +71,7 @@ def change_random_directions(evidence: Evidence, request: PatchRequest) -> Outco
     left, right = root @ left / hidden, np.linalg.solve(root.T, right)
 
     def make_edit(strength: float) -> ModelEdit:
-        factors = (torch.from_numpy(-strength * left), torch.from_numpy(right))
-        return ModelEdit(HeadEdit(*factors, torch.zeros(n_terms, dtype=torch.float64)))
+        factors = (torch.from_numpy(strength * left), torch.from_numpy(right))
+        return ModelEdit(HeadEdit.add_product(*factors))
 
     return tune_strength(evidence, request, make_edit, first=0.1, most=math.inf)

@@ -25,12 +25,18 @@ def take_fisher_edit(evidence: Evidence, request: PatchRequest) -> Outcome:
         NothingToDampError: No step lowers toxicity within the budget.
     """
     edit = evidence.fisher
-    ranks = [linear.rank for linear in edit.linears.values()]
-    ranks += [] if edit.head is None else [edit.head.rank]
-    if not sum(ranks):
+    written = [linear.left for linear in edit.linears.values()]
+    written += [] if edit.head is None else [edit.head.left]
+    if not any(left.any() for left in written):
         raise NothingToDampError(
             f"{request.intervention}: expected a step that costs at most "
             f"{request.max_perplexity_increase:.1%} perplexity, found none. Raise "
             "components.max_perplexity_increase."
         )
-    return Outcome(edit, parameters={"n_terms": sum(ranks), "n_matrices": len(ranks)})
+    return Outcome(
+        edit,
+        parameters={
+            "n_terms": sum(left.shape[1] for left in written),
+            "n_matrices": len(written),
+        },
+    )

@@ -39,10 +39,7 @@ def transport_units(evidence: Evidence, request: PatchRequest) -> Outcome:
     sequences = encode_texts(language_model, [*toxic, *nontoxic])
     maps = fit_maps(language_model, sequences, len(toxic))
 
-    def make_edit(strength: float) -> ModelEdit:
-        return ModelEdit(units={name: weaken(unit, strength) for name, unit in maps.items()})
-
-    outcome = tune_strength(evidence, request, make_edit)
+    outcome = tune_strength(evidence, request, ModelEdit(units=maps).scale)
     return Outcome(outcome.edit, parameters={**outcome.parameters, "n_texts": len(toxic)})
 
 
@@ -84,8 +81,3 @@ def fit_affine(toxic: FloatArray, nontoxic: FloatArray) -> UnitEdit:
     omega = np.divide(covariance, variance, out=np.ones_like(variance), where=variance > 0)
     beta = b.mean(0) - omega * a.mean(0)
     return UnitEdit(torch.from_numpy(omega), torch.from_numpy(beta))
-
-
-def weaken(unit: UnitEdit, strength: float) -> UnitEdit:
-    """Go only part of the way."""
-    return UnitEdit(1.0 - strength + strength * unit.scale, strength * unit.shift)

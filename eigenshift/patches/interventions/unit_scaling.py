@@ -17,7 +17,7 @@ from eigenshift.base.errors import ComponentError
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.taps import Tap, find_taps
 from eigenshift.patches.edits import ModelEdit, UnitEdit
-from eigenshift.patches.interventions.budget import PARAMETER, scale_edit, tune_strength
+from eigenshift.patches.interventions.budget import PARAMETER, tune_strength
 from eigenshift.patches.interventions.interface import Evidence, Outcome
 from eigenshift.patches.requests import PatchRequest
 from eigenshift.settings import Site
@@ -36,10 +36,7 @@ def scale_by_auroc(evidence: Evidence, request: PatchRequest) -> Outcome:
     scales = np.where(aurocs > 0.5, 2.0 * (1.0 - aurocs), 1.0)
     edit = make_unit_edit(evidence.language_model, evidence.units, scales)
 
-    def weaken(strength: float) -> ModelEdit:
-        return scale_edit(edit, strength)
-
-    outcome = tune_strength(evidence, request, weaken, first=1.0)
+    outcome = tune_strength(evidence, request, edit.scale, first=1.0)
     n_units = int((scales != 1).sum())
     return Outcome(outcome.edit, parameters={**outcome.parameters, "n_units": n_units})
 

@@ -12,7 +12,6 @@ from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel, wrap_model
 from eigenshift.patches.edits import AdaptiveEdit, ModelEdit
 from eigenshift.patches.folding import fold_edit, run_hooked
-from eigenshift.patches.interventions.budget import scale_edit
 from eigenshift.patches.patching import (
     Patch,
     apply_patch,
@@ -80,7 +79,7 @@ def test_strength_scales_the_moves_and_not_what_decides_between_them() -> None:
     """The change is proportional to the strength; at 0 the states keep their bits."""
     edit, states = make_edit(), torch.randn(7, UNITS)
     change = edit.apply_to_outputs(states) - states
-    half = scale_edit(ModelEdit(adaptive={"norm": edit}), 0.5).adaptive["norm"]
+    half = ModelEdit(adaptive={"norm": edit}).scale(0.5).adaptive["norm"]
     torch.testing.assert_close(half.apply_to_outputs(states) - states, change / 2)
     assert torch.equal(edit.scale_moves(0.0).apply_to_outputs(states), states)
 
