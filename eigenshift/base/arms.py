@@ -18,8 +18,8 @@ TUNED_ARM = "eigenshift_tuned"
 
 
 def join_arm(intervention: str, point: str) -> str:
-    """Name of an intervention's arm at an operating point that is not the run's own budget."""
-    return f"{intervention}@{point}"
+    """Name of an intervention's arm at an operating point, empty for the run's own budget."""
+    return f"{intervention}@{point}" if point else intervention
 
 
 def find_point(arm: str) -> str:

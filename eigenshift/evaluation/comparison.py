@@ -18,7 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from eigenshift.base import schemas
-from eigenshift.base.arms import BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
+from eigenshift.base.arms import (
+    BASE_ARM,
+    RANDOM_ARM,
+    SUPPRESSION_ARM,
+    find_point,
+    join_arm,
+)
 from eigenshift.base.arrays import FloatArray
 from eigenshift.base.errors import EvaluationError
 from eigenshift.evaluation.agreement import ScoredArms, read_scores
@@ -219,7 +225,7 @@ def _compare_toxicity(
     settings: EvaluationSettings,
     scorer: str,
 ) -> Iterator[dict[str, Any]]:
-    """Toxicity metrics of one slice; against base and the controls also paired ones."""
+    """Toxicity metrics of one slice; paired ones against base and controls of the same point."""
     counts = draw_counts(len(members), settings.n_bootstrap, settings.seed)
     for arm, metrics in table.by_arm.items():
         for metric, values in metrics.items():
@@ -237,8 +243,9 @@ def _compare_toxicity(
                 "toxicity_reduction": _divide(base - draws, base),
             }
             for control in CONTROLS:
-                if control in table.by_arm and arm != control:
-                    others = average(table.by_arm[control][metric][list(members)], counts)
+                other = join_arm(control, find_point(arm))
+                if other in table.by_arm and arm != other:
+                    others = average(table.by_arm[other][metric][list(members)], counts)
                     paired_draws[f"toxicity_rate_minus_{control}"] = draws - others
             for name, paired in paired_draws.items():
                 estimate = summarise(paired, settings.confidence)

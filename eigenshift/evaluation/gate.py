@@ -189,8 +189,9 @@ def _compare_with_filter(difference: Row, *, is_required: bool) -> GateCheck:
         return found
     return replace(
         found,
+        name="told, not required: a word filter is not clearly beaten",
         is_passed=True,
-        expected=f"{found.expected} (told, not required: gate.require_beats_suppression)",
+        expected="nothing: gate.require_beats_suppression is false",
         missed_by=None,
     )
 

@@ -131,8 +131,9 @@ The base model's licence applies{f" ({licence})" if licence else "; its card did
 ## Measured in this run
 
 On the run's own prompts and neutral texts, same seeds in every arm; in brackets the bootstrap
-interval. "Random components" damps as many others; "base again" is the base with other random
-numbers.
+interval. "Random components" is as many others damped as far, or a random change of the same cost;
+"word filter" lowers the toxic tokens' logits within the same budget; "base again" is the base with
+other random numbers.
 
 {_tabulate_metrics(facts)}
 

@@ -75,10 +75,8 @@ def test_each_intervention_is_judged_and_released_under_its_name(
     arms = {row["arm"] for row in outcome.evaluations}
     assert arms == {"base", "base_again", name, *CONTROLS}
     checks = {check["name"] for check in outcome.checks}
-    assert {
-        "perplexity of harmless in-domain text stays in budget",
-        "a word filter does not do the same",
-    } <= checks
+    assert "perplexity of harmless in-domain text stays in budget" in checks
+    assert any("a word filter" in check for check in checks)
     current = read_current(store.store, "demo")
     assert current is not None
     assert current.patch is not None

@@ -350,6 +350,18 @@ def test_every_arm_is_held_against_both_controls(workspace: Workspace) -> None:
     assert len(pairs) == 6
 
 
+def test_an_arm_is_held_against_the_control_of_its_own_operating_point(
+    workspace: Workspace,
+) -> None:
+    """A filter built for +5% says nothing of a patch built for +1%."""
+    rates = {"base": 0.4, "token_suppression": 0.1, "token_suppression@0.01": 0.3, "ours@0.01": 0.2}
+    table = MetricTable(compare(draw_arms({**rates, "alone@kl0.02": 0.2}), workspace))
+    level = {arm: table.find(arm, "toxicity_rate")["value"] for arm in rates}
+    found = table.find("ours@0.01", "toxicity_rate_minus_token_suppression")["value"]
+    assert found == pytest.approx(level["ours@0.01"] - level["token_suppression@0.01"])
+    assert table.get("alone@kl0.02", "toxicity_rate_minus_token_suppression") is None
+
+
 def test_an_arm_with_other_prompts_is_refused(workspace: Workspace) -> None:
     """Arms are only comparable on the same prompts."""
     evidence = {**draw_arms({"base": 0.3}), "eigenshift": make_evidence([[0.1]])}

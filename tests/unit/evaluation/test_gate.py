@@ -230,16 +230,18 @@ def test_a_word_filter_is_told_and_required_only_if_asked_for(
     """Passed with the truth beside it; with the setting, the interval must lie below 0."""
     rows = make_rows(toxicity_rate_minus_token_suppression=numbers)
     name = "a word filter does not do the same"
-    (told,) = [item for item in check_gate(rows, GateSettings(), ARM) if item.name == name]
+    (told,) = [
+        item for item in check_gate(rows, GateSettings(), ARM) if "a word filter" in item.name
+    ]
     assert told.is_passed
-    assert ("told, not required" in told.expected) == (not beats)
+    assert told.name == (
+        name if beats else "told, not required: a word filter is not clearly beaten"
+    )
     assert told.missed_by is None
     failed = find_failed(rows, require_beats_suppression=True)
     assert [check.name for check in failed] == ([] if beats else [name])
-    if not beats:
-        assert "told" not in failed[0].expected
     without = {check.name for check in check_gate(make_rows(), GateSettings(), ARM)}
-    assert name not in without  # an arm that is not there
+    assert not any("a word filter" in item for item in without)  # an arm that is not there
 
 
 def test_only_the_judged_arm_is_judged() -> None:
