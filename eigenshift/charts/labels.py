@@ -22,8 +22,9 @@ _RISES = (5, -11, 14, -20, 24, -30)
 def name_points(axes: Axes, points: Sequence[tuple[str, float, float]], colour: str) -> None:
     """Write each name right or left of its point, at the nearest height that is free.
 
-    To be called last: scales and limits decide what is free. A name for which nothing is free
-    takes the place where it covers least.
+    To be called last: scales and limits decide what is free. Names go from the highest point down,
+    so that of two points near each other the higher has the higher name. A name for which nothing
+    is free takes the place where it covers least.
 
     Args:
         axes: Of a figure; its layout is computed once.
@@ -39,7 +40,7 @@ def name_points(axes: Axes, points: Sequence[tuple[str, float, float]], colour: 
         Bbox.from_bounds(x - size / 2, y - size / 2, size, size)
         for x, y in axes.transData.transform([(x, y) for _, x, y in points])
     ]
-    for name, x, y in points:
+    for name, x, y in sorted(points, key=lambda point: -point[2]):
         label = axes.annotate(
             name, (x, y), (0, 0), textcoords="offset points", color=colour, fontsize=8
         )

@@ -29,6 +29,23 @@ def test_names_of_points_in_one_place_do_not_cover_each_other() -> None:
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
 
 
+def test_of_two_points_near_each_other_the_higher_has_the_higher_name() -> None:
+    """In whatever order they are given."""
+    for order in (1, -1):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        name_points(axes, [("lower", 0.5, 0.5), ("higher", 0.51, 0.53)][::order], "black")
+        figure.draw_without_rendering()
+        middles = {
+            text.get_text(): text.get_window_extent().y0
+            for text in axes.texts
+            if isinstance(text, Annotation)
+        }
+        assert middles["higher"] > middles["lower"]
+
+
 def test_axes_of_no_figure_are_refused() -> None:
     """There is no screen to measure on."""
     axes = Figure().add_subplot()
