@@ -57,7 +57,7 @@ class DemoSizes:
     """
 
     n_labelled: int = 1200
-    n_prompts: int = 300
+    n_prompts: int = 600
     n_neutral: int = 600
     n_training: int = 24_000
     n_classifier: int = 60_000

@@ -43,6 +43,16 @@ def find_token_ends(directions: FloatArray, weight: Tensor, tokenizer: Any) -> l
         tokenizer: The language model's.
     """
     effects = weight.detach().float() @ weight.new_tensor(directions).float()
+    return list_token_ends(effects, tokenizer)
+
+
+def list_token_ends(effects: Tensor, tokenizer: Any) -> list[TokenEnds]:
+    """Tokens that some directions raise and lower most.
+
+    Args:
+        effects: What each direction adds to the logits, shape (vocab, direction).
+        tokenizer: The language model's.
+    """
     n_tokens = min(N_TOKENS, len(effects))
     up = effects.topk(n_tokens, dim=0).indices.T.tolist()
     down = effects.topk(n_tokens, dim=0, largest=False).indices.T.tolist()

@@ -21,7 +21,7 @@ from eigenshift.model.loading import LanguageModel
 from eigenshift.model.tokens import pad_tokens
 
 HEAD = "head"
-"""Name under which the state that enters the output head is handed over; x is the state itself."""
+"""Name under which the output head is handed over: g is by its own output, before scale and cap."""
 
 Objective = Callable[[list[int], Tensor], Tensor]
 """(Places of a batch's sequences, logits (sequence, position, vocab)) -> what is differentiated."""
@@ -117,11 +117,8 @@ def _run_batch(
 
         return record
 
-    def watch_head(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = args[0] if layers else args[0].detach().requires_grad_()
-        entering = states.detach()  # a hook that held its own tensor would keep the graph for good
-        states.register_hook(lambda gradient: hand_over(HEAD, entering, gradient))
-        return (states, *args[1:])
+    def begin_at_head(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output if layers else output.detach().requires_grad_()
 
     def begin_graph(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output.detach().requires_grad_()
@@ -133,7 +130,8 @@ def _run_batch(
             stack.callback(handle.remove)
         for name, module in layers.items():
             stack.callback(module.register_forward_hook(watch(name)).remove)
-        handle = language_model.head_module.register_forward_pre_hook(watch_head)
-        stack.callback(handle.remove)
+        for hook in (begin_at_head, watch(HEAD)):
+            handle = language_model.head_module.register_forward_hook(hook)
+            stack.callback(handle.remove)
         logits = model(input_ids=token_ids, attention_mask=mask, use_cache=False).logits
         objective(places, logits).backward()  # type: ignore[no-untyped-call]

@@ -239,6 +239,22 @@ class LogitEdit:
     right: Tensor
     shift: Tensor
 
+    @classmethod
+    def add_product(cls, left: Tensor, right: Tensor) -> LogitEdit:
+        """The head's weight gains left right^T, and nothing is shifted.
+
+        Args:
+            left: By how much each token is moved, shape (vocab, k).
+            right: Directions that are read, shape (hidden, k).
+        """
+        left, right = left.double().cpu(), right.double().cpu()
+        return cls(left, right, torch.zeros(right.shape[1], dtype=torch.float64))
+
+    @property
+    def rank(self) -> int:
+        """Number of directions, k."""
+        return self.right.shape[1]
+
     @property
     def n_tokens(self) -> int:
         """How many tokens' logits are moved."""
@@ -260,6 +276,15 @@ class LogitEdit:
         right = self.right - head.right @ (head.left.T @ self.right)
         moved = self.right.T @ (head.left @ head.target)
         return LogitEdit(self.left, right, self.shift + moved if has_bias else self.shift)
+
+    def then(self, second: LogitEdit) -> LogitEdit:
+        """The one edit that does both: changes of a weight add up."""
+        pairs = zip(
+            (self.left, self.right, self.shift),
+            (second.left, second.right, second.shift),
+            strict=True,
+        )
+        return LogitEdit(*(torch.cat(pair, -1) for pair in pairs))
 
     def apply_to_logits(self, raw: Tensor, states: Tensor) -> Tensor:
         """The head's own output, shape (..., vocab), changed; of its input, shape (..., hidden)."""
@@ -355,7 +380,7 @@ class ModelEdit:
         )
 
     def then(self, second: ModelEdit) -> ModelEdit:
-        """The one edit that does this and then `second`.
+        """The one edit that does this and then `second`; logits read what both heads have changed.
 
         Raises:
             ComponentError: `second` changes units, or a layer whose units this one changes, or one
@@ -367,8 +392,8 @@ class ModelEdit:
                 f"each state of {name} by what the state is. It cannot be stacked."
             )
         scaled = sorted(set(self.units) & set(second.linears))
-        if second.units or scaled or self.logits is not None or second.logits is not None:
-            names = [*(scaled or ["the logits"]), *(["units of the trunk"] * bool(second.units))]
+        if second.units or scaled:
+            names = [*scaled, *(["units of the trunk"] * bool(second.units))]
             raise ComponentError(
                 "patches: expected a second patch of the head or of other linear layers, found one "
                 f"that changes {names[-1]}. Apply that one first."
@@ -379,7 +404,10 @@ class ModelEdit:
         head = second.head if self.head is None else self.head
         if self.head is not None and second.head is not None:
             head = self.head.then(second.head)
-        return ModelEdit(head, self.units, linears)
+        logits = second.logits if self.logits is None else self.logits
+        if self.logits is not None and second.logits is not None:
+            logits = self.logits.then(second.logits)
+        return ModelEdit(head, self.units, linears, logits)
 
 
 def check_factor(factor: float) -> None:

@@ -28,7 +28,7 @@ class PatchSettings(Frozen):
         "out. Interventions that read units or labelled texts cannot be named.",
     )
     n_terms: int = Field(
-        16,
+        32,
         ge=1,
         description="eigenshift_fisher: rank of the change of the head, and of each round.",
     )

@@ -24,7 +24,7 @@ from eigenshift.model.gradients import HEAD, Objective, Traffic, run_backward
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.writers import count_features, list_writers
 from eigenshift.patches.cost import CostMeter
-from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
+from eigenshift.patches.edits import LinearEdit, LogitEdit, ModelEdit
 from eigenshift.patches.fisher.evidence import FisherEvidence, ToxicTexts
 from eigenshift.patches.fisher.rounds import Direction, Study
 from eigenshift.patches.fisher.whitening import (
@@ -64,7 +64,10 @@ class Term:
 
 @dataclass
 class _Moments:
-    """Sums over tokens of one layer: A of x, G of g, M of g x^T; and how many tokens."""
+    """Sums over tokens of one layer: A of x, G of g, M of g x^T; and how many tokens.
+
+    Of the head, whose outputs are all tokens, the diagonal of G alone, shape (vocab,).
+    """
 
     inputs: Tensor
     outputs: Tensor
@@ -127,24 +130,27 @@ class DeepStudy(Study):
 
     def finish(self) -> Direction:
         """All steps; of each layer as few terms as hold nearly all of its change."""
-        head, linears = self._taken.head, {}
+        logits, linears = self._taken.logits, {}
         for name, edit in self._taken.linears.items():
             linears[name] = LinearEdit(
                 *compress(edit.left, edit.right, edit.rank, share=SHIPPED_SHARE)
             )
-        if head is not None:
-            factors = compress(-head.left, head.right, head.rank, share=SHIPPED_SHARE)
-            head = HeadEdit.add_product(*factors)
+        if logits is not None:
+            factors = compress(logits.left, logits.right, logits.rank, share=SHIPPED_SHARE)
+            logits = LogitEdit.add_product(*factors)
         self._taken = ModelEdit()
-        return ModelEdit(head, {}, linears).scale
+        return ModelEdit(linears=linears, logits=logits).scale
 
     def find_terms(self) -> list[Term]:
         """The best rank-one changes over all layers, from the model as it stands."""
         shapes = {name: count_features(module) for name, module in self.layers.items()}
         sizes: dict[str, tuple[int, int]] = {name: size for name, size in shapes.items() if size}
-        sizes[HEAD] = (self._language_model.head.hidden,) * 2
+        sizes[HEAD] = (self._language_model.head.hidden, self._language_model.head.vocab)
         names = list(sizes)
-        cells = [n_in**2 + n_out**2 + n_in * n_out for n_in, n_out in sizes.values()]
+        cells = [
+            n_in**2 + (n_out if name == HEAD else n_out**2) + n_in * n_out
+            for name, (n_in, n_out) in sizes.items()
+        ]
         found: list[Term] = []
         for group in list_groups(cells, MAX_MOMENTS):
             chosen = {names[place]: sizes[names[place]] for place in group}
@@ -235,7 +241,7 @@ class DeepStudy(Study):
             for name, (n_in, n_out) in sizes.items():
                 moments[name] = _Moments(
                     torch.zeros(n_in, n_in, device=device),
-                    torch.zeros(n_out, n_out, device=device),
+                    torch.zeros((n_out,) if name == HEAD else (n_out, n_out), device=device),
                     torch.zeros(n_out, n_in, device=device),
                 )
 
@@ -255,7 +261,10 @@ class DeepStudy(Study):
                 if traffic.name in moments:
                     found = moments[traffic.name]
                     found.inputs.addmm_(traffic.inputs.T, traffic.inputs)
-                    found.outputs.addmm_(traffic.gradients.T, traffic.gradients)
+                    if traffic.name == HEAD:
+                        found.outputs += traffic.gradients.square().sum(0)
+                    else:
+                        found.outputs.addmm_(traffic.gradients.T, traffic.gradients)
                     found.n_tokens += len(traffic.inputs)
 
             return add
@@ -363,15 +372,15 @@ def make_edit(terms: Sequence[Term], steps: Tensor) -> ModelEdit:
         steps: Shape (term,).
     """
     linears: dict[str, LinearEdit] = {}
-    head: HeadEdit | None = None
+    logits: LogitEdit | None = None
     for name, chosen in _group_by_layer(terms).items():
         left = torch.stack([terms[place].left * steps[place] for place in chosen], 1)
         right = torch.stack([terms[place].right for place in chosen], 1)
         if name == HEAD:
-            head = HeadEdit.add_product(left, right)
+            logits = LogitEdit.add_product(left, right)
         else:
             linears[name] = LinearEdit(left, right)
-    return ModelEdit(head, {}, linears)
+    return ModelEdit(linears=linears, logits=logits)
 
 
 def _group_by_layer(terms: Sequence[Term]) -> dict[str, list[int]]:

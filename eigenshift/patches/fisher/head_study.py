@@ -1,17 +1,18 @@
 """Variant H: Fisher components of the output head, in closed form on cached states.
 
-The edit is h' = h + E h of what enters the head, so W' = W (I + E). The trunk does not change, so
-states are collected once and a round costs products of matrices, no forward pass. Gradients by h:
-at a toxic position g = r (p restricted to the toxic tokens and renormalised - p) W, with r the
-weight of the position times p / p of the base; on harmless text the expectation over labels drawn
-from the model is taken exactly, E[g g^T] = W^T (diag p - p p^T) W, so nothing is drawn. A head's
-scale and soft cap enter by their derivative.
+The edit is W' = W + L R^T, tokens' own rows (docs/decisions/0052-rows-of-the-head.md). The trunk
+does not change, so states and logits are collected once and a round costs products of matrices, no
+forward pass. Gradients by the logits: at a toxic position g = r (p restricted to the toxic tokens
+and renormalised - p), with r the weight of the position times p / p of the base; on harmless text
+E[g g^T] = diag p - p p^T over labels drawn from the model is exact, nothing is drawn. The metric
+takes its diagonal, the steps all of it. A head's scale and soft cap enter by their derivative.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from eigenshift.components.budget_texts import BudgetTexts
 from eigenshift.components.calibration import read_predicted
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.cost import Cost
-from eigenshift.patches.edits import HeadEdit, ModelEdit
+from eigenshift.patches.edits import LogitEdit, ModelEdit
 from eigenshift.patches.fisher.evidence import FisherEvidence
 from eigenshift.patches.fisher.rounds import Direction, Study
 from eigenshift.patches.fisher.toxic_gradients import differentiate_share, finish_logits
@@ -35,7 +36,7 @@ MAX_METRIC_POSITIONS = 8_192
 
 @dataclass
 class _Positions:
-    """Positions of some text under the model as edited so far; changed in place by a step.
+    """Positions of some text under the model as edited so far; a step changes their logits.
 
     Attributes:
         states: What enters the head, shape (position, hidden), float32.
@@ -87,24 +88,21 @@ class HeadStudy(Study):
         shared = metric.limit(n_metric // len(metric.by_kind))
         self._metric = self._read(shared, tokens_per_batch)
         self._everything = [self.toxic, self._metric, *self._budget.values()]
-        self._base_states = [positions.states for positions in self._everything]
         self.prompts = evidence.toxic.prompts
         self._is_toxic = torch.zeros(len(self._weight), device=self._weight.device)
         self._is_toxic[toxic.token_ids] = 1.0
         self._weights = toxic.weights[: len(self.toxic.states)].float()
         self._base_probabilities = self._sum_toxic_probabilities()
         self._base_losses = self._measure_losses(None)
-        self._taken: HeadEdit | None = None
-        self.base_metric = Metric.of(self._find_output_moment(), self._find_input_moment())
+        self._taken: LogitEdit | None = None
+        states = self._metric.states.double()
+        self._input_moment = states.T @ states / len(states)
+        self.base_metric = self._find_metric()
 
     def find_triples(self) -> Triples:
         """The best rank-one changes of the head as it stands now."""
-        metric = self.base_metric
-        if self._taken is not None:
-            metric = Metric.of(self._find_output_moment(), self._find_input_moment())
-        gradients = self.find_toxic_gradients()
-        gradient = gradients.double().T @ self.toxic.states.double() / self._weights.sum().double()
-        return find_triples(gradient, metric, self._n_terms, self._seed)
+        metric = self.base_metric if self._taken is None else self._find_metric()
+        return find_triples(self.find_gradient(), metric, self._n_terms, self._seed)
 
     def find_direction(self) -> Direction:
         """A step along the best terms, as far along each as the exact Fisher matrix says."""
@@ -112,63 +110,64 @@ class HeadStudy(Study):
         steps = solve_steps(triples.gain, self.find_fisher(triples.left, triples.right))
 
         def step(strength: float) -> ModelEdit:
-            return ModelEdit(HeadEdit.add_product(triples.left * (strength * steps), triples.right))
+            left = triples.left * (strength * steps)
+            return ModelEdit(logits=LogitEdit.add_product(left, triples.right))
 
         return step
 
     def measure(self, edit: ModelEdit) -> float:
         """The largest rise over the kinds of text, in closed form."""
-        losses = self._measure_losses(edit.head)
+        losses = self._measure_losses(edit.logits)
         rises = {kind: losses[kind] - base for kind, base in self._base_losses.items()}
         return Cost(rises, math.nan).largest_rise
 
     def take(self, edit: ModelEdit) -> None:
-        """Change all cached states and logits as the step does."""
-        assert edit.head is not None  # noqa: S101 - its own
-        self._change(edit.head)
-        self._taken = edit.head if self._taken is None else self._taken.then(edit.head)
+        """Change all cached logits as the step does."""
+        assert edit.logits is not None  # noqa: S101 - its own
+        self._change(edit.logits)
+        self._taken = edit.logits if self._taken is None else self._taken.then(edit.logits)
 
     def finish(self) -> Direction:
         """The sum of all steps, cut to the rank that is shipped in the metric of the base."""
         taken = self._taken
-        size = (len(self.base_metric.of_inputs), 0)
-        left = right = torch.zeros(size, dtype=torch.float64)
+        left, right = (torch.zeros(n, 0).double() for n in self._weight.shape)
         if taken is not None:
-            left, right = compress(
-                -taken.left.to(self.base_metric.of_outputs),
-                taken.right.to(self.base_metric.of_outputs),
-                self._n_terms,
-                self.base_metric,
-            )
-            self._change_back(taken)
+            place = self.base_metric.of_inputs
+            factors = (taken.left.to(place), taken.right.to(place))
+            left, right = compress(*factors, self._n_terms, self.base_metric)
+            self._change(replace(taken, left=-taken.left))
             self._taken = None
+        return ModelEdit(logits=LogitEdit.add_product(left, right)).scale
 
-        return ModelEdit(HeadEdit.add_product(left, right)).scale
+    def find_gradient(self) -> Tensor:
+        """Derivative of the benefit by the head's weight, over all weights, (vocab, hidden)."""
+        total = torch.zeros_like(self._weight)
+        for block, gradients in self._iterate_gradients():
+            total.addmm_(gradients.T, self.toxic.states[block])
+        return total.div_(self._weights.sum())
 
-    def find_toxic_gradients(self) -> Tensor:
-        """Derivative of the benefit by each toxic state, shape (position, hidden), float32."""
-        found = []
-        for block in self.toxic.list_blocks():
-            found.append(
-                differentiate_share(
-                    self._language_model.head,
-                    self._weight,
-                    self.toxic.logits[block],
-                    self._is_toxic,
-                    self._weights[block],
-                    self._base_probabilities[block],
-                )
-            )
-        return torch.cat(found)
+    def find_contributions(self, left: Tensor, right: Tensor) -> Tensor:
+        """What each toxic position contributes to the benefit along rank-one changes.
+
+        Args:
+            left: Shape (vocab, k).
+            right: Shape (hidden, k).
+
+        Returns:
+            Shape (position, k).
+        """
+        left, amounts = left.to(self._weight), self.toxic.states @ right.to(self._weight)
+        found = [gradients @ left for _, gradients in self._iterate_gradients()]
+        return torch.cat(found) * amounts
 
     def find_fisher(self, left: Tensor, right: Tensor) -> Tensor:
         """Exact Fisher matrix of the head along rank-one changes, shape (k, k), float64.
 
         Args:
-            left: Shape (hidden, k).
+            left: Shape (vocab, k).
             right: Shape (hidden, k).
         """
-        effects = self._weight @ left.to(self._weight)
+        effects = left.to(self._weight)
         first, second = torch.triu_indices(effects.shape[1], effects.shape[1])
         pairs = effects[:, first] * effects[:, second]
         total = torch.zeros(len(first), dtype=torch.float64, device=pairs.device)
@@ -183,31 +182,32 @@ class HeadStudy(Study):
         fisher[first, second] = fisher[second, first] = total / len(amounts)
         return fisher
 
-    def find_amounts(self, right: Tensor) -> Tensor:
-        """How much of each read direction is in the toxic states, shape (position, k)."""
-        return self.toxic.states @ right.to(self._weight)
-
     @property
     def weights(self) -> Tensor:
         """Of the toxic positions, shape (position,)."""
         return self._weights
 
-    def _find_input_moment(self) -> Tensor:
-        states = self._metric.states.double()
-        return states.T @ states / len(states)
+    def _iterate_gradients(self) -> Iterator[tuple[slice, Tensor]]:
+        """Derivative of the benefit by the logits, a block of toxic positions at a time."""
+        for block in self.toxic.list_blocks():
+            yield (
+                block,
+                differentiate_share(
+                    self._language_model.head,
+                    self.toxic.logits[block],
+                    self._is_toxic,
+                    self._weights[block],
+                    self._base_probabilities[block],
+                ),
+            )
 
-    def _find_output_moment(self) -> Tensor:
-        """E[g g^T] over positions and labels drawn from the model, shape (hidden, hidden)."""
-        frequencies = torch.zeros(len(self._weight), device=self._weight.device)
-        means = []
+    def _find_metric(self) -> Metric:
+        """Of the head as it stands: the states are those of the base throughout."""
+        variances = torch.zeros(len(self._weight), device=self._weight.device)
         for block in self._metric.list_blocks():
             probabilities, slopes = self._finish(self._metric.logits[block])
-            frequencies += (probabilities * slopes**2).sum(0)
-            means.append((probabilities * slopes) @ self._weight)
-        gathered = torch.cat(means).double()
-        of_means = gathered.T @ gathered
-        squares = self._weight.T @ (self._weight * frequencies[:, None])
-        return (squares.double() - of_means) / len(gathered)
+            variances += (probabilities * (1.0 - probabilities) * slopes**2).sum(0)
+        return Metric.of(variances / len(self._metric.states), self._input_moment)
 
     def _sum_toxic_probabilities(self) -> Tensor:
         return torch.cat(
@@ -217,39 +217,30 @@ class HeadStudy(Study):
             ]
         )
 
-    def _measure_losses(self, edit: HeadEdit | None) -> dict[str, float]:
+    def _measure_losses(self, edit: LogitEdit | None) -> dict[str, float]:
         """Mean negative log-likelihood by kind of text, with a further step if given."""
         return {kind: self._measure_loss(found, edit) for kind, found in self._budget.items()}
 
-    def _measure_loss(self, positions: _Positions, edit: HeadEdit | None) -> float:
+    def _measure_loss(self, positions: _Positions, edit: LogitEdit | None) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self._weight.device)
         amounts, effects = (None, None) if edit is None else self._project(positions, edit)
         for block in positions.list_blocks():
             raw = positions.logits[block]
             if amounts is not None and effects is not None:
-                raw = torch.addmm(raw, amounts[block], effects.T, alpha=-1.0)
+                raw = torch.addmm(raw, amounts[block], effects.T)
             logits = self._language_model.head.finish_logits(raw)
             targets = positions.targets[block, None]
             total += (logits.logsumexp(1) - logits.gather(1, targets).squeeze(1)).double().sum()
         return float(total) / len(positions.targets)
 
-    def _project(self, positions: _Positions, edit: HeadEdit) -> tuple[Tensor, Tensor]:
-        """What an edit takes out of the raw logits, as factors (position, k) and (vocab, k)."""
-        left, right = edit.left.to(self._weight), edit.right.to(self._weight)
-        return positions.states @ right, self._weight @ left
+    def _project(self, positions: _Positions, edit: LogitEdit) -> tuple[Tensor, Tensor]:
+        """What an edit adds to the raw logits, as factors (position, k) and (vocab, k)."""
+        return positions.states @ edit.right.to(self._weight), edit.left.to(self._weight)
 
-    def _change(self, edit: HeadEdit) -> None:
+    def _change(self, edit: LogitEdit) -> None:
         for positions in self._everything:
             amounts, effects = self._project(positions, edit)
-            positions.logits.addmm_(amounts, effects.T, alpha=-1.0)
-            positions.states = positions.states - amounts @ edit.left.to(self._weight).T
-
-    def _change_back(self, edit: HeadEdit) -> None:
-        """Undo all steps, given as one edit of the unpatched head."""
-        effects = self._weight @ edit.left.to(self._weight)
-        for positions, states in zip(self._everything, self._base_states, strict=True):
-            positions.logits.addmm_(states @ edit.right.to(self._weight), effects.T)
-            positions.states = states
+            positions.logits.addmm_(amounts, effects.T)
 
     def _finish(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, and the slope of each logit by the head's own output."""

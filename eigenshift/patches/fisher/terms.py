@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from eigenshift.base.arrays import FloatArray, IntArray
-from eigenshift.components.meaning import HIGH, LOW, find_contexts, find_token_ends, list_contexts
+from eigenshift.components.meaning import HIGH, LOW, find_contexts, list_contexts, list_token_ends
 from eigenshift.components.selection_stability import draw_stratified_counts
 from eigenshift.model.gradients import HEAD
 from eigenshift.model.loading import LanguageModel
@@ -59,9 +59,7 @@ def describe_terms(
         assert left is not None  # noqa: S101 - it changes nothing else
         assert right is not None  # noqa: S101
         fisher = study.find_fisher(left, right)
-        per_row = (study.find_toxic_gradients() @ left.to(right).float()) * study.find_amounts(
-            right
-        )
+        per_row = study.find_contributions(left, right)
         prompts = _number(study.prompts[: len(per_row)])
         weights = study.weights
     else:
@@ -97,13 +95,13 @@ def _is_head(terms: Sequence[Term]) -> bool:
 def _list_terms(edit: ModelEdit, states: pa.Table) -> list[Term]:
     """The edit's rank-one changes; those of the head read what is positive at toxic positions."""
     terms: list[Term] = []
-    if edit.head is not None:
+    if edit.logits is not None:
         toxic = states.filter(states["is_toxic"])["state"].to_numpy(zero_copy_only=False)
         mean = torch.from_numpy(np.stack(toxic).mean(0, dtype=np.float64))
-        signs = torch.sign(mean @ edit.head.right)
+        signs = torch.sign(mean @ edit.logits.right)
         signs[signs == 0] = 1.0
-        left, right = -edit.head.left * signs, edit.head.right * signs
-        terms += [Term(HEAD, 0.0, left[:, i], right[:, i]) for i in range(edit.head.rank)]
+        left, right = edit.logits.left * signs, edit.logits.right * signs
+        terms += [Term(HEAD, 0.0, left[:, i], right[:, i]) for i in range(edit.logits.rank)]
     for name, linear in edit.linears.items():
         terms += [
             Term(name, 0.0, linear.left[:, i], linear.right[:, i]) for i in range(linear.rank)
@@ -136,14 +134,17 @@ def _add_meaning(
     terms: Sequence[Term],
     states: pa.Table,
 ) -> None:
-    """Tokens of terms whose output is as wide as the head's input, contexts of the head's own."""
+    """Tokens of the head's terms and of those that write what it reads; contexts of its own."""
     hidden = language_model.head.hidden
-    readable = [place for place, term in enumerate(terms) if len(term.left) == hidden]
-    if readable:
-        written = np.stack([terms[place].left.numpy() for place in readable], 1)
-        ends = find_token_ends(written, language_model.head_weight, language_model.tokenizer)
-        for place, tokens in zip(readable, ends, strict=True):
-            rows[place] |= {"tokens_up": tokens.up, "tokens_down": tokens.down}
+    for place, term in enumerate(terms):
+        effects = term.left[:, None]
+        if term.layer != HEAD:
+            if len(term.left) != hidden:
+                continue
+            weight = language_model.head_weight.detach().float()
+            effects = weight @ effects.to(weight)
+        (ends,) = list_token_ends(effects, language_model.tokenizer)
+        rows[place] |= {"tokens_up": ends.up, "tokens_down": ends.down}
     of_head = [place for place, term in enumerate(terms) if term.layer == HEAD]
     if not of_head:
         return

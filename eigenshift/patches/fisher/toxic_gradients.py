@@ -1,8 +1,8 @@
-"""How the probability of toxic tokens depends on the state that enters the head, in closed form.
+"""How the probability of toxic tokens depends on the head's own output, in closed form.
 
-At a toxic position g = r (p restricted to the toxic tokens and renormalised - p) W, with r the
-weight of the position times p / p of the base. A head's scale and soft cap enter by their
-derivative. Pure functions of logits.
+At a toxic position g = r (p restricted to the toxic tokens and renormalised - p), with r the weight
+of the position times p / p of the base; by the state that enters the head it is g W. A head's scale
+and soft cap enter by their derivative. Pure functions of logits.
 """
 
 from __future__ import annotations
@@ -30,17 +30,15 @@ def finish_logits(head: HeadDescription, raw: Tensor) -> tuple[Tensor, Tensor]:
 
 def differentiate_share(
     head: HeadDescription,
-    weight: Tensor,
     raw: Tensor,
     is_toxic: Tensor,
     weights: Tensor,
     base_probabilities: Tensor | None = None,
 ) -> Tensor:
-    """Derivative by each state of the toxic tokens' weighted share of what it was.
+    """Derivative by the head's own output of the toxic tokens' weighted share of what it was.
 
     Args:
         head: For its scale and soft cap.
-        weight: Of the head, shape (vocab, hidden), float32 or wider.
         raw: The head's own output at the positions, shape (position, vocab).
         is_toxic: 1 for toxic tokens, shape (vocab,).
         weights: Of the positions, shape (position,).
@@ -48,7 +46,7 @@ def differentiate_share(
             is the base.
 
     Returns:
-        Shape (position, hidden).
+        Shape (position, vocab).
     """
     probabilities, slopes = finish_logits(head, raw)
     toxic = probabilities * is_toxic
@@ -57,4 +55,4 @@ def differentiate_share(
     pull = (
         (toxic / share.clamp_min(1e-30) - probabilities) * share / base.clamp_min(MIN_PROBABILITY)
     )
-    return (pull * weights[:, None] * slopes) @ weight
+    return pull * weights[:, None] * slopes

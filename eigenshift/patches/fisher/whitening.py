@@ -18,6 +18,8 @@ from torch import Tensor
 
 METRIC_RIDGE = 0.01
 """Added to A and G, relative to their mean diagonal."""
+DIAGONAL_RIDGE = 1.0
+"""The same for a G of which the diagonal alone is known (docs/decisions/0052)."""
 STEP_RIDGE = 0.3
 """Added to the Fisher matrix of the chosen terms, likewise."""
 MAX_EXACT = 1024
@@ -31,7 +33,7 @@ class Metric:
     """The cost of changing one matrix: Cholesky factors of G and A, lower triangular.
 
     Attributes:
-        of_outputs: Shape (out, out), float64.
+        of_outputs: Shape (out, out), float64; where G is taken to be diagonal its root, (out,).
         of_inputs: Shape (in, in).
     """
 
@@ -40,7 +42,13 @@ class Metric:
 
     @classmethod
     def of(cls, outputs: Tensor, inputs: Tensor) -> Metric:
-        """Of second moments G and A, to which a ridge is added."""
+        """Of second moments G and A, to which a ridge is added.
+
+        Args:
+            outputs: G, shape (out, out), or its diagonal, shape (out,), of as many tokens that all
+                directions of them cannot be kept.
+            inputs: A, shape (in, in).
+        """
         return cls(*(_find_root(moment) for moment in (outputs, inputs)))
 
     def whiten(self, gradient: Tensor) -> Tensor:
@@ -50,11 +58,17 @@ class Metric:
 
     def find_left(self, vectors: Tensor) -> Tensor:
         """Directions that are written, of whitened vectors, shape (out, k)."""
-        return _solve(self.of_outputs.T, vectors, upper=True)
+        return _solve_transposed(self.of_outputs, vectors)
 
     def find_right(self, vectors: Tensor) -> Tensor:
         """Directions that are read, of whitened vectors, shape (in, k)."""
-        return _solve(self.of_inputs.T, vectors, upper=True)
+        return _solve_transposed(self.of_inputs, vectors)
+
+    def weigh(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of a change, such that its squared norm is twice its cost."""
+        outputs = self.of_outputs
+        written = outputs[:, None] * left if outputs.ndim == 1 else outputs.T @ left
+        return written, self.of_inputs.T @ right
 
 
 @dataclass(frozen=True)
@@ -81,24 +95,39 @@ def find_triples(gradient: Tensor, metric: Metric, n_terms: int, seed: int = 0) 
         n_terms: At most so many.
         seed: Of the randomised decomposition of wide matrices.
     """
-    u, s, v = decompose(metric.whiten(gradient), n_terms, seed)
+    u, s, v = _decompose(gradient, metric, n_terms, seed)
     return Triples(s, metric.find_left(u), metric.find_right(v))
 
 
-def decompose(matrix: Tensor, n_terms: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading left vectors (out, k), values (k,) and right vectors (in, k) of a matrix."""
-    n_terms = min(n_terms, *matrix.shape)
-    if min(matrix.shape) <= max(MAX_EXACT, n_terms + OVERSAMPLING):
-        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+def _decompose(
+    gradient: Tensor, metric: Metric, n_terms: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading left vectors (out, k), values (k,) and right vectors (in, k), whitened.
+
+    Of a wide matrix by subspace iteration, which whitens what it multiplies: beside the gradient,
+    in whatever precision it comes, nothing of its size is made.
+    """
+    n_terms = min(n_terms, *gradient.shape)
+    if min(gradient.shape) <= max(MAX_EXACT, n_terms + OVERSAMPLING):
+        u, s, vt = torch.linalg.svd(metric.whiten(gradient), full_matrices=False)
         return u[:, :n_terms], s[:n_terms], vt[:n_terms].T
-    generator = torch.Generator(device=matrix.device).manual_seed(seed)
-    size = (matrix.shape[1], n_terms + OVERSAMPLING)
-    start = torch.randn(size, generator=generator, device=matrix.device, dtype=matrix.dtype)
-    basis = torch.linalg.qr(matrix @ start).Q
+
+    def multiply(vectors: Tensor) -> Tensor:
+        found = gradient @ metric.find_right(vectors).to(gradient)
+        return _solve(metric.of_outputs, found.double())
+
+    def multiply_transposed(vectors: Tensor) -> Tensor:
+        found = gradient.T @ metric.find_left(vectors).to(gradient)
+        return _solve(metric.of_inputs, found.double())
+
+    generator = torch.Generator(device=gradient.device).manual_seed(seed)
+    size = (gradient.shape[1], n_terms + OVERSAMPLING)
+    start = torch.randn(size, generator=generator, device=gradient.device, dtype=torch.float64)
+    basis = torch.linalg.qr(multiply(start)).Q
     for _ in range(POWER_ITERATIONS):
-        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
-    u, s, vt = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return (basis @ u)[:, :n_terms], s[:n_terms], vt[:n_terms].T
+        basis = torch.linalg.qr(multiply(torch.linalg.qr(multiply_transposed(basis)).Q)).Q
+    v, s, ut = torch.linalg.svd(multiply_transposed(basis), full_matrices=False)
+    return (basis @ ut.T)[:, :n_terms], s[:n_terms], v[:, :n_terms]
 
 
 def solve_steps(gains: Tensor, fisher: Tensor) -> Tensor:
@@ -131,9 +160,7 @@ def compress(
     Returns:
         Left (out, k), with the size of each term, and right (in, k) of unit norm in the metric.
     """
-    weighted = (left, right)
-    if metric is not None:
-        weighted = (metric.of_outputs.T @ left, metric.of_inputs.T @ right)
+    weighted = (left, right) if metric is None else metric.weigh(left, right)
     (q_left, r_left), (q_right, r_right) = (torch.linalg.qr(factor) for factor in weighted)
     u, s, vt = torch.linalg.svd(r_left @ r_right.T)
     energy = (s**2).cumsum(0) / (s**2).sum().clamp_min(torch.finfo(s.dtype).tiny)
@@ -158,8 +185,14 @@ def list_groups(sizes: Sequence[int], most: int) -> list[list[int]]:
 
 
 def _find_root(moment: Tensor) -> Tensor:
-    """Cholesky factor with the ridge; where rounding leaves it indefinite, with a larger one."""
+    """Cholesky factor with the ridge; where rounding leaves it indefinite, with a larger one.
+
+    Of a diagonal, shape (n,), its root.
+    """
     wide = moment.double()
+    if wide.ndim == 1:
+        ridge = DIAGONAL_RIDGE * wide.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        return (wide + ridge).sqrt()
     identity = torch.eye(len(wide)).to(wide)
     ridge = METRIC_RIDGE * wide.diagonal().abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
     root: Tensor
@@ -170,6 +203,15 @@ def _find_root(moment: Tensor) -> Tensor:
     return root
 
 
-def _solve(root: Tensor, values: Tensor, *, upper: bool = False) -> Tensor:
-    solved: Tensor = torch.linalg.solve_triangular(root, values, upper=upper)
+def _solve(root: Tensor, values: Tensor) -> Tensor:
+    if root.ndim == 1:
+        return values / root[:, None]
+    solved: Tensor = torch.linalg.solve_triangular(root, values, upper=False)
+    return solved
+
+
+def _solve_transposed(root: Tensor, values: Tensor) -> Tensor:
+    if root.ndim == 1:
+        return values / root[:, None]
+    solved: Tensor = torch.linalg.solve_triangular(root.T, values, upper=True)
     return solved

@@ -26,7 +26,7 @@ def take_fisher_edit(evidence: Evidence, request: PatchRequest) -> Outcome:
     """
     edit = evidence.fisher
     written = [linear.left for linear in edit.linears.values()]
-    written += [] if edit.head is None else [edit.head.left]
+    written += [] if edit.logits is None else [edit.logits.left]
     if not any(left.any() for left in written):
         raise NothingToDampError(
             f"{request.intervention}: expected a step that costs at most "

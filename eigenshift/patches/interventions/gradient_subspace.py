@@ -6,8 +6,8 @@ nullspace projection's W (I - P) (Ravfogel et al., ACL 2020, arXiv 2004.07667) w
 the generator's own objective in the place of a classifier's weights, and the subspace is found as
 gradient projection memory finds its own (Saha et al., ICLR 2021, arXiv 2103.09762, section 4: the
 fewest singular vectors that hold a share of the energy). Head and first order only: what
-`eigenshift_fisher` does without the metric, the coupling of what is read and written, and the
-rounds. So it says what these bring.
+`eigenshift_fisher` does without the metric, tokens' own rows, the coupling of what is read and
+written, and the rounds. So it says what these bring.
 
 Ours: the share (90%) and the most directions, set once and not for any data; s is tuned to the
 common budget. How many directions that takes follows from the calibration states.
@@ -62,9 +62,8 @@ def find_gradients(evidence: Evidence) -> Tensor:
     for first in range(0, len(toxic.states), POSITIONS_PER_BLOCK):
         block = slice(first, first + POSITIONS_PER_BLOCK)
         raw = language_model.head.compute_raw_logits(toxic.states[block], weight, bias)
-        found.append(
-            differentiate_share(language_model.head, weight, raw, is_toxic, toxic.weights[block])
-        )
+        by_logit = differentiate_share(language_model.head, raw, is_toxic, toxic.weights[block])
+        found.append(by_logit @ weight)
     return torch.cat(found).double().cpu().clone()
 
 

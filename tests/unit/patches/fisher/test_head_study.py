@@ -1,4 +1,4 @@
-"""Fisher components of the head: gradients and Fisher matrix against autograd and sums in float64.
+"""Fisher components of the head: gradient and Fisher matrix against autograd and float64 sums.
 
 On models with a tied head, a bias, a soft cap and a scale.
 """
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.edits import HeadEdit, ModelEdit
+from eigenshift.patches.edits import LogitEdit, ModelEdit
 from eigenshift.patches.fisher.head_study import HeadStudy
 from eigenshift.patches.fisher.rounds import spend_budget
+from eigenshift.patches.fisher.whitening import DIAGONAL_RIDGE, METRIC_RIDGE
 from tests.support.fisher_beds import Bed, make_bed, measure_benefit, measure_kinds
 
 EVERY = pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "gemma2", "cohere", "opt"])
@@ -32,10 +33,10 @@ def study_head(bed: Bed, n_terms: int = N_TERMS, **changes: Any) -> HeadStudy:
     return HeadStudy(bed.language_model, evidence, n_terms, tokens_per_batch=64)
 
 
-def finish(language_model: LanguageModel, states: Tensor) -> Tensor:
-    """Logits in float64, written out: product, bias, scale, soft cap."""
+def finish(language_model: LanguageModel, states: Tensor, change: Tensor | float = 0.0) -> Tensor:
+    """Logits in float64, written out: product, bias, scale, soft cap; of a changed weight."""
     head = language_model.head_module
-    raw = states @ head.weight.double().T
+    raw = states @ (head.weight.double() + change).T
     if head.bias is not None:
         raw = raw + head.bias.double()
     raw = raw * language_model.head.logit_scale
@@ -46,26 +47,28 @@ def finish(language_model: LanguageModel, states: Tensor) -> Tensor:
 def make_step(bed: Bed, seed: int, size: float) -> ModelEdit:
     """A made-up change of the head."""
     generator = torch.Generator().manual_seed(seed)
-    hidden = bed.language_model.head.hidden
+    head = bed.language_model.head
     left, right = (
-        torch.randn(hidden, 3, generator=generator, dtype=torch.float64) / hidden**0.5
-        for _ in range(2)
+        torch.randn(n, 3, generator=generator, dtype=torch.float64)
+        for n in (head.vocab, head.hidden)
     )
-    return ModelEdit(HeadEdit(size * left, right, torch.zeros(3, dtype=torch.float64)))
+    return ModelEdit(logits=LogitEdit.add_product(0.3 * size * left, right / head.hidden**0.5))
 
 
-def find_reference_gradients(bed: Bed, edit: HeadEdit | None) -> Tensor:
-    """Of sum of w p' / max(p, 0.02) by the states that enter the head now, by autograd."""
+def find_reference_gradient(bed: Bed, edit: ModelEdit) -> Tensor:
+    """Of sum of w p' / max(p, 0.02) by the head's weight, by autograd in float64."""
     toxic = bed.evidence.toxic.states
     states = toxic.states.double()
     tokens = list(bed.toxic_tokens)
     base = finish(bed.language_model, states).softmax(1)[:, tokens].sum(1)
-    entering = states if edit is None else edit.apply_to_states(states)
-    entering = entering.clone().requires_grad_()
-    share = finish(bed.language_model, entering).softmax(1)[:, tokens].sum(1)
+    change = torch.zeros_like(bed.language_model.head_module.weight, dtype=torch.float64)
+    if edit.logits is not None:
+        change += edit.logits.left @ edit.logits.right.T
+    change.requires_grad_()
+    share = finish(bed.language_model, states, change).softmax(1)[:, tokens].sum(1)
     (toxic.weights.double() * share / base.clamp_min(0.02)).sum().backward()
-    assert entering.grad is not None
-    return entering.grad
+    assert change.grad is not None
+    return change.grad / toxic.weights.double().sum()
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -75,16 +78,45 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> Non
 
 
 @EVERY
-def test_toxic_gradients_are_those_of_autograd(name: str) -> None:
-    """Of the unpatched head, and of one that has taken two steps."""
+def test_the_gradient_is_that_of_autograd(name: str) -> None:
+    """Of the unpatched head, and of one that has taken two steps; position by position it adds up.
+
+    A sum over positions of what each contributes along a change is the gradient along it.
+    """
     bed = make_bed(name)
     study = study_head(bed)
-    assert_near(study.find_toxic_gradients(), find_reference_gradients(bed, None))
+    assert_near(study.find_gradient(), find_reference_gradient(bed, ModelEdit()))
     first, second = make_step(bed, 1, 0.2), make_step(bed, 2, 0.2)
     study.take(first)
     study.take(second)
-    taken = first.then(second).head
-    assert_near(study.find_toxic_gradients(), find_reference_gradients(bed, taken))
+    expected = find_reference_gradient(bed, first.then(second))
+    assert_near(study.find_gradient(), expected)
+    along = make_step(bed, 3, 1.0).logits
+    assert along is not None
+    found = study.find_contributions(along.left, along.right).sum(0) / study.weights.sum()
+    assert_near(found, (along.left * (expected @ along.right)).sum(0))
+
+
+@EVERY
+def test_the_metric_is_the_diagonal_of_the_fisher_matrix_by_logits(name: str) -> None:
+    """Every token's variance over the model's own labels, and all of the states' moment."""
+    bed = make_bed(name)
+    study = study_head(bed)
+    states = study._metric.states.double()
+    logits = finish(bed.language_model, states)
+    raw = logits.clone()
+    cap = bed.language_model.head.logit_softcap
+    slopes = torch.full_like(raw, bed.language_model.head.logit_scale)
+    if cap is not None:
+        slopes = slopes * (1 - (logits / cap) ** 2)
+    p = logits.softmax(1)
+    variances = (p * (1 - p) * slopes**2).mean(0)
+    expected = (variances + DIAGONAL_RIDGE * variances.mean()).sqrt()
+    assert_near(study.base_metric.of_outputs, expected)
+    moment = states.T @ states / len(states)
+    ridge = METRIC_RIDGE * moment.diagonal().mean() * torch.eye(len(moment)).double()
+    root = study.base_metric.of_inputs
+    assert_near(root @ root.T, moment + ridge)
 
 
 @EVERY
@@ -97,15 +129,18 @@ def test_the_fisher_matrix_is_the_sum_over_all_labels(name: str) -> None:
     states = torch.cat([found_states[place][:-1] for place in range(len(sequences))]).double()
     generator = torch.Generator().manual_seed(0)
     left, right = (
-        torch.randn(states.shape[1], 4, generator=generator, dtype=torch.float64) for _ in range(2)
+        torch.randn(n, 4, generator=generator, dtype=torch.float64)
+        for n in (language_model.head.vocab, states.shape[1])
     )
     expected = torch.zeros(4, 4, dtype=torch.float64)
     for state in states[::5]:
         logits = finish(language_model, state)
-        jacobian = torch.autograd.functional.jacobian(
-            lambda h: torch.log_softmax(finish(language_model, h), -1), state
-        )
-        contributions = (jacobian @ left) * (state @ right)
+
+        def move(steps: Tensor, state: Tensor = state) -> Tensor:
+            change = (left * steps) @ right.T
+            return torch.log_softmax(finish(language_model, state, change), -1)
+
+        contributions = torch.autograd.functional.jacobian(move, torch.zeros(4).double())
         expected += contributions.T @ (contributions * logits.softmax(-1)[:, None])
     expected /= len(states[::5])
     study = study_head(bed)
@@ -125,8 +160,10 @@ def test_the_fisher_matrix_is_the_curvature_of_the_divergence(name: str) -> None
     steps = torch.randn(len(fisher), generator=torch.Generator().manual_seed(1)).double()
     quadratic = float(steps @ fisher @ steps) / 2
     size = 1e-3 / math.sqrt(quadratic)
-    moved = states + (states @ triples.right.double() * steps * size) @ triples.left.double().T
-    base, after = (finish(bed.language_model, h).log_softmax(1) for h in (states, moved))
+    change = (triples.left * steps * size) @ triples.right.T
+    base, after = (
+        finish(bed.language_model, states, moved).log_softmax(1) for moved in (0.0, change)
+    )
     divergence = float((base.exp() * (base - after)).sum(1).mean())
     assert divergence == pytest.approx(quadratic * size**2, rel=0.02)
 
@@ -151,14 +188,14 @@ def test_afterwards_the_base_is_back(name: str) -> None:
     bed = make_bed(name)
     study = study_head(bed)
     fresh = make_step(bed, 6, 0.4)
-    cost, gradients = study.measure(fresh), study.find_toxic_gradients()
+    cost, gradient = study.measure(fresh), study.find_gradient()
     gain = study.find_triples().gain
     for seed in (7, 8, 9):
         study.take(make_step(bed, seed, 0.5))
     assert study.measure(fresh) != pytest.approx(cost, abs=1e-3)
     study.finish()
     assert study.measure(fresh) == pytest.approx(cost, abs=1e-5)
-    assert_near(study.find_toxic_gradients(), gradients, 1e-4)
+    assert_near(study.find_gradient(), gradient, 1e-4)
     assert_near(study.find_triples().gain, gain, 1e-4)
 
 
@@ -171,7 +208,7 @@ def test_what_is_shipped_is_what_was_taken(name: str) -> None:
     for step in steps:
         study.take(step)
     shipped = study.finish()
-    edits = [shipped(1.0).head, steps[0].then(steps[1]).head, shipped(0.5).head]
+    edits = [shipped(1.0).logits, steps[0].then(steps[1]).logits, shipped(0.5).logits]
     found, expected, half = (edit.left @ edit.right.T for edit in edits if edit is not None)
     assert_near(found, expected, 1e-9)
     assert_near(half, expected / 2, 1e-9)
@@ -182,9 +219,10 @@ def test_the_budget_is_kept_on_every_kind_of_text_and_spent(name: str) -> None:
     """By the folded model; toxic tokens get rarer; the rank is as asked for."""
     bed = make_bed(name)
     edit = spend_budget(study_head(bed), 3, BUDGET)
-    assert edit.head is not None
+    assert edit.logits is not None
+    assert edit.head is None
     assert not edit.changes_trunk
-    assert edit.head.rank <= N_TERMS
+    assert edit.logits.rank <= N_TERMS
     rises = measure_kinds(bed, edit)
     assert max(rises.values()) <= math.log1p(BUDGET) + 1e-5
     assert max(rises.values()) >= 0.9 * math.log1p(BUDGET)
@@ -238,7 +276,7 @@ def test_a_planted_direction_is_the_first_triple() -> None:
     assert signal > 5 * noise
     # Written against what is read, it lowers exactly the toxic tokens.
     sign = float(torch.sign((states @ read).mean()))
-    effects = sign * (language_model.head_weight.float() @ triples.left[:, 0].float())
+    effects = sign * triples.left[:, 0]
     top = set(effects.argsort(descending=True)[: len(bed.toxic_tokens)].tolist())
     assert top == set(bed.toxic_tokens)
 
@@ -253,4 +291,4 @@ def test_states_of_one_kind_do_not_crowd_out_another(monkeypatch: pytest.MonkeyP
     sizes = {kind: len(found.targets) for kind, found in study._budget.items()}
     assert all(20 <= size <= 60 for size in sizes.values())
     assert math.isfinite(study.measure(make_step(bed, 1, 0.1)))
-    assert np.isfinite(study.find_toxic_gradients().numpy()).all()
+    assert np.isfinite(study.find_gradient().numpy()).all()

@@ -11,11 +11,12 @@ import torch
 
 from eigenshift.base import schemas
 from eigenshift.model.gradients import HEAD
-from eigenshift.patches.edits import HeadEdit, ModelEdit
+from eigenshift.patches.edits import LogitEdit, ModelEdit
 from eigenshift.patches.fisher.deep_study import DeepStudy
 from eigenshift.patches.fisher.head_study import HeadStudy
 from eigenshift.patches.fisher.rounds import spend_budget
 from eigenshift.patches.fisher.terms import describe_terms
+from tests.support.architectures import VOCAB
 from tests.support.fisher_beds import Bed, make_bed, measure_benefit
 
 EVERY = pytest.mark.parametrize("name", ["gpt2", "gemma2", "opt"])
@@ -35,9 +36,9 @@ def describe(
 def take_term(edit: ModelEdit, module: str, place: int, strength: float) -> ModelEdit:
     """One rank-one change of an edit, so far."""
     if module == HEAD:
-        assert edit.head is not None
-        left, right = edit.head.left[:, [place]], edit.head.right[:, [place]]
-        return ModelEdit(HeadEdit(strength * left, right, torch.zeros(1, dtype=torch.float64)))
+        assert edit.logits is not None
+        left, right = edit.logits.left[:, [place]], edit.logits.right[:, [place]]
+        return ModelEdit(logits=LogitEdit.add_product(strength * left, right))
     linear = edit.linears[module]
     left, right = linear.left[:, [place]], linear.right[:, [place]]
     return ModelEdit(linears={module: type(linear)(strength * left, right)})
@@ -51,8 +52,8 @@ def test_there_is_a_row_for_every_rank_one_change(
     """Best first, with intervals that hold the value; the table takes them."""
     edit, rows = describe(make_bed(name), kind)
     ranks = {layer: linear.rank for layer, linear in edit.linears.items()}
-    if edit.head is not None:
-        ranks[HEAD] = edit.head.rank
+    if edit.logits is not None:
+        ranks[HEAD] = edit.logits.rank
     found = [row["module"] for row in rows]
     assert {module: found.count(module) for module in found} == ranks
     assert [row["component_index"] for row in rows] == list(range(len(rows)))
@@ -75,16 +76,7 @@ def test_benefits_are_derivatives_of_the_benefit_of_the_edit(
     bed = make_bed(name)
     edit, rows = describe(bed, kind)
     size = 1e-3
-    scaled = []
-    for sign in (1.0, -1.0):
-        head = edit.head
-        if head is not None:
-            head = HeadEdit(sign * size * head.left, head.right, head.target)
-        linears = {
-            layer: type(part)(sign * size * part.left, part.right)
-            for layer, part in edit.linears.items()
-        }
-        scaled.append(measure_benefit(bed, ModelEdit(head, {}, linears)))
+    scaled = [measure_benefit(bed, edit.scale(sign * size)) for sign in (1.0, -1.0)]
     total = float(bed.evidence.toxic.states.weights.sum())
     expected = (scaled[1] - scaled[0]) / (2 * size) / total
     assert sum(row["benefit"] for row in rows) == pytest.approx(expected, rel=0.02)
@@ -95,10 +87,10 @@ def test_a_single_terms_benefit_is_its_own() -> None:
     """Term by term on the head, in whatever order they were found."""
     bed = make_bed("gpt2")
     edit, rows = describe(bed, HeadStudy)
-    assert edit.head is not None
+    assert edit.logits is not None
     total = float(bed.evidence.toxic.states.weights.sum())
     expected = []
-    for place in range(edit.head.rank):
+    for place in range(edit.logits.rank):
         after, before = (
             measure_benefit(bed, take_term(edit, HEAD, place, sign * 1e-3)) for sign in (1.0, -1.0)
         )
@@ -133,9 +125,8 @@ def test_what_a_term_of_the_head_reads_is_positive_at_toxic_positions() -> None:
 @STUDIES
 def test_an_edit_of_nothing_has_no_rows(kind: type[HeadStudy] | type[DeepStudy]) -> None:
     """Where no step was in budget."""
-    nothing = torch.zeros(16, 0, dtype=torch.float64)
-    empty = HeadEdit(nothing, nothing, torch.zeros(0, dtype=torch.float64))
-    for edit in (ModelEdit(), ModelEdit(empty)):
+    empty = LogitEdit.add_product(torch.zeros(VOCAB, 0), torch.zeros(16, 0))
+    for edit in (ModelEdit(), ModelEdit(logits=empty)):
         _, rows = describe(make_bed("llama"), kind, edit)
         assert rows == []
 

@@ -10,11 +10,11 @@ import torch
 
 from eigenshift.patches.fisher import whitening
 from eigenshift.patches.fisher.whitening import (
+    DIAGONAL_RIDGE,
     METRIC_RIDGE,
     STEP_RIDGE,
     Metric,
     compress,
-    decompose,
     find_triples,
     list_groups,
     solve_steps,
@@ -105,21 +105,49 @@ def test_the_best_change_of_a_cost_is_the_first(
         assert left @ gradient @ right <= best
 
 
-def test_a_wide_matrix_is_decomposed_at_random_as_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_diagonal", [False, True])
+def test_a_wide_matrix_is_decomposed_at_random_as_exactly(
+    monkeypatch: pytest.MonkeyPatch, is_diagonal: bool
+) -> None:
     """Of low rank and some noise: values to 1e-6, the changes themselves to 1e-5; as seeded."""
     generator = np.random.default_rng(5)
     factors = [np.linalg.qr(generator.normal(size=(n, 20)))[0] for n in (180, 130)]
     wide = factors[0] @ np.diag(np.geomspace(10, 0.1, 20)) @ factors[1].T
     matrix = torch.from_numpy(wide + 1e-6 * generator.normal(size=wide.shape))
-    exact = decompose(matrix, 8)
+    outputs, inputs = (torch.from_numpy(make_moment(n, n)) for n in wide.shape)
+    metric = Metric.of(outputs.diagonal() if is_diagonal else outputs, inputs)
+    exact = find_triples(matrix, metric, 8)
     monkeypatch.setattr(whitening, "MAX_EXACT", 64)
-    drawn = decompose(matrix, 8, seed=3)
-    torch.testing.assert_close(drawn[1], exact[1], rtol=1e-6, atol=0)
+    drawn = find_triples(matrix, metric, 8, seed=3)
+    torch.testing.assert_close(drawn.gain, exact.gain, rtol=1e-6, atol=0)
     for place in range(8):
-        found, expected = (torch.outer(u[:, place], v[:, place]) for u, _, v in (drawn, exact))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    again = decompose(matrix, 8, seed=3)
-    assert all(torch.equal(*pair) for pair in zip(drawn, again, strict=True))
+        found, expected = (
+            torch.outer(triples.left[:, place], triples.right[:, place])
+            for triples in (drawn, exact)
+        )
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    again = find_triples(matrix, metric, 8, seed=3)
+    assert torch.equal(drawn.left, again.left)
+    assert torch.equal(drawn.gain, again.gain)
+
+
+def test_a_diagonal_is_a_matrix_with_a_ridge_of_its_own(
+    moments: tuple[Array, Array], gradient: Array
+) -> None:
+    """Given as a diagonal, or as the matrix with the larger ridge in it: the same throughout."""
+    diagonal, inputs = torch.from_numpy(np.diag(moments[0]).copy()), torch.from_numpy(moments[1])
+    short = Metric.of(diagonal, inputs)
+    more = (DIAGONAL_RIDGE - METRIC_RIDGE) / (1 + METRIC_RIDGE) * diagonal.mean()
+    whole = Metric.of(torch.diag(diagonal + more), inputs)
+    torch.testing.assert_close(torch.diag(short.of_outputs), whole.of_outputs)
+    found, expected = (find_triples(torch.from_numpy(gradient), each, 4) for each in (short, whole))
+    torch.testing.assert_close(found.gain, expected.gain, rtol=1e-9, atol=0)
+    left = found.left * found.gain  # of different sizes, so that it is clear what is kept
+    for side in (0, 1):
+        weighed, known = (each.weigh(left, found.right)[side] for each in (short, whole))
+        torch.testing.assert_close(weighed, known, rtol=1e-9, atol=1e-12)
+    kept, other = (compress(left, found.right, 2, each) for each in (short, whole))
+    torch.testing.assert_close(kept[0] @ kept[1].T, other[0] @ other[1].T, rtol=1e-9, atol=1e-12)
 
 
 def test_more_terms_than_a_matrix_has_are_not_made_up(metric: Metric, gradient: Array) -> None:
