@@ -172,7 +172,10 @@ def _summarise(patch: Patch) -> str:
         parts.append(f"adds products of {which} to the weights of {layers}")
     if edit.logits is not None:
         n_tokens = edit.logits.n_tokens
-        parts.append(f"moves the logits of {n_tokens} token{'' if n_tokens == 1 else 's'}")
+        if n_tokens == len(edit.logits.left):
+            parts.append(f"adds a product of rank {edit.logits.rank} to the rows of the head")
+        else:
+            parts.append(f"moves the logits of {n_tokens} token{'' if n_tokens == 1 else 's'}")
     if edit.adaptive:
         parts.append(f"moves each output of {len(edit.adaptive)} modules by what it is")
     what = " and ".join(parts) or "changes nothing"

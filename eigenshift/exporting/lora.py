@@ -1,7 +1,8 @@
 """Format `lora`: the patch as a PEFT adapter on the head, on linear layers, or on both.
 
-A = right^T and B = -(W left), so that W + B A is the patched head; W is read from the base's files
-a block of rows at a time. Of a linear layer B = left. Each module has a rank of its own, and an
+Of a linear layer and of tokens' own rows A = right^T and B = left. Of what enters the head
+B = -(W left), so that W + B A is the patched head; W is read from the base's files a block of rows
+at a time. Each module has a rank of its own, and an
 alpha as large, so that nothing is scaled. A tied head cannot take an adapter that is merged later,
 since merging would change the embedding too: it is refused, or the base is written beside the
 adapter with a head of its own.
@@ -24,13 +25,13 @@ from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.exporting.merged import write_untied
 from eigenshift.model.weight_files import NewTensor, write_changed_file
-from eigenshift.patches.edits import HeadEdit, LinearEdit
+from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
 
 UNTIED_FOLDER = "untied-base"
 ADAPTER_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 PREFIX = "base_model.model."
-HELD_PARTS = ("head", "linears")
+HELD_PARTS = ("head", "linears", "logits")
 """What of an edit an adapter can hold; a patch that has any other part is refused."""
 MIXER_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 MIXER_NAME = "out_proj"
@@ -161,10 +162,10 @@ def _list_adapters(base: PatchedBase) -> dict[str, _Adapter]:
     edit, folds = base.patch.edit, set(base.folds)
     place = base.patch.description.model_id
     held = {f"{name}.weight" for name in edit.linears}
-    held |= set() if edit.head is None else {f"{base.head_name}.weight"}
     adapters = {name: _adapt_linear(linear) for name, linear in edit.linears.items()}
-    if edit.head is not None:
-        adapters[base.head_name] = _adapt_head(base, edit.head)
+    if edit.changes_head:
+        held.add(f"{base.head_name}.weight")
+        adapters[base.head_name] = _adapt_head(base, edit)
     adapters = {name: adapter for name, adapter in adapters.items() if adapter.rank}
     others = [
         field.name
@@ -193,10 +194,21 @@ def _adapt_linear(edit: LinearEdit) -> _Adapter:
     return _Adapter(_hold(a), _hold(b))
 
 
-def _adapt_head(base: PatchedBase, edit: HeadEdit) -> _Adapter:
+def _adapt_head(base: PatchedBase, edit: ModelEdit) -> _Adapter:
+    """Both changes of the head side by side; rows that are added read the state as it was."""
+    head, logits = edit.head, edit.logits
+    if head is None:
+        assert logits is not None  # noqa: S101 - one of them changes the head
+        return _adapt_linear(LinearEdit(logits.left, logits.right))
     vocab = base.parameters[f"{base.head_name}.weight"].stored.shape[0]
-    gain = NewTensor(torch.float32, (vocab, edit.rank), lambda: _iterate_gain(base, edit))
-    return _Adapter(_hold(edit.right.T.float()), gain)
+    added, read = torch.zeros(vocab, 0), head.right
+    if logits is not None:
+        moved = logits.after(head, has_bias=False)
+        added, read = moved.left.float(), torch.cat([read, moved.right], 1)
+    b = NewTensor(
+        torch.float32, (vocab, read.shape[1]), lambda: _iterate_written(base, head, added)
+    )
+    return _Adapter(_hold(read.T.float()), b)
 
 
 def _hold(values: Tensor) -> NewTensor:
@@ -204,8 +216,9 @@ def _hold(values: Tensor) -> NewTensor:
     return NewTensor(values.dtype, tuple(values.shape), lambda: iter([values]))
 
 
-def _iterate_gain(base: PatchedBase, edit: HeadEdit) -> Iterator[Tensor]:
-    """-(W left) in blocks of rows, shape (row, k), float32."""
-    left = edit.left.float()
+def _iterate_written(base: PatchedBase, edit: HeadEdit, added: Tensor) -> Iterator[Tensor]:
+    """-(W left), and beside it what is added to tokens' rows, in blocks of rows, float32."""
+    left, first = edit.left.float(), 0
     for rows in base.parameters[f"{base.head_name}.weight"].iterate_blocks():
-        yield -(rows.float() @ left)
+        yield torch.cat([-(rows.float() @ left), added[first : first + len(rows)]], 1)
+        first += len(rows)

@@ -380,11 +380,11 @@ class ModelEdit:
         )
 
     def then(self, second: ModelEdit) -> ModelEdit:
-        """The one edit that does this and then `second`; logits read what both heads have changed.
+        """The one edit that does this and then `second`.
 
         Raises:
-            ComponentError: `second` changes units, or a layer whose units this one changes, or one
-                of them is adaptive, so the two are not one edit.
+            ComponentError: `second` changes units, or a layer whose units this one changes, or what
+                this one's logits have read; or one of them is adaptive. The two are not one edit.
         """
         for name in (*self.adaptive, *second.adaptive):
             raise ComponentError(
@@ -392,8 +392,13 @@ class ModelEdit:
                 f"each state of {name} by what the state is. It cannot be stacked."
             )
         scaled = sorted(set(self.units) & set(second.linears))
-        if second.units or scaled:
-            names = [*scaled, *(["units of the trunk"] * bool(second.units))]
+        has_read = self.logits is not None and second.head is not None
+        if second.units or scaled or has_read:
+            names = [
+                *["what enters the head, after logits that read it were moved"] * has_read,
+                *scaled,
+                *["units of the trunk"] * bool(second.units),
+            ]
             raise ComponentError(
                 "patches: expected a second patch of the head or of other linear layers, found one "
                 f"that changes {names[-1]}. Apply that one first."

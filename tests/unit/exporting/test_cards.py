@@ -243,3 +243,17 @@ def test_a_card_tells_how_many_tokens_logits_are_moved(
     patch = make_patch(untied_model, edit, model_id="tiny", intervention="token_suppression")
     text = describe_export(make_facts(untied, "tiny", patch=patch))
     assert f"A patch (token_suppression) that moves the logits of {expected}" in text
+
+
+def test_a_card_tells_that_all_rows_of_the_head_are_changed(
+    untied: SmallStore, untied_model: LanguageModel
+) -> None:
+    """By its rank; the number of tokens would say nothing."""
+    edit = ModelEdit(
+        logits=LogitEdit.add_product(torch.ones(untied_model.vocab, 3), torch.ones(32, 3))
+    )
+    patch = make_patch(untied_model, edit, model_id="tiny", intervention="eigenshift_fisher")
+    text = describe_export(make_facts(untied, "tiny", patch=patch))
+    assert (
+        "A patch (eigenshift_fisher) that adds a product of rank 3 to the rows of the head" in text
+    )

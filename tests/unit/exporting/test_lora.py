@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from eigenshift.exporting.base_files import open_patched_base
 from eigenshift.exporting.lora import UNTIED_FOLDER, describe_use, write_lora
 from eigenshift.model.loading import LanguageModel, wrap_model
 from eigenshift.model.writers import list_writers
-from eigenshift.patches.edits import LinearEdit, ModelEdit
+from eigenshift.patches.edits import LinearEdit, LogitEdit, ModelEdit
 from eigenshift.patches.patching import compute_parameters, make_patch, patched_model
 from tests.support.architectures import (
     ARCHITECTURES,
@@ -252,3 +253,37 @@ def test_what_peft_refuses_is_refused(tmp_path: Path) -> None:
     assert_adapted(base, edit, tmp_path)
     with pytest.raises(ValueError, match="incompatible"):
         peft.get_peft_model(base.model, peft.LoraConfig(target_modules=["mamba.out_proj"]))
+
+
+def add_rows(base: LanguageModel) -> LogitEdit:
+    """A made-up change of rank 2 of all tokens' rows."""
+    generator = torch.Generator().manual_seed(9)
+    sizes = (base.head.vocab, base.head.hidden)
+    left, right = (torch.randn(n, 2, generator=generator).double() for n in sizes)
+    return LogitEdit.add_product(0.1 * left, right)
+
+
+@pytest.mark.parametrize("has_head", [False, True], ids=["rows", "rows and head"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "cohere"])
+def test_an_adapter_of_tokens_own_rows(name: str, has_head: bool, tmp_path: Path) -> None:
+    """Alone it is a linear layer's; beside a change of what enters the head ranks add up."""
+    base = wrap(make_architecture(name))
+    head = damp_head(base, 0.25).head if has_head else None
+    edit = ModelEdit(head, logits=add_rows(base))
+    config = export_edit(base, edit, tmp_path, unties=True)
+    assert config["target_modules"] == [base.head.name]
+    assert config["r"] == 2 + (0 if head is None else head.rank)
+    assert_adapted(base, edit, tmp_path)
+
+
+def test_a_constant_change_of_logits_is_no_adapter(tmp_path: Path) -> None:
+    """It is a bias: refused by name."""
+    model = make_architecture("gptj")
+    model.save_pretrained(tmp_path)
+    base = wrap(model)
+    edit = ModelEdit(logits=replace(add_rows(base), shift=torch.ones(2).double()))
+    patch = make_patch(base, edit, model_id="tiny", intervention="test")
+    with pytest.raises(ModelError, match=r"lm_head.bias.*A LoRA holds no bias"):
+        write_lora(
+            open_patched_base(tmp_path, patch, "float32"), tmp_path, model_id="tiny", unties=False
+        )

@@ -210,18 +210,40 @@ def test_a_patch_is_saved_loaded_and_undone(name: str, shift: float, tmp_path: P
     assert workspace.facts["n_components"] == 0
 
 
-def test_it_is_not_stacked() -> None:
-    """What a second edit of the head would do to it is not defined."""
+def test_two_of_them_are_stacked_and_one_after_a_change_of_the_head() -> None:
+    """What is added adds up; after a change of the head the changed state is read."""
     language_model = wrap("llama")
     moved = ModelEdit(logits=move_tokens(language_model))
-    damped = ModelEdit(damp_head(language_model, 0.5).head)
+    head = damp_head(language_model, 0.5).head
+    assert head is not None
+    assert moved.logits is not None
+    patches = {
+        name: make_patch(language_model, edit, model_id="tiny", intervention="test")
+        for name, edit in (("moved", moved), ("damped", ModelEdit(head)))
+    }
+    states = torch.randn(5, language_model.head.hidden, generator=torch.Generator().manual_seed(3))
+    raw = states @ language_model.head_weight.float().T
+    twice = stack_patches(language_model, [patches["moved"]] * 2)
+    expected = moved.logits.apply_to_logits(moved.logits.apply_to_logits(raw, states), states)
+    torch.testing.assert_close(compute_logits(language_model, twice.edit, states), expected)
+    after = stack_patches(language_model, [patches["damped"], patches["moved"]])
+    turned = head.apply_to_states(states)
+    expected = moved.logits.apply_to_logits(turned @ language_model.head_weight.float().T, turned)
+    torch.testing.assert_close(compute_logits(language_model, after.edit, states), expected)
+
+
+def test_a_change_of_the_head_after_it_is_refused() -> None:
+    """It has read what the other would change; the remedy is the other order."""
+    language_model = wrap("llama")
     patches = [
         make_patch(language_model, edit, model_id="tiny", intervention="test")
-        for edit in (moved, damped)
+        for edit in (
+            ModelEdit(logits=move_tokens(language_model)),
+            ModelEdit(damp_head(language_model, 0.5).head),
+        )
     ]
-    for order in (patches, patches[::-1], patches[:1] * 2):
-        with pytest.raises(ComponentError, match="changes the logits"):
-            stack_patches(language_model, order)
+    with pytest.raises(ComponentError, match=r"what enters the head, .*Apply that one first"):
+        stack_patches(language_model, patches)
 
 
 @pytest.mark.parametrize(("vocab", "hidden"), [(VOCAB + 1, 16), (VOCAB, 8)])
