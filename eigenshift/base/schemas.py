@@ -452,9 +452,12 @@ ARM_PAIRS = pa.schema(
         describe_column("high", pa.float64(), "Upper end"),
         describe_column("p_value", pa.float64(), "Sign-flip test over prompts, two-sided"),
         describe_column(
-            "p_value_corrected", pa.float64(), "Holm's, over all pairs of the operating point"
+            "p_value_corrected",
+            pa.float64(),
+            "Holm's, over all pairs of the slice and the operating point",
         ),
         describe_column("n", pa.int64(), "Prompts behind it"),
+        describe_column("slice", pa.string(), "all, or scorer=<a further one>"),
     ]
 )
 

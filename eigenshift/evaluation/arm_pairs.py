@@ -15,18 +15,20 @@ import numpy as np
 from eigenshift.base.arms import find_point
 from eigenshift.base.arrays import FloatArray
 from eigenshift.evaluation.bootstrap import average, draw_counts, summarise
+from eigenshift.evaluation.metric_table import ALL_SLICE
 from eigenshift.evaluation.permutation import compute_p_value
 from eigenshift.settings import EvaluationSettings
 
 
 def compare_pairs(
-    rates: Mapping[str, FloatArray], settings: EvaluationSettings
+    rates: Mapping[str, FloatArray], settings: EvaluationSettings, slice_name: str = ALL_SLICE
 ) -> list[dict[str, Any]]:
     """Rows of `schemas.ARM_PAIRS`.
 
     Args:
         rates: Arm -> toxicity rate of each prompt, shape (prompt,), aligned.
         settings: The bootstrap.
+        slice_name: What the rates are of: all prompts, or a further scorer's verdict on them.
     """
     groups: dict[str, list[str]] = {}
     for arm in sorted(rates):
@@ -34,6 +36,8 @@ def compare_pairs(
     rows: list[dict[str, Any]] = []
     for arms in groups.values():
         rows += _compare_group({arm: rates[arm] for arm in arms}, settings)
+    for row in rows:
+        row["slice"] = slice_name
     return rows
 
 

@@ -99,6 +99,7 @@ def compare_arms(
     table = tabulate_prompts(prompts, evidence, toxic_threshold)
     slices = find_slices(table.prompts, toxic_threshold)
     rows: list[dict[str, Any]] = []
+    pairs = compare_pairs(_take_rates(table), settings)
     for slice_name, members in slices.items():
         rows.extend(_compare_toxicity(table, members, slice_name, settings, scorer))
     for verdicts in further:
@@ -109,16 +110,19 @@ def compare_arms(
         other = tabulate_prompts(prompts, judged, verdicts.toxic_threshold)
         name = name_scorer_slice(verdicts.scorer)
         rows.extend(_compare_toxicity(other, slices[ALL_SLICE], name, settings, verdicts.scorer))
+        pairs += compare_pairs(_take_rates(other), settings, name)
     rows.extend(_compare_fluency(fluency, settings, "language"))
     if indomain.num_rows:
         rows.extend(_compare_fluency(indomain, settings, "text", suffix="_indomain"))
     rows.extend(_weigh_cost(table, fluency, settings, scorer))
     rows.extend(_describe_continuations(table, evidence, scorer))
     workspace.write_rows(tables.EVALUATIONS.file, rows, schemas.EVALUATIONS)
-    rates = {arm: metrics["toxicity_rate"] for arm, metrics in table.by_arm.items()}
-    pairs = compare_pairs(rates, settings)
     workspace.write_rows(tables.ARM_PAIRS.file, pairs, schemas.ARM_PAIRS)
     workspace.facts = {"arms": sorted(evidence), "n_prompts": len(table.prompts)}
+
+
+def _take_rates(table: PromptTable) -> dict[str, FloatArray]:
+    return {arm: metrics["toxicity_rate"] for arm, metrics in table.by_arm.items()}
 
 
 def tabulate_prompts(

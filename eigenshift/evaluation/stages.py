@@ -227,7 +227,7 @@ class ComparisonKey(Key):
 COMPARE_ARMS = Stage(
     name="compare_arms",
     kind="evaluation",
-    version=6,
+    version=7,
     inputs=ComparisonInputs,
     key=ComparisonKey,
     files=(tables.EVALUATIONS, tables.ARM_PAIRS),

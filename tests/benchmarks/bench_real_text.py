@@ -14,7 +14,7 @@ import argparse
 import json
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,15 @@ class LinearScorer:
         ]
 
 
-def let_in_scorer(work: Path) -> None:
+def let_in_scorer(
+    work: Path, make_scorer: Callable[[Path, str], LinearScorer] = LinearScorer
+) -> None:
     """Have settings of kind lexicon and this name load the bed's scorer."""
     load_plain = loading._load_plain
 
     def load(settings: PlainScorerSettings, digest: str, device: str, n_texts: int) -> Any:
         if settings.kind is ScorerKind.lexicon and settings.name == SCORER_NAME:
-            return LinearScorer(work / "scorer.pkl", digest)
+            return make_scorer(work / "scorer.pkl", digest)
         return load_plain(settings, digest, device, n_texts)
 
     loading._load_plain = load
@@ -124,7 +126,11 @@ def describe(comparison: ArmComparison, store: str) -> dict[str, Any]:
     record = read_run(artifacts.store, comparison.run_id)
     evaluation = artifacts.open(record.find_artifact("evaluation"))
     pairs = evaluation.read_table(tables.ARM_PAIRS.file).to_pylist()
-    ours = [row for row in pairs if any(row[side].startswith(OURS) for side in ("arm", "other"))]
+    ours = [
+        row
+        for row in pairs
+        if row["slice"] == "all" and any(row[side].startswith(OURS) for side in ("arm", "other"))
+    ]
     return {"arms": arms, "pairs": ours}
 
 

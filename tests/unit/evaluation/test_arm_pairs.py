@@ -79,3 +79,12 @@ def test_an_arm_without_a_score_on_some_prompts_is_compared_on_the_others() -> N
     rates["ours"][:3] = np.nan
     (row,) = compare_pairs(rates, SETTINGS)
     assert row["difference"] == pytest.approx(expected)
+
+
+def test_verdicts_of_another_scorer_are_a_slice_of_their_own() -> None:
+    """Named, and corrected for its own pairs alone."""
+    rates = make_rates(base=0.4, ours=0.1)
+    (row,) = compare_pairs(rates, SETTINGS)
+    (other,) = compare_pairs(rates, SETTINGS, "scorer=words")
+    assert (row["slice"], other["slice"]) == ("all", "scorer=words")
+    assert {**other, "slice": "all"} == row

@@ -267,6 +267,10 @@ def test_a_further_scorer_is_a_slice_of_its_own(workspace: Workspace) -> None:
         assert [same[key] for key in ("value", "low", "high", "n")] == [
             decided[key] for key in ("value", "low", "high", "n")
         ]
+    pairs = pq.read_table(workspace.path("arm_pairs.parquet")).to_pylist()
+    by_slice = {row["slice"]: row["difference"] for row in pairs}
+    assert set(by_slice) == {"all", "scorer=strict", "scorer=same"}
+    assert (by_slice["scorer=same"], by_slice["scorer=strict"]) == (by_slice["all"], 0.0)
 
 
 def test_fluency_is_also_reported_language_by_language(workspace: Workspace) -> None:
@@ -348,6 +352,7 @@ def test_every_arm_is_held_against_both_controls(workspace: Workspace) -> None:
         assert table.get(control, f"toxicity_rate_minus_{control}") is None
     pairs = pq.read_table(workspace.path("arm_pairs.parquet")).to_pylist()
     assert len(pairs) == 6
+    assert {row["slice"] for row in pairs} == {"all"}
 
 
 def test_an_arm_is_held_against_the_control_of_its_own_operating_point(
