@@ -25,6 +25,7 @@ from eigenshift.components.budget_texts import BudgetTexts
 from eigenshift.components.calibration import CalibrationStates, ToxicStates
 from eigenshift.components.choice import choose_within_budget
 from eigenshift.model.forward import iterate_head_states
+from eigenshift.model.gradients import HEAD
 from eigenshift.model.loading import LanguageModel, wrap_model
 from eigenshift.patches.fisher.deep_study import DeepStudy
 from eigenshift.patches.fisher.evidence import FisherEvidence, ToxicTexts
@@ -33,6 +34,7 @@ from eigenshift.patches.fisher.rounds import spend_budget
 
 N_TOKENS = 100
 """Of each harmless text."""
+N_TERMS = 32
 PATIENCE = 3.0
 BUDGET = 0.05
 
@@ -106,7 +108,7 @@ def choose_fisher(model: LanguageModel, drawn: dict[str, Any]) -> dict[str, floa
     toxic = ToxicTexts([], [], [], drawn["toxic"], torch.arange(n_toxic))
     harmless = BudgetTexts({"neutral": texts})
     started = time.perf_counter()
-    study = HeadStudy(model, FisherEvidence(toxic, harmless, harmless), 16, tokens_per_batch=1)
+    study = HeadStudy(model, FisherEvidence(toxic, harmless, harmless), N_TERMS, tokens_per_batch=1)
     prepared = time.perf_counter() - started
     edit = spend_budget(study, 3, BUDGET)
     seconds = time.perf_counter() - started
@@ -190,13 +192,14 @@ def time_deep(n_tokens: int) -> dict[str, float]:
     study = DeepStudy(
         model,
         FisherEvidence(evidence, BudgetTexts({"neutral": harmless}), budget),
-        32,
+        N_TERMS,
         tokens_per_batch=2_048,
     )
     started = time.perf_counter()
     sizes = {
         name: (module.in_features, module.out_features) for name, module in study.layers.items()
     }
+    sizes[HEAD] = (model.head.hidden, model.head.vocab)
     study.sum_moments(sizes)
     moments = time.perf_counter() - started
     terms = study.find_terms()
