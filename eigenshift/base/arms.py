@@ -25,3 +25,21 @@ def join_arm(intervention: str, point: str) -> str:
 def find_point(arm: str) -> str:
     """The operating point in an arm's name, empty for the run's own budget."""
     return arm.partition("@")[2]
+
+
+def find_intervention(arm: str) -> str:
+    """An arm's name without its operating point."""
+    return arm.partition("@")[0]
+
+
+def describe_point(point: str, own_budget: float | None) -> str:
+    """An operating point in words.
+
+    Args:
+        point: As `find_point` gives it.
+        own_budget: Relative rise of perplexity that the run itself allows, where it is known.
+    """
+    if point.startswith("kl"):
+        return f"at KL {point.removeprefix('kl')}"
+    budget = float(point) if point else own_budget
+    return "within the run's budget" if budget is None else f"within +{100 * budget:.3g}%"
