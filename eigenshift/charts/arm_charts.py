@@ -12,9 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from eigenshift.charts.labels import name_points
-from eigenshift.charts.run_charts import Chart, Palette
+from eigenshift.charts.run_charts import Chart, Palette, add_legend, show_interval
 
 MARKERS = "os^vD<>pP"
+OURS = "eigenshift"
+"""Beginning of the names of our own arms."""
+ROW_SHARE = 0.9
+"""Of a row's height, over which the markers of its points are spread."""
+Points = Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
+"""Each operating point in words, the run's own first, and its `schemas.COMPARISONS` rows."""
 
 
 def chart_trials(rows: Sequence[Mapping[str, Any]], budget: float) -> Chart:
@@ -100,7 +106,8 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
     """Reduction of toxicity against change of perplexity of each arm, with intervals.
 
     Args:
-        rows: Of `schemas.COMPARISONS`; arms without both numbers (the base) are left out.
+        rows: Of `schemas.COMPARISONS`, of one operating point: more would be unreadable. Arms
+            without both numbers (the base) are left out.
     """
     known = [
         row
@@ -112,7 +119,7 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
     def draw(axes: Axes, palette: Palette) -> None:
         for number, row in enumerate(known):
             x, y = row["perplexity_change"], row["toxicity_reduction"]
-            is_ours = row["arm"].startswith("eigenshift")
+            is_ours = row["arm"].startswith(OURS)
             colour = palette.after if is_ours else palette.soft
             axes.errorbar(
                 x,
@@ -153,6 +160,121 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
         ),
         draw,
         height=0.6,
+    )
+
+
+def chart_operating_points(points: Points) -> Chart | None:
+    """Reduction of toxicity of each intervention at each operating point, with intervals.
+
+    One row per intervention, best at the run's own budget first, ours in the accent colour; one
+    marker and colour per point. What was not built or has no reduction at a point has no marker
+    there. None where there is only one point to show.
+
+    Args:
+        points: `intervention` names the row that an arm is in.
+    """
+    if len(points) < 2:
+        return None
+    found = [{row["intervention"]: row for row in rows} for _, rows in points]
+    names = _order_by_reduction(found)
+    if not names:
+        return None
+    is_any_hooked = any(row["is_hooked_only"] for _, rows in points for row in rows)
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        axes.axvline(0.0, color=palette.soft, linewidth=1, zorder=0)
+        for place in range(1, len(names)):
+            axes.axhline(place - 0.5, color=palette.line, linewidth=0.8, zorder=0)
+        colours = (palette.ink, palette.before, palette.other, palette.soft)  # accent: ours
+        step = ROW_SHARE / len(points)
+        for number, ((words, _), rows) in enumerate(zip(points, found, strict=True)):
+            colour, marker = colours[number % len(colours)], MARKERS[number % len(MARKERS)]
+            shift = (number - (len(points) - 1) / 2) * step
+            for place, name in enumerate(names):
+                row = rows.get(name)
+                if row is None or row["toxicity_reduction"] is None:
+                    continue
+                axes.errorbar(
+                    row["toxicity_reduction"],
+                    place + shift,
+                    xerr=_reach(row, "toxicity_reduction"),
+                    color=colour,
+                    marker=marker,
+                    markersize=4.2,
+                    markerfacecolor=palette.paper if row["is_hooked_only"] else colour,
+                    elinewidth=0.8,
+                )
+            axes.plot([], [], marker, color=colour, markersize=4.2, label=words)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        for label, name in zip(axes.get_yticklabels(), names, strict=True):
+            label.set_color(palette.after if name.startswith(OURS) else palette.ink)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("reduction of the toxicity rate")
+        add_legend(axes)
+
+    return Chart(
+        "pareto-points",
+        "Operating points: reduction of toxicity" + (" (hollow: hooks only)" * is_any_hooked),
+        _describe_points(points, len(names)),
+        (
+            *("arm", "point", "reduction", "perplexity change"),
+            *("in-domain change", "KL to base"),
+        ),
+        tuple(
+            (
+                row["arm"],
+                words,
+                show_interval(_read_reduction(row)),
+                _show(row["perplexity_change"], "+.1%"),
+                _show(row["perplexity_change_indomain"], "+.1%"),
+                _show(row["kl_to_base"], ".4f"),
+            )
+            for name in names
+            for (words, _), rows in zip(points, found, strict=True)
+            if (row := rows.get(name)) is not None
+        ),
+        draw,
+        height=max(0.3, 0.14 + 0.036 * len(names)),
+    )
+
+
+def _read_reduction(row: Mapping[str, Any]) -> dict[str, Any]:
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    return {key: row[f"toxicity_reduction{end}"] for key, end in ends.items()}
+
+
+def _show(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _order_by_reduction(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Interventions with a reduction at any point; the largest at the first point first."""
+    known = [{name: row["toxicity_reduction"] for name, row in rows.items()} for rows in found]
+    names = dict.fromkeys(
+        name for rows in known for name, value in rows.items() if value is not None
+    )
+
+    def rank(name: str) -> tuple[bool, float]:
+        own = known[0].get(name)
+        return own is None, 0.0 if own is None else -own
+
+    return sorted(names, key=rank)
+
+
+def _describe_points(points: Points, n_names: int) -> str:
+    best = [
+        (words, max(known, key=lambda row: row["toxicity_reduction"]))
+        for words, rows in points
+        if (known := [row for row in rows if row["toxicity_reduction"] is not None])
+    ]
+    found = "; ".join(
+        f"{words} {row['toxicity_reduction']:.1%} ({row['intervention']})" for words, row in best
+    )
+    return (
+        f"{n_names} interventions at {len(points)} operating points. The largest reduction: "
+        f"{found}."
     )
 
 

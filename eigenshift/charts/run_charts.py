@@ -93,7 +93,7 @@ def chart_toxicity(rows: Rows, names: tuple[str, str] = ("before", "after")) -> 
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("toxicity probability of one continuation")
         axes.set_ylabel("share of continuations")
-        _add_legend(axes)
+        add_legend(axes)
 
     above = shares[:, N_BINS // 2 :].sum(axis=1)
     return Chart(
@@ -205,7 +205,7 @@ def chart_layers(rows: Rows, dataset: str, read_at: str, name: str) -> Chart:
         axes.set_xlabel("layer")
         axes.set_ylabel("AUROC, held-out")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _add_legend(axes)
+        add_legend(axes)
 
     return Chart(
         name,
@@ -287,7 +287,7 @@ def chart_components(rows: Rows) -> Chart | None:
         axes.set_xlabel("component of the head (0 = largest singular value)")
         axes.set_ylabel("effect size")
         axes.set_ylim(bottom=0)
-        _add_legend(axes)
+        add_legend(axes)
 
     order = np.argsort(-effect)
     text = f"{chosen.sum()} of {len(known)} components are damped"
@@ -342,7 +342,7 @@ def chart_slices(rows: Rows) -> Chart | None:
         axes.set_yticks(places, [f"{row['slice']} ({row['n']:,})" for row in rows])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("toxicity rate")
-        _add_legend(axes)
+        add_legend(axes)
 
     return Chart(
         "slices",
@@ -350,7 +350,7 @@ def chart_slices(rows: Rows) -> Chart | None:
         f"Toxicity rate in {len(rows)} slices of the prompts, before and after.",
         ("slice", "prompts", "before", "after"),
         tuple(
-            (row["slice"], row["n"], _show_interval(row["before"]), _show_interval(row["after"]))
+            (row["slice"], row["n"], show_interval(row["before"]), show_interval(row["after"]))
             for row in rows
         ),
         draw,
@@ -389,7 +389,7 @@ def chart_cost(rows: Rows) -> Chart | None:
     )
 
 
-def _add_legend(axes: Axes) -> None:
+def add_legend(axes: Axes) -> None:
     """Above the chart, where it covers nothing; one below the other where there is little room."""
     figure = axes.get_figure()
     if figure is not None:
@@ -401,7 +401,8 @@ def _show(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or np.isnan(value) else f"{value:.{digits}f}"
 
 
-def _show_interval(found: Any) -> str:
+def show_interval(found: Any) -> str:
+    """A share with its interval: of a mapping of value, low, high, or of None."""
     if not found or found["value"] is None:
         return "-"
     text = f"{found['value']:.1%}"
