@@ -21,7 +21,13 @@ from eigenshift.base.arms import (
     join_arm,
 )
 from eigenshift.base.errors import NothingToDampError
-from eigenshift.evaluation.stages import CHART_NAME, TABULATE_ARMS, TabulationInputs, TabulationKey
+from eigenshift.evaluation.stages import (
+    CHART_NAME,
+    POINTS_CHART_NAME,
+    TABULATE_ARMS,
+    TabulationInputs,
+    TabulationKey,
+)
 from eigenshift.evaluation.trials import choose_for_confirmation
 from eigenshift.patches.interventions import Need, PatchRequest, find_recipe
 from eigenshift.patches.interventions.unit_scaling import UNIT_SITES
@@ -86,6 +92,9 @@ def compare(settings: RefreshSettings) -> ArmComparison:
             evaluations=rows,
             table=artifact.locate(tables.COMPARISONS.file).uri,
             figure=artifact.locate(CHART_NAME).uri,
+            points_figure=artifact.locate(POINTS_CHART_NAME).uri
+            if POINTS_CHART_NAME in artifact.file_names
+            else None,
         )
     publish_comparison(comparison)
     return comparison
@@ -94,7 +103,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
 def _tabulate_arms(
     journal: RunJournal, compared: ArtifactReference, arms: Mapping[str, stages.Arm]
 ) -> ArtifactReference:
-    """One row per arm, with what it took to build it, and one plot."""
+    """One row per arm, with what it took to build it, and its plots."""
     patches = {name: arm.patch for name, arm in arms.items()}
     patched = tuple(name for name, patch in patches.items() if patch is not None)
     inputs = TabulationInputs(evaluation=compared, patches=patches)

@@ -1,7 +1,8 @@
 """One row per arm: what it brings, what it costs, what it took to build it.
 
 Reads an evaluation's long table and the manifests of patches; writes `comparison.parquet`
-(`schemas.COMPARISONS`) and `chart.png`. Metrics are computed in `comparison.py`.
+(`schemas.COMPARISONS`), `chart.png` and, of several operating points, `operating_points.png`.
+Metrics are computed in `comparison.py`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from eigenshift.base import schemas
-from eigenshift.base.arms import find_point
+from eigenshift.base.arms import describe_point, find_intervention, find_point
 from eigenshift.base.errors import ArtifactError
 from eigenshift.base.schemas import INTERVAL_METRICS, POINT_METRICS
-from eigenshift.charts.arm_charts import chart_comparison
+from eigenshift.charts.arm_charts import chart_comparison, chart_operating_points
 from eigenshift.charts.rendering import render_png
+from eigenshift.charts.run_charts import Chart
 from eigenshift.evaluation.metric_table import MetricTable
-from eigenshift.evaluation.stages import CHART_NAME, TabulationInputs, TabulationKey
+from eigenshift.evaluation.stages import (
+    CHART_NAME,
+    POINTS_CHART_NAME,
+    TabulationInputs,
+    TabulationKey,
+)
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.artifacts import ArtifactStore
@@ -46,20 +53,52 @@ def tabulate_arms(
     built: Mapping[str, Built],
     workspace: Workspace,
 ) -> None:
-    """Write the table and its chart.
+    """Write the table and its charts.
 
     Args:
         arms: In the order they are to be shown.
         evaluations: `schemas.EVALUATIONS` rows.
         built: Arm -> its patch; the base has none.
-        workspace: Receives both files.
+        workspace: Receives the files.
     """
     table = MetricTable(evaluations)
     rows = [_describe_arm(arm, table, built.get(arm)) for arm in arms]
     workspace.write_rows(tables.COMPARISONS.file, rows, schemas.COMPARISONS)
-    shown = [row for row in rows if not find_point(row["arm"])]  # one point of each is readable
+    shown = [row for row in rows if not find_point(row["arm"])]
     workspace.path(CHART_NAME).write_bytes(render_png(chart_comparison(shown)))
+    if (chart := chart_points(rows)) is not None:
+        workspace.path(POINTS_CHART_NAME).write_bytes(render_png(chart))
     workspace.facts = {"arms": list(arms)}
+
+
+def chart_points(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """The chart of all operating points, None where every arm is of the run's own budget.
+
+    An arm of another name than its intervention's is at no point and left out: the paper's number
+    of components and the search's best have a strength of their own.
+
+    Args:
+        rows: `schemas.COMPARISONS` rows, in any order.
+    """
+    points: dict[str, list[Mapping[str, Any]]] = {"": []}
+    for row in rows:
+        if find_intervention(row["arm"]) == row.get("intervention"):  # the base has none
+            points.setdefault(find_point(row["arm"]), []).append(row)
+    # Whoever is built for further points keeps to the run's budget at its own.
+    tuned = {row["intervention"] for point, found in points.items() if point for row in found}
+    own_budget = next((row["budget"] for row in points[""] if row["intervention"] in tuned), None)
+    return chart_operating_points(
+        [
+            (describe_point(point, own_budget), points[point])
+            for point in sorted(points, key=_rank_point)
+        ]
+    )
+
+
+def _rank_point(point: str) -> tuple[bool, bool, float]:
+    """The run's own budget, further ones from the largest down, then divergences likewise."""
+    is_divergence = point.startswith("kl")
+    return bool(point), is_divergence, -float(point.removeprefix("kl") or 0.0)
 
 
 def _describe_arm(arm: str, table: MetricTable, built: Built | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from eigenshift.store.manifests import ArtifactReference, FileReference
 from eigenshift.toxicity.stages import Classifier, name_scorer_bounds
 
 CHART_NAME = "chart.png"
+POINTS_CHART_NAME = "operating_points.png"
 RELOAD_NAME = "reload_check.json"
 
 Patch = Annotated[ArtifactReference, Of(("patch",))]
@@ -291,10 +292,10 @@ class TabulationKey(Key):
 TABULATE_ARMS = Stage(
     name="tabulate_arms",
     kind="comparison",
-    version=2,
+    version=3,
     inputs=TabulationInputs,
     key=TabulationKey,
-    files=(tables.COMPARISONS, CHART_NAME),
+    files=(tables.COMPARISONS, CHART_NAME, POINTS_CHART_NAME),
     work="eigenshift.evaluation.arm_table:carry_out",
 )
 

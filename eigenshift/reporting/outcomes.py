@@ -261,6 +261,7 @@ class ArmComparison(BaseModel):
         evaluations: `schemas.EVALUATIONS` rows: every metric, also by slice.
         table: Where the Parquet file of `arms` is.
         figure: Where the plot is.
+        points_figure: Where that of the operating points is; None: there is but one point.
     """
 
     run_id: str
@@ -270,6 +271,7 @@ class ArmComparison(BaseModel):
     evaluations: list[dict[str, Any]]
     table: str
     figure: str
+    points_figure: str | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -311,7 +313,10 @@ class ArmComparison(BaseModel):
             )
         if any(row["is_hooked_only"] for row in self.arms):
             notes.append("*: measured with hooks; it cannot be folded into the weights.")
-        return [*notes, f"Table: {self.table}", f"Plot: {self.figure}"]
+        notes += [f"Table: {self.table}", f"Plot: {self.figure}"]
+        if self.points_figure is not None:
+            notes.append(f"Operating points: {self.points_figure}")
+        return notes
 
     def as_contract(self) -> dict[str, Any]:
         """For `--json`: every metric of every arm."""

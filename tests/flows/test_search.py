@@ -74,6 +74,10 @@ def test_compare_judges_every_arm_and_does_it_once(load_small: Load, store: str)
             f"SELECT arm, toxicity_rate FROM comparisons WHERE run_id = '{comparison.run_id}'"
         )
     assert dict(zip(*(column.to_pylist() for column in found.columns), strict=True)) == rates
+    assert comparison.points_figure is not None
+    for figure in (comparison.figure, comparison.points_figure):
+        assert Path(figure.removeprefix("file://")).read_bytes().startswith(b"\x89PNG")
+    assert comparison.notes[-1] == f"Operating points: {comparison.points_figure}"
     assert find_redone(run_compare(load_small(*overrides))) == set()
 
 

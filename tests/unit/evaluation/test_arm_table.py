@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eigenshift.base import schemas
-from eigenshift.evaluation.arm_table import Built, describe_build, tabulate_arms
+from eigenshift.evaluation.arm_table import Built, chart_points, describe_build, tabulate_arms
 from eigenshift.reporting.outcomes import ArmComparison
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.manifests import ArtifactReference
@@ -86,6 +86,64 @@ def test_the_plot_is_drawn_even_of_arms_far_apart(
     assert workspace.path("chart.png").read_bytes().startswith(b"\x89PNG")
 
 
+def add_points(*arms: str) -> tuple[list[str], list[Any], dict[str, Built]]:
+    """Arms, evaluations and patches of above, and leace at further operating points."""
+    evaluations, built = list(EVALUATIONS), dict(BUILT)
+    for arm in arms:
+        evaluations.append(make_metric(arm, "toxicity_reduction", 0.1))
+        name, _, point = arm.partition("@")
+        asked = (0.05, 0.02) if point.startswith("kl") else (float(point or 0.05), None)
+        request = dict(zip(("max_perplexity_increase", "divergence"), asked, strict=True))
+        built[arm] = Built({"intervention": name}, evidence_seconds=0.0, request=request)
+    return ["base", "eigenshift", "leace", *arms], evaluations, built
+
+
+def test_one_operating_point_has_no_picture_of_its_own(
+    rows: list[dict[str, Any]], workspace: Workspace
+) -> None:
+    """Neither drawn nor written."""
+    assert not workspace.path("operating_points.png").exists()
+    assert chart_points(rows) is None
+
+
+def test_operating_points_have_a_picture_and_the_comparison_stays_as_it_is(
+    workspace: Workspace,
+) -> None:
+    """Further points change nothing in the plot of the run's own budget."""
+    tabulate_arms(["base", "eigenshift", "leace"], EVALUATIONS, BUILT, workspace)
+    alone = workspace.path("chart.png").read_bytes()
+    tabulate_arms(*add_points("leace@0.01", "leace@kl0.02"), workspace)
+    assert workspace.path("chart.png").read_bytes() == alone
+    assert workspace.path("operating_points.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_points_go_from_the_runs_own_budget_to_divergences(workspace: Workspace) -> None:
+    """Whatever the order of rows; arms of no point (the paper's, the base) are not among them."""
+    points = ("leace@kl0.02", "leace@0.01", "leace@0.03", "leace@kl0.1")
+    arms, evaluations, built = add_points(*points)
+    built["leace"] = Built(
+        {"intervention": "leace"}, 0.0, {"max_perplexity_increase": 0.05, "divergence": None}
+    )
+    paper = Built({"intervention": "eigenshift"}, 0.0, {"max_perplexity_increase": 0.5})
+    evaluations.append(make_metric("eigenshift_paper", "toxicity_reduction", 0.9))
+    tabulate_arms(
+        ["eigenshift_paper", *reversed(arms)],
+        evaluations,
+        built | {"eigenshift_paper": paper},
+        workspace,
+    )
+    chart = chart_points(pq.read_table(workspace.path("comparison.parquet")).to_pylist())
+    assert chart is not None
+    assert [row[:2] for row in chart.rows] == [
+        ("eigenshift", "within +5%"),
+        ("leace", "within +5%"),
+        ("leace@0.03", "within +3%"),
+        ("leace@0.01", "within +1%"),
+        ("leace@kl0.1", "at KL 0.1"),
+        ("leace@kl0.02", "at KL 0.02"),
+    ]
+
+
 def test_every_metric_of_the_table_is_one_that_is_computed() -> None:
     """A misspelt one would be null for ever."""
     text = Path(__file__).parents[3].joinpath("docs/naming.md").read_text(encoding="utf-8")
@@ -95,13 +153,16 @@ def test_every_metric_of_the_table_is_one_that_is_computed() -> None:
 
 
 def test_an_arm_that_cannot_be_exported_is_marked(rows: list[dict[str, Any]]) -> None:
-    """With a star and a note beneath."""
+    """With a star and a note beneath, before those that name the files."""
     comparison = ArmComparison(
         run_id="r", store="s", stages=[], arms=rows, evaluations=[], table="t", figure="f"
     )
     assert [row[0] for row in comparison.rows] == ["base", "eigenshift", "leace *"]
     assert len(comparison.rows[0]) == len(comparison.columns)
     assert any(note.startswith("*: measured with hooks") for note in comparison.notes)
+    assert comparison.notes[-1] == "Plot: f"
+    pointed = comparison.model_copy(update={"points_figure": "g"})
+    assert pointed.notes[-2:] == ["Plot: f", "Operating points: g"]
     clean = comparison.model_copy(update={"arms": rows[:2]})
     assert not any(note.startswith("*") for note in clean.notes)
 
