@@ -26,7 +26,7 @@ from prefect.artifacts import (
 from eigenshift.audit import open_audit
 from eigenshift.charts.rendering import render_png
 from eigenshift.ledger.runs import RunRecord
-from eigenshift.reporting.figures import find_arms, find_toxicity
+from eigenshift.reporting.figures import find_arms, find_points, find_toxicity
 from eigenshift.reporting.outcomes import (
     ArmComparison,
     RefreshOutcome,
@@ -178,7 +178,7 @@ def _publish_pictures(key: str, store: str, run_id: str) -> None:
     if not has_server():
         return
     with open_audit(store) as session:
-        charts = [find(session, run_id) for find in (find_toxicity, find_arms)]
+        charts = [find(session, run_id) for find in (find_toxicity, find_arms, find_points)]
     pictures = [
         embed_picture(chart.title, render_png(chart)) for chart in charts if chart is not None
     ]

@@ -28,6 +28,7 @@ from eigenshift.charts.run_charts import (
     chart_toxicity,
     chart_units,
 )
+from eigenshift.evaluation.arm_table import chart_points
 from eigenshift.evaluation.metric_table import ALL_SLICE
 
 
@@ -69,6 +70,7 @@ def draw_run(session: AuditSession, run_id: str) -> list[Chart]:
     charts: list[Chart | None] = [
         find_toxicity(session, run_id),
         find_arms(session, run_id),
+        find_points(session, run_id),
         *find_layers(session, run_id),
         *find_units(session, run_id),
         chart_components(
@@ -136,6 +138,20 @@ def find_arms(session: AuditSession, run_id: str) -> Chart | None:
         ),
         BASE_ARM,
         found["run_id"],
+    )
+
+
+def find_points(session: AuditSession, run_id: str) -> Chart | None:
+    """What a comparison brought at each of its operating points."""
+    return chart_points(
+        _ask(
+            session,
+            "SELECT arm, intervention, budget, toxicity_reduction, toxicity_reduction_low, "
+            "toxicity_reduction_high, perplexity_change, perplexity_change_indomain, kl_to_base, "
+            "is_hooked_only FROM comparisons",
+            run_id,
+            "ORDER BY arm",
+        )
     )
 
 

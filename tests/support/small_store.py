@@ -72,6 +72,29 @@ TRIALS = [
 ]
 """What a search found, as `confirm_trials` writes it."""
 
+COMPARED_ARMS = [
+    {
+        "arm": arm,
+        "intervention": intervention,
+        "budget": budget,
+        "divergence": divergence,
+        "toxicity_reduction": reduction,
+        "toxicity_reduction_low": None if reduction is None else reduction - 0.1,
+        "toxicity_reduction_high": None if reduction is None else reduction + 0.1,
+        "perplexity_change": 0.04,
+        "perplexity_change_indomain": 0.02,
+        "kl_to_base": 0.02,
+        "is_hooked_only": False,
+    }
+    for arm, intervention, budget, divergence, reduction in (
+        (BASE_ARM, None, None, None, None),
+        (PATCHED_ARM, PATCHED_ARM, 0.05, None, 0.5),
+        ("leace", "leace", 0.05, None, 0.3),
+        ("leace@kl0.02", "leace", 0.05, 0.02, 0.2),
+    )
+]
+"""What a comparison found, as `tabulate_arms` writes it."""
+
 
 @dataclass
 class SmallStore:
@@ -145,6 +168,16 @@ class SmallStore:
         ]
         self.add_artifact(
             record, "trials", lambda w: w.write_rows("trials.parquet", TRIALS, schemas.TRIALS)
+        )
+        return record
+
+    def add_comparison(self) -> RunRecord:
+        """Add a finished `compare` with its table of arms, at two operating points."""
+        record = self.add_run("compare", "finished")
+        self.add_artifact(
+            record,
+            "comparison",
+            lambda w: w.write_rows("comparison.parquet", COMPARED_ARMS, schemas.COMPARISONS),
         )
         return record
 

@@ -15,6 +15,7 @@ from eigenshift.charts.run_charts import Chart
 from eigenshift.reporting.figures import (
     draw_run,
     find_arms,
+    find_points,
     render_run_figures,
     write_run_figures,
 )
@@ -70,6 +71,23 @@ def test_pareto_front_is_of_the_latest_search_of_the_model(
     assert chart is not None
     assert comparison.run_id in chart.summary
     assert len(chart.rows) == 4
+
+
+def test_operating_points_are_of_the_comparison_itself(small: SmallStore, tmp_path: Path) -> None:
+    """A `compare` has them after its Pareto front; a refresh has none, also after a `compare`."""
+    copy = small.copy_to(tmp_path / "store")
+    comparison = copy.add_comparison()
+    with open_audit(copy.url) as session:
+        names = [chart.name for chart in draw_run(session, comparison.run_id)]
+        chart = find_points(session, comparison.run_id)
+        assert find_points(session, copy.run_id) is None
+    assert names[:3] == ["toxicity", "pareto", "pareto-points"]
+    assert chart is not None
+    assert [row[:3] for row in chart.rows] == [
+        ("eigenshift", "within +5%", "50.0% [40.0%, 60.0%]"),
+        ("leace", "within +5%", "30.0% [20.0%, 40.0%]"),
+        ("leace@kl0.02", "at KL 0.02", "20.0% [10.0%, 30.0%]"),
+    ]
 
 
 def test_figures_are_wide_pictures_with_something_on_them(small: SmallStore) -> None:

@@ -142,6 +142,24 @@ def test_no_text_is_shown_without_a_click(page: Reader) -> None:
         assert word not in folded
 
 
+def test_report_of_a_comparison_shows_its_operating_points(
+    small: SmallStore, tmp_path: Path
+) -> None:
+    """Drawn below the Pareto front, with a title of their own, the numbers behind a click."""
+    copy = small.copy_to(tmp_path / "store")
+    comparison = copy.add_comparison()
+    out = tmp_path / "report.html"
+    write_html_report(copy.url, comparison.run_id, out)
+    html = out.read_text("utf-8")
+    page = Reader()
+    page.feed(html[html.index('<section id="pareto">') : html.index('<section id="slices">')])
+    shown, folded = "\n".join(page.shown), "\n".join(page.folded)
+    assert "Operating points: reduction of toxicity" in page.shown
+    assert "The largest reduction: within +5% 50.0% (eigenshift); at KL 0.02 20.0%" in shown
+    assert "leace@kl0.02" in folded
+    assert "leace@kl0.02" not in shown
+
+
 def test_over_suppressed_tokens_begin_with_words_for_groups(
     small: SmallStore, tmp_path: Path
 ) -> None:
