@@ -52,7 +52,7 @@ class HarmlessSettings(Frozen):
     """Harmless text of the domain the toxic text is of: what no budget may leave out."""
 
     n_continuations: int = Field(
-        300,
+        600,
         ge=0,
         description="Non-toxic continuations of the base that shape the Fisher metric (two thirds) "
         "and the budget of every intervention (one third).",

@@ -1,11 +1,13 @@
 """Variant H: Fisher components of the output head, in closed form on cached states.
 
-The edit is W' = W + L R^T, tokens' own rows (docs/decisions/0052-rows-of-the-head.md). The trunk
-does not change, so states and logits are collected once and a round costs products of matrices, no
-forward pass. Gradients by the logits: at a toxic position g = r (p restricted to the toxic tokens
-and renormalised - p), with r the weight of the position times p / p of the base; on harmless text
-E[g g^T] = diag p - p p^T over labels drawn from the model is exact, nothing is drawn. The metric
-takes its diagonal, the steps all of it. A head's scale and soft cap enter by their derivative.
+The edit is W' = W + L R^T. Half of a step's terms move tokens' own rows, any L; the other half move
+what enters the head, L = W E, so that tokens near each other move together, those that were never
+seen among them (docs/decisions/0052-rows-of-the-head.md). The trunk does not change, so states and
+logits are collected once and a round costs products of matrices, no forward pass. Gradients by the
+logits: at a toxic position g = r (p restricted to the toxic tokens and renormalised - p), with r
+the weight of the position times p / p of the base; on harmless text E[g g^T] = diag p - p p^T over
+labels drawn from the model is exact, nothing is drawn. Of rows the metric takes its diagonal, the
+steps take all of it. A head's scale and soft cap enter by their derivative.
 """
 
 from __future__ import annotations
@@ -53,6 +55,14 @@ class _Positions:
         return [slice(i, i + POSITIONS_PER_BLOCK) for i in range(0, n_rows, POSITIONS_PER_BLOCK)]
 
 
+@dataclass(frozen=True)
+class _Metrics:
+    """What changes cost: of tokens' own rows, and of what enters the head."""
+
+    of_rows: Metric
+    of_entering: Metric
+
+
 class HeadStudy(Study):
     """The output head, edited in steps.
 
@@ -97,12 +107,21 @@ class HeadStudy(Study):
         self._taken: LogitEdit | None = None
         states = self._metric.states.double()
         self._input_moment = states.T @ states / len(states)
-        self.base_metric = self._find_metric()
+        self._base_metrics = self._find_metrics()
 
     def find_triples(self) -> Triples:
-        """The best rank-one changes of the head as it stands now."""
-        metric = self.base_metric if self._taken is None else self._find_metric()
-        return find_triples(self.find_gradient(), metric, self._n_terms, self._seed)
+        """The best rank-one changes of the head as it stands now: shared ones, then tokens' own."""
+        metrics = self._base_metrics if self._taken is None else self._find_metrics()
+        gradient, n_shared = self.find_gradient(), self._n_terms // 2
+        entering = self._weight.T @ gradient
+        shared = find_triples(entering, metrics.of_entering, n_shared, self._seed)
+        own = find_triples(gradient, metrics.of_rows, self._n_terms - n_shared, self._seed)
+        spread = (self._weight @ shared.left.to(self._weight)).double()
+        return Triples(
+            torch.cat([shared.gain, own.gain]),
+            torch.cat([spread, own.left], 1),
+            torch.cat([shared.right, own.right], 1),
+        )
 
     def find_direction(self) -> Direction:
         """A step along the best terms, as far along each as the exact Fisher matrix says."""
@@ -132,9 +151,9 @@ class HeadStudy(Study):
         taken = self._taken
         left, right = (torch.zeros(n, 0).double() for n in self._weight.shape)
         if taken is not None:
-            place = self.base_metric.of_inputs
-            factors = (taken.left.to(place), taken.right.to(place))
-            left, right = compress(*factors, self._n_terms, self.base_metric)
+            metric = self._base_metrics.of_rows
+            factors = (taken.left.to(metric.of_inputs), taken.right.to(metric.of_inputs))
+            left, right = compress(*factors, self._n_terms, metric)
             self._change(replace(taken, left=-taken.left))
             self._taken = None
         return ModelEdit(logits=LogitEdit.add_product(left, right)).scale
@@ -201,13 +220,22 @@ class HeadStudy(Study):
                 ),
             )
 
-    def _find_metric(self) -> Metric:
+    def _find_metrics(self) -> _Metrics:
         """Of the head as it stands: the states are those of the base throughout."""
-        variances = torch.zeros(len(self._weight), device=self._weight.device)
+        variances, squares = torch.zeros(2, len(self._weight), device=self._weight.device)
+        means = []
         for block in self._metric.list_blocks():
             probabilities, slopes = self._finish(self._metric.logits[block])
             variances += (probabilities * (1.0 - probabilities) * slopes**2).sum(0)
-        return Metric.of(variances / len(self._metric.states), self._input_moment)
+            squares += (probabilities * slopes**2).sum(0)
+            means.append((probabilities * slopes) @ self._weight)
+        of_means, n_positions = torch.cat(means).double(), len(self._metric.states)
+        of_squares = self._weight.T @ (self._weight * squares[:, None])
+        entering = (of_squares.double() - of_means.T @ of_means) / n_positions
+        return _Metrics(
+            Metric.of(variances / n_positions, self._input_moment),
+            Metric.of(entering, self._input_moment),
+        )
 
     def _sum_toxic_probabilities(self) -> Tensor:
         return torch.cat(

@@ -98,25 +98,47 @@ def test_the_gradient_is_that_of_autograd(name: str) -> None:
 
 
 @EVERY
-def test_the_metric_is_the_diagonal_of_the_fisher_matrix_by_logits(name: str) -> None:
-    """Every token's variance over the model's own labels, and all of the states' moment."""
+def test_metrics_are_second_moments_over_all_labels(name: str) -> None:
+    """Of rows every token's variance, of what enters the head the moment of W^T g, in float64."""
     bed = make_bed(name)
     study = study_head(bed)
-    states = study._metric.states.double()
-    logits = finish(bed.language_model, states)
-    raw = logits.clone()
-    cap = bed.language_model.head.logit_softcap
-    slopes = torch.full_like(raw, bed.language_model.head.logit_scale)
+    language_model = bed.language_model
+    states, weight = study._metric.states.double(), language_model.head_weight.double()
+    logits = finish(language_model, states)
+    cap = language_model.head.logit_softcap
+    slopes = torch.full_like(logits, language_model.head.logit_scale)
     if cap is not None:
         slopes = slopes * (1 - (logits / cap) ** 2)
-    p = logits.softmax(1)
-    variances = (p * (1 - p) * slopes**2).mean(0)
+    moments = []
+    for p, slope in zip(logits.softmax(1), slopes, strict=True):
+        covariance = (torch.diag(p) - torch.outer(p, p)) * torch.outer(slope, slope)
+        moments.append((covariance.diagonal(), weight.T @ covariance @ weight))
+    variances, entering = (torch.stack(each).mean(0) for each in zip(*moments, strict=True))
     expected = (variances + DIAGONAL_RIDGE * variances.mean()).sqrt()
-    assert_near(study.base_metric.of_outputs, expected)
-    moment = states.T @ states / len(states)
-    ridge = METRIC_RIDGE * moment.diagonal().mean() * torch.eye(len(moment)).double()
-    root = study.base_metric.of_inputs
-    assert_near(root @ root.T, moment + ridge)
+    metrics = study._base_metrics
+    assert_near(metrics.of_rows.of_outputs, expected)
+    read = states.T @ states / len(states)
+    for root, moment in (
+        (metrics.of_rows.of_inputs, read),
+        (metrics.of_entering.of_inputs, read),
+        (metrics.of_entering.of_outputs, entering),
+    ):
+        ridge = METRIC_RIDGE * moment.diagonal().mean() * torch.eye(len(moment)).double()
+        assert_near(root @ root.T, moment + ridge)
+
+
+@EVERY
+def test_half_of_the_terms_lie_in_the_span_of_the_head(name: str) -> None:
+    """Those move what enters it, so that tokens near each other move together; others do not."""
+    bed = make_bed(name)
+    triples = study_head(bed, n_terms=7).find_triples()
+    weight = bed.language_model.head_weight.double()
+    basis = torch.linalg.qr(weight).Q
+    left = triples.left / triples.left.norm(dim=0)
+    outside = (left - basis @ (basis.T @ left)).norm(dim=0)
+    assert float(outside[:3].max()) < 1e-5
+    assert float(outside[3:].min()) > 0.1
+    assert len(triples.gain) == 7
 
 
 @EVERY
@@ -267,18 +289,18 @@ def test_a_planted_direction_is_the_first_triple() -> None:
     tokens = language_model.head_weight.float()[list(bed.toxic_tokens)].mean(0)
     states = states + 4.0 * tokens / tokens.norm()
     moved = dataclasses.replace(toxic, states=dataclasses.replace(toxic.states, states=states))
-    study = study_head(bed, toxic=moved)
-    triples = study.find_triples()
-    assert float(triples.gain[0]) > 2 * float(triples.gain[1])
-    read = triples.right[:, 0].float()
-    signal = float((states @ read).mean().abs())
-    noise = float((harmless @ read).square().mean().sqrt())
-    assert signal > 5 * noise
-    # Written against what is read, it lowers exactly the toxic tokens.
-    sign = float(torch.sign((states @ read).mean()))
-    effects = sign * triples.left[:, 0]
-    top = set(effects.argsort(descending=True)[: len(bed.toxic_tokens)].tolist())
-    assert top == set(bed.toxic_tokens)
+    triples = study_head(bed, toxic=moved).find_triples()
+    for first in (0, N_TERMS // 2):  # of what enters the head, of tokens' own rows
+        assert float(triples.gain[first]) > 2 * float(triples.gain[first + 1])
+        read = triples.right[:, first].float()
+        signal = float((states @ read).mean().abs())
+        noise = float((harmless @ read).square().mean().sqrt())
+        assert signal > 5 * noise
+        # Written against what is read, it lowers exactly the toxic tokens.
+        sign = float(torch.sign((states @ read).mean()))
+        effects = sign * triples.left[:, first]
+        top = set(effects.argsort(descending=True)[: len(bed.toxic_tokens)].tolist())
+        assert top == set(bed.toxic_tokens)
 
 
 def test_states_of_one_kind_do_not_crowd_out_another(monkeypatch: pytest.MonkeyPatch) -> None:
