@@ -131,11 +131,12 @@ def test_a_local_store_survives_a_kill_at_every_touch(
 
 
 @pytest.mark.s3
-def test_an_s3_store_survives_a_kill_at_every_third_request(
-    context: Any, s3_store_url: str, undisturbed: dict[str, dict[str, str]]
+@pytest.mark.parametrize("stride", [11, pytest.param(3, marks=pytest.mark.slow)])
+def test_an_s3_store_survives_a_kill_at_every_so_many_requests(
+    context: Any, s3_store_url: str, undisturbed: dict[str, dict[str, str]], stride: int
 ) -> None:
-    """The same on a real S3 server, before and after requests."""
+    """The same on a real S3 server, in turn before and after requests, as strides are odd."""
     moments = 0
     while not kill_and_go_on(context, f"{s3_store_url}-{moments}", moments, undisturbed):
-        moments += 3
+        moments += stride
     assert moments >= 30
