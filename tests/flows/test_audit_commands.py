@@ -248,17 +248,9 @@ def test_shell_goes_on_after_a_file_that_cannot_be_written_and_after_ctrl_c(
         shell.answer(f".format parquet {tmp_path}/no/such/folder")
         shell.answer("SELECT 1;")
         shell.answer(".format csv")
-        is_over = threading.Event()
-
-        def press() -> None:
-            """Ctrl-C, and again: between two steps of the query one may be lost."""
-            for seconds in (0.5, 5.0, 5.0):
-                if not is_over.wait(seconds):
-                    os.kill(os.getpid(), signal.SIGINT)
-
-        threading.Thread(target=press, daemon=True).start()
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
         shell.answer("SELECT sum(hash(a.range, b.range)) FROM range(1000000) a, range(1000000) b;")
-        is_over.set()
         shell.answer("SELECT 2 AS two;")
     written, stopped, answer = output.getvalue().split("\n", 2)
     assert "expected to write a file, found: No such file" in written
