@@ -1,9 +1,11 @@
 # `make demo` and `make test` need only Python (3.10 to 3.13), make and pip.
-# PYTHON chooses the interpreter, PIP_FLAGS is passed to pip install, e.g.
+# PYTHON chooses the interpreter, WORKERS how many processes run the tests, PIP_FLAGS is passed to
+# pip install, e.g.
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -30,8 +32,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the whole refresh on the bundled data and model, offline
 	@$(BIN)/eigenshift refresh --preset demo
 
+# A file of tests stays in one process, for its fixtures; files in their order, since the longest come first.
 test: $(STAMP) check ## Checks and the default test suite (CPU, offline)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# In one process: most of these start a whole set-up (PostgreSQL, server, worker, browser) once for all.
 
 test-slow: $(STAMP) ## The tests left out of the default run
 	@$(BIN)/python -m pytest -q -m slow

@@ -26,19 +26,17 @@ from prefect.artifacts import (
 from eigenshift.audit import open_audit
 from eigenshift.charts.rendering import render_png
 from eigenshift.ledger.runs import RunRecord
+from eigenshift.reporting.component_tables import tabulate_components
 from eigenshift.reporting.figures import find_arms, find_points, find_toxicity
 from eigenshift.reporting.outcomes import (
     ArmComparison,
     RefreshOutcome,
     Tuning,
     describe_outcome,
-    tabulate_components,
     tabulate_results,
 )
 from eigenshift.settings import RefreshSettings
-from eigenshift.store.artifact import Artifact
 from eigenshift.store.artifacts import ArtifactStore
-from eigenshift.store.manifests import ArtifactReference
 from flows.overlap import has_server
 
 logger = logging.getLogger("eigenshift.run")
@@ -122,9 +120,7 @@ def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: 
         "store": ("The store", artifacts.store.root),
         "run-record": ("The run's record", artifacts.store.uri(f"runs/{record.run_id}.json")),
     }
-    if (components := made.get(("components", None))) is not None:
-        reference = ArtifactReference(kind="components", fingerprint=components)
-        _publish_components(artifacts.open(reference), shows_text=settings.execution.show_text)
+    _publish_components(artifacts, record, shows_text=settings.execution.show_text)
     if (patch := made.get(("patch", outcome.judged))) is not None:
         links["patch"] = ("The patch", artifacts.store.uri(f"artifacts/patch/{patch}"))
     if outcome.evaluations:
@@ -139,15 +135,12 @@ def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: 
 
 
 @_outcome_stands("the components")
-def _publish_components(components: Artifact, *, shows_text: bool) -> None:
-    create_table_artifact(
-        key="refresh-components",
-        table=tabulate_components(
-            components.read_table("components.parquet"), MAX_COMPONENTS, show_text=shows_text
-        ),
-        description="Components damped, most toxic first"
-        + ("" if shows_text else "; their tokens are hidden (execution.show_text)"),
-    )
+def _publish_components(artifacts: ArtifactStore, record: RunRecord, *, shows_text: bool) -> None:
+    found = tabulate_components(artifacts, record, MAX_COMPONENTS, show_text=shows_text)
+    if found is not None:
+        create_table_artifact(
+            key="refresh-components", table=found.rows, description=found.description
+        )
 
 
 @_outcome_stands("the comparison")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ import pytest
 # Tiny models lose more by sharing work between threads than they gain; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Each process of the tests has a Prefect home of its own, outside the repository; read when Prefect
+# is imported.
+PREFECT_HOME = tempfile.TemporaryDirectory(prefix="eigenshift-tests-prefect-")
+os.environ["PREFECT_HOME"] = PREFECT_HOME.name
 
 if TYPE_CHECKING:
     from eigenshift.model.loading import LanguageModel

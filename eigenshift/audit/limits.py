@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import duckdb
@@ -35,16 +39,22 @@ class AuditLimits:
 
 
 class Deadline:
-    """Interrupts a connection once its time is over."""
+    """Interrupts a connection once its time is over, or at Ctrl-C."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._over = threading.Event()
+        self._stopped = threading.Event()
 
     @property
     def is_over(self) -> bool:
         """Whether the time has passed and the query was interrupted."""
         return self._over.is_set()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether Ctrl-C was pressed and the query was interrupted."""
+        return self._stopped.is_set()
 
     def describe(self) -> AuditError:
         """The error to raise."""
@@ -55,22 +65,40 @@ class Deadline:
 
     @contextmanager
     def interrupting(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Watch over what runs inside."""
+        """Watch over what runs inside.
+
+        DuckDB looks for Ctrl-C between tasks; where it gives the thread that waits a long one, it
+        would see it at the end.
+        """
         done = threading.Event()
+        pressed, end = socket.socketpair()
 
         def watch() -> None:
-            if done.wait(self._seconds):
-                return
-            self._over.set()
+            ends_at = time.monotonic() + self._seconds
+            while not (self.is_stopped or self.is_over):
+                left = max(0.0, ends_at - time.monotonic())
+                if not select.select([pressed], [], [], left)[0]:
+                    self._over.set()
+                elif signal.SIGINT in pressed.recv(4096):
+                    self._stopped.set()
+                elif done.is_set():
+                    return
             while not done.is_set():  # one interrupt may come between two steps and be lost
                 with suppress(duckdb.Error):  # closed meanwhile: there is nothing left to stop
                     connection.interrupt()
                 done.wait(INTERRUPT_EVERY_SECONDS)
 
         watcher = threading.Thread(target=watch, name="audit-deadline", daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
+        with ExitStack() as undo:
+            undo.enter_context(pressed)
+            undo.enter_context(end)
+            end.setblocking(False)
+            if threading.current_thread() is threading.main_thread():  # Python allows no other
+                undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(end.fileno()))
+            watcher.start()
+            try:
+                yield
+            finally:
+                done.set()
+                end.send(b"\0")  # no signal's number
+                watcher.join()

@@ -108,7 +108,8 @@ class AuditSession:
                     table = self._run(connection, sql, hidden, deadline)
             except BaseException as error:  # also Ctrl-C: its transaction is not over
                 self.close()
-                if type(error) is RuntimeError and "Query interrupted" in str(error):
+                given = type(error) is RuntimeError and "Query interrupted" in str(error)
+                if given or (deadline.is_stopped and not isinstance(error, KeyboardInterrupt)):
                     raise KeyboardInterrupt from error  # what DuckDB was given
                 raise
             finally:

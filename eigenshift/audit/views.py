@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from eigenshift.audit import record_schemas
 from eigenshift.base import schemas
-from eigenshift.base.arms import AGAIN_ARM, BASE_ARM
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, SINGULAR_ARMS
 from eigenshift.base.schemas import describe_column
 from eigenshift.components import stages as components
 from eigenshift.datasets import stages as datasets
@@ -145,6 +145,9 @@ COMPONENTS = pa.schema(
     [
         RUN_ID,
         describe_column("basis", pa.string(), "singular: of the head; fisher: of a Fisher patch"),
+        describe_column(
+            "is_in_patch", pa.bool_(), "The patch that the run's gate judged consists of it"
+        ),
         *schemas.COMPONENTS,
         *(
             field
@@ -280,13 +283,34 @@ LEFT JOIN parts p ON p.owner = j.continuations
 """
 
 _COMPONENTS = f"""
+WITH labels AS (
+  SELECT run_id, kind, fingerprint, unnest(string_split(label, ', ')) AS label
+  FROM internal.uses WHERE kind = 'patch'
+),
+read AS (
+  SELECT run_id, intervention, unnest(sources, recursive := true) FROM (
+    SELECT r.run_id, m.facts->>'$.intervention' AS intervention, m.sources
+    FROM labels l
+    JOIN internal.run_records r ON r.run_id = l.run_id AND r.judged = l.label
+    JOIN internal.manifests m USING (kind, fingerprint)
+  )
+)
 SELECT {", ".join(COMPONENTS.names)} FROM (
-  SELECT 'singular' AS basis, * FROM internal.singular_components
+  SELECT 'singular' AS basis,
+    is_selected AND (run_id, fingerprint) IN (
+      SELECT (run_id, fingerprint) FROM read
+      WHERE kind = 'components' AND intervention IN {SINGULAR_ARMS}
+    ) AS is_in_patch, *
+  FROM internal.singular_components
   UNION ALL BY NAME
-  SELECT 'fisher' AS basis, true AS is_selected, component_index AS rank, *
+  SELECT 'fisher' AS basis, true AS is_selected, component_index AS rank,
+    (run_id, fingerprint) IN (
+      SELECT (run_id, fingerprint) FROM read WHERE kind = 'fisher_components'
+    ) AS is_in_patch, *
   FROM internal.fisher_components
 )
 """
+"""What the judged patch was built from is in its manifest."""
 
 DERIVED_VIEWS: dict[str, DerivedView] = {
     "runs": DerivedView(record_schemas.RUNS, _RUNS),
@@ -296,7 +320,7 @@ DERIVED_VIEWS: dict[str, DerivedView] = {
     "generations": DerivedView(GENERATIONS, _GENERATIONS, ("continuations", "scores")),
     "further_scores": DerivedView(FURTHER_SCORES, _FURTHER_SCORES, ("continuations", "further")),
     "components": DerivedView(
-        COMPONENTS, _COMPONENTS, ("singular_components", "fisher_components")
+        COMPONENTS, _COMPONENTS, ("singular_components", "fisher_components"), ("patch",)
     ),
 }
 

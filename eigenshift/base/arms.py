@@ -9,6 +9,8 @@ RANDOM_ARM = "random_components"
 """As many components, damped as much, drawn at random from the others."""
 PATCHED_ARM = "eigenshift"
 """Singular components chosen by the settings; what every run before `patch.intervention` judged."""
+SINGULAR_ARMS = (PATCHED_ARM, "eigenshift_centered")
+"""Those that damp the singular components which the component table selects."""
 SUPPRESSION_ARM = "token_suppression"
 """A word filter in the weights, of the same budget: what a study of components has to beat."""
 PAPER_ARM = "eigenshift_paper"

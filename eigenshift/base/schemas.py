@@ -333,7 +333,9 @@ COMPONENTS = pa.schema(
             "group_angle", pa.float64(), "Degrees by which rounding turns the group's subspace"
         ),
         describe_column("rank", pa.int32(), "Place in the chosen ranking, 0 = most toxic"),
-        describe_column("is_selected", pa.bool_(), "Damped by the patch"),
+        describe_column(
+            "is_selected", pa.bool_(), "Chosen: what the intervention eigenshift damps"
+        ),
         describe_column(
             "factor", pa.float64(), "Its sigma is multiplied by this; 1 if not selected"
         ),

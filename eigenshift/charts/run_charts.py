@@ -260,10 +260,12 @@ def chart_units(rows: Rows, dataset: str, read_at: str, name: str) -> Chart:
 
 
 def chart_components(rows: Rows) -> Chart | None:
-    """Effect size of every component of the head, the damped ones marked.
+    """Effect size of every component of the head, the chosen ones marked.
+
+    They are called damped where the judged patch consists of them.
 
     Args:
-        rows: `component_index`, `effect_size`, `is_selected`.
+        rows: `component_index`, `effect_size`, `is_selected`, `is_in_patch`.
     """
     known = [row for row in rows if row["effect_size"] is not None]
     if not known:
@@ -271,6 +273,8 @@ def chart_components(rows: Rows) -> Chart | None:
     index = np.array([row["component_index"] for row in known])
     effect = np.array([row["effect_size"] for row in known])
     chosen = np.array([bool(row["is_selected"]) for row in known])
+    is_damped = any(row["is_in_patch"] for row in known)
+    marked, others = ("damped", "left as it is") if is_damped else ("chosen", "not chosen")
 
     def draw(axes: Axes, palette: Palette) -> None:
         axes.scatter(
@@ -278,11 +282,11 @@ def chart_components(rows: Rows) -> Chart | None:
             effect[~chosen],
             s=10,
             color=palette.soft,
-            label="left as it is",
+            label=others,
             linewidth=0,
         )
         axes.scatter(
-            index[chosen], effect[chosen], s=34, marker="D", color=palette.before, label="damped"
+            index[chosen], effect[chosen], s=34, marker="D", color=palette.before, label=marked
         )
         axes.set_xlabel("component of the head (0 = largest singular value)")
         axes.set_ylabel("effect size")
@@ -290,15 +294,17 @@ def chart_components(rows: Rows) -> Chart | None:
         add_legend(axes)
 
     order = np.argsort(-effect)
-    text = f"{chosen.sum()} of {len(known)} components are damped"
+    text = f"{chosen.sum()} of {len(known)} components are {marked}"
     if chosen.any():
         text += f"; their effect sizes go from {effect[chosen].min():.2f} to "
         text += f"{effect[chosen].max():.2f}"
+    if not is_damped:
+        text += "; no patch that was judged damps them"
     return Chart(
         "components",
         "Components that generate toxicity",
         text + ".",
-        ("component", "effect size", "damped"),
+        ("component", "effect size", marked),
         tuple(
             (int(index[i]), f"{effect[i]:.2f}", "yes" if chosen[i] else "no") for i in order[:100]
         ),

@@ -160,18 +160,24 @@ def _tabulate_checks(before: RunRecord, after: RunRecord) -> list[list[str]]:
     ]
 
 
-def _count_components(session: AuditSession, before: str, after: str) -> dict[str, int]:
+def _count_components(session: AuditSession, before: str, after: str) -> dict[str, Any]:
+    """Components of the judged patches; a Fisher component is known by where it was found."""
     rows = ask(
         session,
-        "SELECT run_id, component_index FROM components WHERE is_selected "
-        "AND basis = 'singular' AND run_id IN "
+        "SELECT run_id, basis, component_index, CASE basis WHEN 'fisher' THEN fingerprint END "
+        "AS found FROM components WHERE is_in_patch AND run_id IN "
         f"({quote(before)}, {quote(after)})",
     )
     chosen = {
-        run: {row["component_index"] for row in rows if row["run_id"] == run}
+        run: {
+            (row["basis"], row["found"], row["component_index"])
+            for row in rows
+            if row["run_id"] == run
+        }
         for run in (before, after)
     }
     return {
+        "is_fisher": any(row["basis"] == "fisher" for row in rows),
         "both": len(chosen[before] & chosen[after]),
         "only_after": len(chosen[after] - chosen[before]),
         "only_before": len(chosen[before] - chosen[after]),

@@ -73,14 +73,7 @@ def draw_run(session: AuditSession, run_id: str) -> list[Chart]:
         find_points(session, run_id),
         *find_layers(session, run_id),
         *find_units(session, run_id),
-        chart_components(
-            _ask(
-                session,
-                "SELECT component_index, effect_size, is_selected FROM components",
-                run_id,
-                "AND basis = 'singular'",
-            )
-        ),
+        find_components(session, run_id),
         find_slices(session, run_id),
         find_cost(session, run_id),
     ]
@@ -107,6 +100,18 @@ def find_judged(session: AuditSession, run_id: str) -> str:
     """Name of the arm whose patch a run's gate judged."""
     rows = session.query(f"SELECT judged FROM runs WHERE run_id = {quote(run_id)}").to_pylist()
     return str(rows[0]["judged"]) if rows else PATCHED_ARM
+
+
+def find_components(session: AuditSession, run_id: str) -> Chart | None:
+    """Effect sizes of the head's singular components, and what became of those chosen."""
+    return chart_components(
+        _ask(
+            session,
+            "SELECT component_index, effect_size, is_selected, is_in_patch FROM components",
+            run_id,
+            "AND basis = 'singular'",
+        )
+    )
 
 
 def find_arms(session: AuditSession, run_id: str) -> Chart | None:

@@ -291,8 +291,10 @@ def _tabulate_stability(session: AuditSession, run: str) -> list[tuple[Any, ...]
 
 def _describe_components(session: AuditSession, run_id: str) -> dict[str, Any]:
     rows = ask(session, fill_question("damped_components", run_id))
-    terms = ask(session, fill_question("fisher_components", run_id))
+    found = ask(session, fill_question("fisher_components", run_id))
+    terms = [row for row in found if row["is_in_patch"]]
     return {
+        "is_damped": any(row["is_in_patch"] for row in rows),
         "components": rows[:N_COMPONENTS_SHOWN],
         "n_selected": len(rows),
         "terms": terms[:N_COMPONENTS_SHOWN],

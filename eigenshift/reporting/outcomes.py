@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from eigenshift.base.arms import (
@@ -215,33 +214,6 @@ def tabulate_results(evaluations: Sequence[Mapping[str, Any]], judged: str) -> l
             for arm, column in columns.items()
         }
         for metric in dict.fromkeys(row["metric"] for row in evaluations)
-    ]
-
-
-def tabulate_components(
-    components: pa.Table, max_rows: int, *, show_text: bool
-) -> list[dict[str, str]]:
-    """The components that a patch damps, most toxic first, as text.
-
-    Args:
-        components: `schemas.COMPONENTS` rows.
-        max_rows: Only the first this many.
-        show_text: Whether the tokens they raise and lower are shown; they may be offensive.
-    """
-    chosen = [row for row in components.to_pylist() if row["is_selected"]]
-    chosen.sort(key=lambda row: row["rank"])
-    return [
-        {"component": str(row["component_index"])}
-        | {
-            name: "-" if row[name] is None else f"{row[name]:.3g}"
-            for name in ("sigma", "effect_size", "auroc", "logit_gain", "q_value", "factor")
-        }
-        | (
-            {name: " ".join(row[name] or []) for name in ("tokens_up", "tokens_down")}
-            if show_text
-            else {}
-        )
-        for row in chosen[:max_rows]
     ]
 
 

@@ -114,7 +114,7 @@ def test_the_queue_policy_runs_one_after_the_other(
 
 def test_the_cancel_policy_ends_the_second_at_once(load_small: Load, context: Any) -> None:
     """It does nothing: no run record, and the state in Prefect is Cancelled."""
-    settings = load_small("execution.overlap=cancel", "generation.n_samples=60")
+    settings = load_small("execution.overlap=cancel", "generation.n_samples=30")
     (first,) = start_all(context, [settings])
     while not list_run_ids(ArtifactStore(settings.store).store):
         time.sleep(0.05)

@@ -80,7 +80,9 @@ def test_damage_between_two_stages_ends_the_run_and_only_that_shard_is_made_agai
     from flows import detection_stages
     from flows.refresh import run_refresh
 
-    settings = load_small("statistics.ridge=10", f"execution.runner={runner}")
+    # One worker: a process of a pool imports everything first, and one is as good as two here.
+    alone = "execution.concurrency=1"
+    settings = load_small("statistics.ridge=10", f"execution.runner={runner}", alone)
     shutil.copytree(finished_store, settings.store)
     store = Path(settings.store)
     judge = detection_stages._judge_units

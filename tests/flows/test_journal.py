@@ -226,6 +226,7 @@ def test_a_picture_that_cannot_be_drawn_changes_no_outcome(
             publication, f"create_{kind}_artifact", lambda *, key, **_: shown.append(key)
         )
     publication.publish_refresh(outcome, make_settings(small.url), small.record)
-    assert {"refresh-outcome", "refresh-results", "link-run-record"} <= set(shown)
+    expected = {"refresh-outcome", "refresh-results", "refresh-components", "link-run-record"}
+    assert expected <= set(shown)
     assert "refresh-picture" not in shown
     assert "the pictures: not shown in the UI (AuditError)" in caplog.text

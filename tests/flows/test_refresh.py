@@ -11,6 +11,7 @@ import pytest
 
 from eigenshift.base.errors import DatasetError, EigenShiftError
 from eigenshift.ledger.runs import list_run_ids, read_run
+from eigenshift.reporting.component_tables import tabulate_components
 from eigenshift.settings import RefreshSettings
 from eigenshift.store.artifacts import ArtifactStore
 
@@ -120,6 +121,23 @@ def test_a_failed_run_is_recorded_and_the_next_one_goes_on(
     outcome = run(load_small())
     read = next(stage for stage in outcome.stages if stage.name == "read_file")
     assert (read.shards, read.shards_cached) == (4, 3)
+
+
+def test_a_default_run_shows_the_components_of_its_patch(finished_store: Path) -> None:
+    """Fisher components with benefit and cost, and no tokens."""
+    artifacts = ArtifactStore(str(finished_store))
+    (run_id,) = list_run_ids(artifacts.store)
+    found = tabulate_components(
+        artifacts, read_run(artifacts.store, run_id), max_rows=64, show_text=False
+    )
+    assert found is not None
+    assert found.description.startswith("Fisher components of the patch eigenshift_fisher")
+    assert found.rows
+    for row in found.rows:
+        assert row["module"] == "head"
+        assert float(row["benefit"]) > 0.0
+        assert float(row["cost"]) > 0.0
+        assert "tokens_up" not in row
 
 
 def test_rows_read_are_samples_plus_rejected_rows(finished_store: Path) -> None:

@@ -187,6 +187,7 @@ def test_a_run_shows_what_it_found(stack: Stack, finished_run: dict[str, Any]) -
     assert "data:image/png;base64," in shown["refresh-picture"]["data"]
     components = json.loads(shown["refresh-components"]["data"])
     assert components
+    assert all("benefit" in row for row in components)
     assert not any("tokens_up" in row for row in components)
     assert stack.store in shown["link-store"]["data"]
     if finished_run["state_name"] == "Held":

@@ -134,7 +134,7 @@ def test_the_run_page_shows_state_progress_and_artifacts(
     [
         ("refresh-outcome", "toxicity rate"),
         ("refresh-results", "toxicity_rate"),
-        ("refresh-components", "effect_size"),
+        ("refresh-components", "benefit_low"),
         ("link-store", "s3://eigenshift/store"),
         ("progress-extract-activations", "100"),
     ],
@@ -162,7 +162,8 @@ def test_tokens_of_components_stay_out_of_the_page(
 ) -> None:
     """They may be offensive and were not asked for."""
     page = _open_artifact(signed_in, stack, run_id, "refresh-components")
-    expect(page.get_by_text("effect_size").first).to_be_visible()
+    expect(page.get_by_text("Fisher components of the patch").first).to_be_visible()
+    expect(page.get_by_text("benefit_low").first).to_be_visible()
     expect(page.get_by_text("execution.show_text").first).to_be_visible()
     assert page.get_by_text("tokens_up").count() == 0
 

@@ -126,13 +126,14 @@ class SmallStore:
         kind: str,
         work: Callable[[Workspace], None],
         label: str | None = None,
-    ) -> None:
-        """Add an artifact that a run of this store made."""
+        inputs: Sequence[ArtifactReference] = (),
+    ) -> ArtifactReference:
+        """Add an artifact that a run of this store made, of its model and more inputs."""
         made = self.artifacts.produce(
             kind,
             step_version=BY_KIND[kind].version,
             settings={},
-            inputs=[self.references["model"]],
+            inputs=[self.references["model"], *inputs],
             work=work,
         )
         fingerprint = made.reference.fingerprint
@@ -146,6 +147,7 @@ class SmallStore:
         )
         record.artifacts.append(use)
         write_run(self.artifacts.store, record)
+        return made.reference
 
     def add_run(self, command: str = "refresh", status: str = "promoted") -> RunRecord:
         """Add a run that found every artifact already there."""
@@ -156,6 +158,39 @@ class SmallStore:
         record.model_digest = self.record.model_digest
         finish_run(record, status)  # type: ignore[arg-type]
         write_run(self.artifacts.store, record)
+        return record
+
+    def add_treated_run(self, intervention: str, basis: str = "components") -> RunRecord:
+        """Add a refresh that judged the patch of another intervention.
+
+        Args:
+            intervention: Names the patch.
+            basis: Kind of what it is made of: `components`, those of the first run, or
+                `fisher_components`, of which there are those of another budget too.
+        """
+        record = self.add_run()
+        record.judged = intervention
+        made = [self.references[basis]] if basis in self.references else []
+        if basis == "fisher_components":
+            for n_terms, label in ((2, "head 0.01"), (3, "head 0.05")):
+                rows = list_terms(n_terms)
+                made = [
+                    self.add_artifact(
+                        record,
+                        "fisher_components",
+                        lambda w, rows=rows: w.write_rows(
+                            "fisher_components.parquet", rows, schemas.FISHER_COMPONENTS
+                        ),
+                        label,
+                        # Each of its own, as the budget is in the settings of a real one.
+                        [ArtifactReference(kind="source", fingerprint=label)],
+                    )
+                ]
+
+        def write(workspace: Workspace) -> None:
+            workspace.facts = {"intervention": intervention, "n_components": 3}
+
+        self.add_artifact(record, "patch", write, intervention, made)
         return record
 
     def add_search(self) -> RunRecord:
@@ -180,6 +215,26 @@ class SmallStore:
             lambda w: w.write_rows("comparison.parquet", COMPARED_ARMS, schemas.COMPARISONS),
         )
         return record
+
+
+def list_terms(n_terms: int) -> list[dict[str, Any]]:
+    """`schemas.FISHER_COMPONENTS` rows, the first of which brings most."""
+    return [
+        {
+            "component_index": index,
+            "module": "head",
+            "step": 0.5,
+            "benefit": 0.25 / (1 + index),
+            "benefit_low": 0.1 / (1 + index),
+            "benefit_high": 0.4 / (1 + index),
+            "cost": 0.005,
+            "inclusion_frequency": 1.0,
+            "tokens_up": [" kettle"],
+            "tokens_down": [" bridge"],
+            "contexts_high": ["a harbour at dusk"],
+        }
+        for index in range(n_terms)
+    ]
 
 
 class _Builder:

@@ -22,7 +22,7 @@ facts AS (
         concat_ws(' ', basis, module, component_index),
         coalesce('damped, factor ' || factor, 'step ' || round(step, 3))
     FROM components
-    WHERE is_selected AND run_id IN ({before}, {after})
+    WHERE is_in_patch AND run_id IN ({before}, {after})
 )
 SELECT
     part,

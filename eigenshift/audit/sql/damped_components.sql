@@ -1,4 +1,4 @@
--- Which components are damped, and what do they say? Tokens are hidden without --show-text.
+-- Which singular components are chosen, does the judged patch damp them, and what do they say? Tokens are hidden without --show-text.
 SELECT
     component_index,
     round(sigma, 3) AS sigma,
@@ -8,6 +8,7 @@ SELECT
     round(inclusion_frequency, 3) AS inclusion_frequency,
     group_size,
     factor,
+    is_in_patch,
     tokens_up,
     tokens_down,
     contexts_high,

@@ -170,6 +170,38 @@ def test_damped_components_hide_their_tokens(small: SmallStore) -> None:
     assert row["tokens_up"] == [" kettle", " <b>"]
 
 
+@pytest.fixture(scope="module")
+def treated(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
+    """A store whose second refresh judged a Fisher patch; singular components are chosen too."""
+    store = build_small_store(str(tmp_path_factory.mktemp("treated")))
+    store.add_treated_run("eigenshift_fisher", "fisher_components")
+    return store
+
+
+def test_components_of_the_judged_patch_are_told_from_others(
+    small: SmallStore, treated: SmallStore
+) -> None:
+    """Its own Fisher components come before another budget's; chosen singular ones are not its."""
+    assert [row["is_in_patch"] for row in ask(small, "damped_components")] == [True, True]
+    assert [row["is_in_patch"] for row in ask(treated, "damped_components")] == [False, False]
+    terms = ask(treated, "fisher_components")
+    assert [row["is_in_patch"] for row in terms] == [True] * 3 + [False] * 2
+    assert [row["component_index"] for row in terms] == [0, 1, 2, 0, 1]
+    assert terms[0]["tokens_up"] == [HIDDEN_TEXT]
+
+
+def test_changes_name_the_components_of_the_judged_patches(treated: SmallStore) -> None:
+    """Singular ones that nothing damped any more are gone; the other budget's are not named."""
+    runs = [row["run_id"] for row in ask(treated, "run_history")]
+    (second,) = (run for run in runs if run != treated.run_id)
+    rows = ask(treated, "changes", run=second, against=treated.run_id)
+    found = {row["what"]: (row["before"], row["after"]) for row in rows}
+    assert found == {
+        **{f"singular {index}": ("damped, factor 0.0", None) for index in (1, 4)},
+        **{f"fisher head {index}": (None, "step 0.5") for index in range(3)},
+    } | {what: pair for what, pair in found.items() if what.startswith("$.")}
+
+
 def test_what_changed_between_two_releases(grown: SmallStore) -> None:
     """One setting, and nothing else; a release compared with itself has no changes."""
     expected = [("settings", "$.evaluation.n_bootstrap", "100", "200")]

@@ -39,8 +39,8 @@ CONTRACT = {
     " mean_nontoxic, cohens_d, n_toxic, n_nontoxic",
     "layers": "run_id, dataset, layer, site, probe_auroc, probe_auroc_low, probe_auroc_high,"
     " best_neuron_auroc, mean_neuron_auroc",
-    "components": "run_id, component_index, sigma, delta, effect_size, auroc, logit_gain,"
-    " is_selected, factor, tokens_up, tokens_down",
+    "components": "run_id, basis, is_in_patch, component_index, sigma, delta, effect_size, auroc,"
+    " logit_gain, is_selected, factor, tokens_up, tokens_down",
     "patches": "run_id, intervention, n_components, factor, base_digest, patched_digest, uri",
     "evaluations": "run_id, arm, scorer, metric, value, low, high, n",
     "generations": "run_id, arm, prompt_id, sample_index, prompt, continuation, scorer,"

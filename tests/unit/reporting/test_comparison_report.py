@@ -94,6 +94,20 @@ def test_difference_is_a_minus_b(small: SmallStore, tmp_path: Path) -> None:
     assert not [row for row in rows if row[0] == "random_components"]
 
 
+def test_components_are_those_of_the_judged_patches(small: SmallStore, tmp_path: Path) -> None:
+    """Singular ones of one run and Fisher ones of the other have none in common."""
+    copy = small.copy_to(tmp_path / "store")
+    fisher = copy.add_treated_run("eigenshift_fisher", "fisher_components")
+    first, out = read_run(copy.artifacts.store, copy.run_id), tmp_path / "report.html"
+    with open_audit(copy.url) as session:
+        found = gather_comparison(session, first, fisher)["components"]
+        same = gather_comparison(session, fisher, fisher)["components"]
+    assert found == {"is_fisher": True, "both": 0, "only_after": 3, "only_before": 2}
+    assert same == {"is_fisher": True, "both": 3, "only_after": 0, "only_before": 0}
+    write_comparison_report(copy.url, fisher.run_id, copy.run_id, out)
+    assert "0 in both, 3 only in A, 2 only in B" in out.read_text("utf-8")
+
+
 def test_unknown_runs_are_refused(small: SmallStore, tmp_path: Path) -> None:
     """Both sides, and nothing is written."""
     for run, against in (("x", small.run_id), (small.run_id, "x")):

@@ -15,6 +15,7 @@ from eigenshift.charts.run_charts import Chart
 from eigenshift.reporting.figures import (
     draw_run,
     find_arms,
+    find_components,
     find_points,
     render_run_figures,
     write_run_figures,
@@ -88,6 +89,24 @@ def test_operating_points_are_of_the_comparison_itself(small: SmallStore, tmp_pa
         ("leace", "within +5%", "30.0% [20.0%, 40.0%]"),
         ("leace@kl0.02", "at KL 0.02", "20.0% [10.0%, 30.0%]"),
     ]
+
+
+def test_components_are_called_damped_only_where_the_judged_patch_damps_them(
+    small: SmallStore, charts: dict[str, Chart], tmp_path: Path
+) -> None:
+    """A Fisher patch leaves the singular components that were chosen as they are."""
+    damped = charts["components"]
+    assert damped.columns[-1] == "damped"
+    assert damped.summary.startswith("2 of 32 components are damped")
+    copy = small.copy_to(tmp_path / "store")
+    record = copy.add_treated_run("eigenshift_fisher", "fisher_components")
+    with open_audit(copy.url) as session:
+        chosen = find_components(session, record.run_id)
+    assert chosen is not None
+    assert chosen.columns[-1] == "chosen"
+    assert chosen.summary.startswith("2 of 32 components are chosen")
+    assert chosen.summary.endswith("; no patch that was judged damps them.")
+    assert render_png(chosen)
 
 
 def test_figures_are_wide_pictures_with_something_on_them(small: SmallStore) -> None:

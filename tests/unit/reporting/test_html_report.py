@@ -230,6 +230,23 @@ def test_report_says_how_many_linear_layers_a_patch_changes(
     assert "Patch of arm eigenshift: eigenshift, 2 directions, factor" in text
 
 
+def test_report_shows_the_components_of_the_judged_patch(small: SmallStore, tmp_path: Path) -> None:
+    """Of a Fisher patch its own, not another budget's; the singular ones are chosen, not damped."""
+    copy = small.copy_to(tmp_path / "store")
+    record = copy.add_treated_run("eigenshift_fisher", "fisher_components")
+    write_html_report(copy.url, record.run_id, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    text = " ".join(html.split())
+    assert "The first 3 of 3 Fisher components of the patch" in text
+    assert "The first 2 of 2 chosen components. The intervention <code>eigenshift" in text
+    assert "damped components" not in text
+    assert "components are damped" not in text
+    write_html_report(copy.url, copy.run_id, tmp_path / "report.html")
+    text = " ".join((tmp_path / "report.html").read_text().split())
+    assert "Fisher components of the patch" not in text
+    assert "The first 2 of 2 damped components. " in text
+
+
 def test_comparison_has_a_report(small: SmallStore, tmp_path: Path) -> None:
     """Runs of other commands are reported as far as they go."""
     record = small.add_run("compare", "finished")
