@@ -1,4 +1,4 @@
-"""The folder an export is written to: there whole or not at all."""
+"""A folder that a command writes for its user, of an export or a model: whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,0 +1,40 @@
+"""A folder written for its user is there whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eigenshift.base.errors import SettingsError
+from eigenshift.store.output_folder import writing_folder
+
+
+def test_the_folder_has_its_name_only_when_all_is_written(tmp_path: Path) -> None:
+    """Until then everything lies in a sibling."""
+    out = tmp_path / "below" / "out"
+    with writing_folder(out) as folder:
+        (folder / "file").write_text("content")
+        assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "file").read_text() == "content"
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
+def test_nothing_is_left_of_what_was_interrupted(
+    tmp_path: Path, interruption: type[BaseException]
+) -> None:
+    """Neither the folder nor its sibling, whatever came between."""
+    with pytest.raises(interruption), writing_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("half")
+        raise interruption
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_taken_and_one_with_content_refused(tmp_path: Path) -> None:
+    """What is there is nobody's to overwrite."""
+    with writing_folder(tmp_path) as folder:
+        (folder / "file").write_text("first")
+    with pytest.raises(SettingsError, match="new or empty folder"), writing_folder(tmp_path):
+        raise AssertionError("not reached")
+    assert (tmp_path / "file").read_text() == "first"
