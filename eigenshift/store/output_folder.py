@@ -18,11 +18,7 @@ def writing_folder(out: Path) -> Iterator[Path]:
     Raises:
         SettingsError: `out` has content, or cannot be written (a full disk, permissions).
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(
-            f"{out}: expected a new or empty folder, found one with content (or a file). Choose "
-            "another --out."
-        )
+    check_vacant(out)
     target = out.absolute()
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -38,6 +34,19 @@ def writing_folder(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_vacant(out: Path) -> None:
+    """Refuse a folder that is somebody's already; for those who have long work to do before.
+
+    Raises:
+        SettingsError: `out` has content, or is a file.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingsError(
+            f"{out}: expected a new or empty folder, found one with content (or a file). Choose "
+            "another --out."
+        )
 
 
 def check_space(folder: Path, n_bytes: int) -> None:

@@ -25,9 +25,13 @@ def test_nothing_is_left_of_what_was_interrupted(
     tmp_path: Path, interruption: type[BaseException]
 ) -> None:
     """Neither the folder nor its sibling, whatever came between."""
-    with pytest.raises(interruption), writing_folder(tmp_path / "out") as folder:
+
+    def write_half(folder: Path) -> None:
         (folder / "file").write_text("half")
         raise interruption
+
+    with pytest.raises(interruption), writing_folder(tmp_path / "out") as folder:
+        write_half(folder)
     assert list(tmp_path.iterdir()) == []
 
 
