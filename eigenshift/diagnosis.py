@@ -25,6 +25,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
+from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.reading import digest_source
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
@@ -50,6 +51,17 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MEMORY_FACTOR = 1.3
 """What a run needs beside the weights: activations, logits, the head's decomposition."""
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+PUBLIC_ORIGINS = {
+    SourceFormat.jigsaw: (
+        "https://www.kaggle.com/competitions/jigsaw-toxic-comment-classification-challenge"
+    ),
+    SourceFormat.toxicn: "https://github.com/DUT-lujunyu/ToxiCN",
+    SourceFormat.real_toxicity_prompts: (
+        "https://huggingface.co/datasets/allenai/real-toxicity-prompts"
+    ),
+    SourceFormat.sentences: "https://huggingface.co/datasets/Salesforce/wikitext",
+}
+"""Where the files that shipped presets name are from; their licences are in data/README.md."""
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4}
 
 
@@ -263,8 +275,13 @@ def check_source(source: SourceSettings) -> Finding:
     if source.format is SourceFormat.huggingface:
         digest_source(source)
         return Finding(name, True, f"{source.uri}: found")
-    files = list_files(source.uri)
-    files += list_files(source.labels_uri) if source.labels_uri is not None else []
+    try:
+        files = list_files(source.uri)
+        files += list_files(source.labels_uri) if source.labels_uri is not None else []
+    except DatasetError as error:
+        origin = PUBLIC_ORIGINS.get(source.format)
+        hint = f" The public data set is at {origin} (more in data/README.md)." if origin else ""
+        return Finding(name, False, f"{error}{hint}")
     for file in files:
         with open_file(file.uri) as handle:
             handle.read(1)

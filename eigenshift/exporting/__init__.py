@@ -10,7 +10,6 @@ them where asked. How weights change is `patches/`'s.
     base_files.py   the base's files, and which parameter lies where
     checks.py       an export against what was measured
     cards.py        the README that goes with it
-    destination.py  the folder, renamed into place at the end
     hub.py          pushing to a hub
 """
 

@@ -18,7 +18,6 @@ from eigenshift.exporting import lora, merged
 from eigenshift.exporting.base_files import PatchedBase, UnmatchedParameterError, open_patched_base
 from eigenshift.exporting.cards import CardFacts, name_base, read_licence, write_card
 from eigenshift.exporting.checks import check_files, check_reloaded, measure_patched
-from eigenshift.exporting.destination import writing_folder
 from eigenshift.exporting.hub import check_repository_name, push_export
 from eigenshift.exporting.patch_files import USAGE, write_patch_files
 from eigenshift.ledger.releases import Release, list_releases
@@ -29,6 +28,7 @@ from eigenshift.patches.patching import Patch, open_patch
 from eigenshift.settings import ExportCheck, ExportFormat, ModelSettings, parse_settings
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.manifests import ArtifactReference
+from eigenshift.store.output_folder import writing_folder
 from eigenshift.store.storage import Store
 
 logger = logging.getLogger(__name__)

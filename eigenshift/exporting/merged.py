@@ -18,12 +18,12 @@ import torch
 
 from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
-from eigenshift.exporting.destination import check_space
 from eigenshift.model.files import CONFIG_NAMES, TOKENIZER_NAMES, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.weight_files import Checkpoint, NewTensor, write_changed_file
 from eigenshift.patches.patching import Patch, apply_patch
+from eigenshift.store.output_folder import check_space
 
 HEAD_FILE_NAME = "model-head.safetensors"
 """Holds the head that a tied checkpoint of several files did not have."""

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from eigenshift.base.errors import EigenShiftError, ModelError
+from eigenshift.fetching.catalogue import suggest_fetching
 from eigenshift.settings import ModelSettings
 from eigenshift.store.source_files import digest_file, fetch_path, has_protocol, is_folder
 
@@ -109,9 +110,11 @@ def _find_folder(settings: ModelSettings) -> tuple[Path, str | None]:
             f"{error}. Check the URL and the credentials in the environment."
         ) from error
     if _looks_like_path(settings.id):
+        command = suggest_fetching(settings.id)
         raise ModelError(
             f"{settings.id}: expected a folder with config.json and *.safetensors, found no such "
-            "folder. Check model.id; a hub id has the form owner/name."
+            + ("folder. " if command is None else f"folder. `{command}` makes it. ")
+            + "Check model.id; a hub id has the form owner/name."
         )
     return _fetch_from_hub(settings)
 

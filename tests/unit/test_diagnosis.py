@@ -80,6 +80,16 @@ def test_missing_things_are_reported_one_by_one(tmp_path: Path) -> None:
         assert "Check" in found[name].detail
 
 
+def test_missing_public_data_and_models_are_told_where_to_get(tmp_path: Path) -> None:
+    """Of the formats of public data sets their page; of a model's folder the command."""
+    model = str(tmp_path / "smollm2")
+    found = by_name(diagnose(make_settings(tmp_path, model)))
+    assert "kaggle.com" in found["source comments"].detail
+    assert "real-toxicity-prompts" in found["source prompts"].detail
+    assert "data/README.md" in found["source neutral"].detail
+    assert f"`eigenshift fetch-model smollm2 --out {model}` makes it" in found["model"].detail
+
+
 def test_checkpoint_that_could_run_code_is_reported(sources: Path, tiny_model_folder: Path) -> None:
     """A pickled checkpoint is not opened, and the finding says so."""
     checkpoint = sources / "classifier.ckpt"

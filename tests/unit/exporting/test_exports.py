@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eigenshift.base.errors import ComponentError, FoldingError, ModelError, SettingsError
-from eigenshift.exporting import ExportOptions, destination, export_patch, exports, merged
+from eigenshift.exporting import ExportOptions, export_patch, exports, merged
 from eigenshift.exporting.base_files import open_patched_base
 from eigenshift.ledger.releases import roll_back
 from eigenshift.ledger.runs import write_run
@@ -30,6 +30,7 @@ from eigenshift.patches.patching import (
     stack_patches,
 )
 from eigenshift.settings import ModelSettings
+from eigenshift.store import output_folder
 from tests.support.small_store import SmallStore, build_small_store
 from tests.unit.exporting.conftest import TOKENS, add_linear_patch, open_run_patch
 
@@ -288,7 +289,7 @@ def test_too_little_space_is_told_before_writing(
 ) -> None:
     """What will not fit is not begun."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(output_folder.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(merged, "write_changed_file", None)
     with pytest.raises(SettingsError, match=r"GB of free space, found 0\.0 GB"):
         export_patch(untied.url, None, "merged", tmp_path / "out")
