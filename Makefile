@@ -41,7 +41,6 @@ test: $(STAMP) check ## Checks and the default test suite (CPU, offline)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # In one process: most of these start a whole set-up (PostgreSQL, server, worker, browser) once for all.
-
 test-slow: $(STAMP) ## The tests left out of the default run
 	@$(BIN)/python -m pytest -q -m slow
 
