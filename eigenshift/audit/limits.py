@@ -70,35 +70,32 @@ class Deadline:
         DuckDB looks for Ctrl-C between tasks; where it gives the thread that waits a long one, it
         would see it at the end.
         """
-        done = threading.Event()
         pressed, end = socket.socketpair()
 
         def watch() -> None:
             ends_at = time.monotonic() + self._seconds
-            while not (self.is_stopped or self.is_over):
-                left = max(0.0, ends_at - time.monotonic())
-                if not select.select([pressed], [], [], left)[0]:
-                    self._over.set()
-                elif signal.SIGINT in pressed.recv(4096):
-                    self._stopped.set()
-                elif done.is_set():
-                    return
-            while not done.is_set():  # one interrupt may come between two steps and be lost
-                with suppress(duckdb.Error):  # closed meanwhile: there is nothing left to stop
-                    connection.interrupt()
-                done.wait(INTERRUPT_EVERY_SECONDS)
+            with pressed:
+                while not (self.is_stopped or self.is_over):
+                    left = max(0.0, ends_at - time.monotonic())
+                    if not select.select([pressed], [], [], left)[0]:
+                        self._over.set()
+                    elif not (signals := pressed.recv(4096)):
+                        return  # what was watched over has ended
+                    elif signal.SIGINT in signals:
+                        self._stopped.set()
+                is_ended = False
+                while not is_ended:  # one interrupt may come between two steps and be lost
+                    with suppress(duckdb.Error):  # closed meanwhile: nothing is left to stop
+                        connection.interrupt()
+                    is_readable, *_ = select.select([pressed], [], [], INTERRUPT_EVERY_SECONDS)
+                    is_ended = bool(is_readable) and not pressed.recv(4096)
 
         watcher = threading.Thread(target=watch, name="audit-deadline", daemon=True)
         with ExitStack() as undo:
-            undo.enter_context(pressed)
-            undo.enter_context(end)
+            undo.callback(watcher.join)
+            undo.enter_context(end)  # closed, it ends the watcher
             end.setblocking(False)
+            watcher.start()
             if threading.current_thread() is threading.main_thread():  # Python allows no other
                 undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(end.fileno()))
-            watcher.start()
-            try:
-                yield
-            finally:
-                done.set()
-                end.send(b"\0")  # no signal's number
-                watcher.join()
+            yield
