@@ -95,8 +95,7 @@ class HeadStudy(Study):
             kind: self._read(budget.take(kind).limit(n_budget), tokens_per_batch)
             for kind in budget.by_kind
         }
-        shared = metric.limit(n_metric // len(metric.by_kind))
-        self._metric = self._read(shared, tokens_per_batch)
+        self._metric = self._read(metric.limit(n_metric // len(metric.by_kind)), tokens_per_batch)
         self._everything = [self.toxic, self._metric, *self._budget.values()]
         self.prompts = evidence.toxic.prompts
         self._is_toxic = torch.zeros(len(self._weight), device=self._weight.device)
