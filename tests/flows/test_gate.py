@@ -18,19 +18,13 @@ from eigenshift.reporting.html_report import write_html_report
 from eigenshift.settings import RefreshSettings
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.storage import Store
+from tests.support.small_runs import EASY_BOUNDS, ENOUGH_EVIDENCE
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
 Load = Callable[..., RefreshSettings]
 
-EASY = (
-    "gate.require_beats_random=false",
-    "gate.max_perplexity_increase=10",
-    "gate.max_slice_perplexity_increase=10",
-    "gate.max_kl_to_base=10",
-    "gate.max_slice_toxicity_increase=1",
-)
-"""Bounds that any fall of toxicity passes."""
+EASY = (*ENOUGH_EVIDENCE, *EASY_BOUNDS)
 
 
 AS_SHIPPED = ("gate.n_random_draws=199", "gate.max_random_share=0.01")
