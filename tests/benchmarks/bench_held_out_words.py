@@ -94,6 +94,7 @@ def hold_out(settings: RefreshSettings, work: Path, name: str) -> RefreshSetting
     document["sources"][0]["uri"] = str(work / "comments_seen.csv")
     held = str(work / "held_out_words.txt")
     document["scorer"]["words"] = held  # in the fingerprint, and where the hook finds the list
+    document["scorer"]["max_unscored_share"] = 0.5  # those with a held-out word have no score
     document["further_scorers"] = [
         {"name": HELD_OUT, "kind": "lexicon", "words": held},
         {"name": EVERYTHING, "kind": "lexicon", "words": str(work / "profane_words.txt")},
