@@ -35,7 +35,7 @@ from eigenshift.patches.fisher.rounds import spend_budget
 N_TOKENS = 100
 """Of each harmless text."""
 N_TERMS = 32
-PATIENCE = 3.0
+PATIENCE = 2.2
 BUDGET = 0.05
 
 
