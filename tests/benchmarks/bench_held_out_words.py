@@ -54,7 +54,7 @@ ARMS = (
     "mean_difference",
 )
 HELD_OUT, EVERYTHING = "held_out", "everything"
-MAX_TEXTS, MAX_TOKENS = 600, 64
+MAX_TEXTS, MAX_TOKENS = 120, 64
 """Texts of each source and label; tokens of each."""
 
 
