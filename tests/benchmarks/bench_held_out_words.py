@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import real_text_beds as beds
 import torch
 from bars import RESULTS
-from bench_real_text import LinearScorer, let_in_scorer, make_settings
+from bench_real_text import LinearScorer, add_sizes, let_in_scorer, make_settings
 
 from eigenshift.evaluation.bootstrap import average, draw_counts, summarise
 from eigenshift.evaluation.slices import name_scorer_slice
@@ -226,11 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Words no arm saw, and toxicity without words.")
     parser.add_argument("--data", type=Path, required=True, help="folder of public data sets")
     parser.add_argument("--work", type=Path, required=True, help="where bench_real_text built beds")
-    parser.add_argument("--models", default=",".join(beds.MODELS))
-    parser.add_argument("--draws", default="0,1")
-    parser.add_argument("--n-selection", type=int, default=150)
-    parser.add_argument("--n-evaluation", type=int, default=200)
-    parser.add_argument("--n-samples", type=int, default=10)
+    add_sizes(parser)
     arguments = parser.parse_args()
     arguments.interventions = ""
     work: Path = arguments.work

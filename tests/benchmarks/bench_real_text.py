@@ -134,17 +134,22 @@ def describe(comparison: ArmComparison, store: str) -> dict[str, Any]:
     return {"arms": arms, "pairs": ours}
 
 
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Which cells are run, and how large they are."""
+    parser.add_argument("--models", default=",".join(beds.MODELS))
+    parser.add_argument("--draws", default="0,1")
+    parser.add_argument("--n-selection", type=int, default=150)
+    parser.add_argument("--n-evaluation", type=int, default=200)
+    parser.add_argument("--n-samples", type=int, default=10)
+
+
 def main() -> None:
     """Build what is missing, compare, print."""
     parser = argparse.ArgumentParser(description="Methods against each other on real text.")
     parser.add_argument("--data", type=Path, required=True, help="folder of public data sets")
     parser.add_argument("--work", type=Path, required=True, help="folder for beds and stores")
     parser.add_argument("--train-seconds", type=float, default=1500.0, help="of both models")
-    parser.add_argument("--models", default=",".join(beds.MODELS))
-    parser.add_argument("--draws", default="0,1")
-    parser.add_argument("--n-selection", type=int, default=150)
-    parser.add_argument("--n-evaluation", type=int, default=200)
-    parser.add_argument("--n-samples", type=int, default=10)
+    add_sizes(parser)
     parser.add_argument("--interventions", default="", help="beside eigenshift; default: all")
     arguments = parser.parse_args()
     work: Path = arguments.work

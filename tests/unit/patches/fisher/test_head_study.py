@@ -252,6 +252,17 @@ def test_the_budget_is_kept_on_every_kind_of_text_and_spent(name: str) -> None:
     assert benefit < 0.9
 
 
+def test_a_single_term_is_of_tokens_own_rows() -> None:
+    """The least rank that settings allow: no term is left for what enters the head."""
+    bed = make_bed("gpt2")
+    study = study_head(bed, n_terms=1)
+    assert study.find_triples().left.shape == (bed.language_model.head.vocab, 1)
+    edit = spend_budget(study, 2, BUDGET)
+    assert edit.logits is not None
+    assert edit.logits.rank == 1
+    assert measure_benefit(bed, edit) < measure_benefit(bed, ModelEdit())
+
+
 def test_three_rounds_buy_more_than_one_and_a_larger_budget_more() -> None:
     """On the bed of GPT-2, by the folded model."""
     bed = make_bed("gpt2")
