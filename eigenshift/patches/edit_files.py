@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from eigenshift.base.errors import ComponentError
 from eigenshift.patches.edits import (
     AdaptiveEdit,
     HeadEdit,
@@ -22,6 +23,9 @@ from eigenshift.patches.edits import (
     UnitEdit,
 )
 
+HEAD_PARTS = ("v", "left", "target", "sigma")
+"""Of the head; `sigma`, gains before and after, is for people to read."""
+MODULE_KINDS = ("units", "linears", "logits", "adaptive")
 LOGIT_PARTS = ("left", "right", "shift")
 ADAPTIVE_PARTS = ("readout", "offset", "slope", "shift")
 
@@ -51,9 +55,19 @@ def read_edit(tensors: Mapping[str, Tensor], factor: float = 0.0) -> ModelEdit:
     """The edit of named tensors.
 
     Args:
-        tensors: As `list_tensors` gives them, perhaps with others.
+        tensors: As `list_tensors` gives them, perhaps with `sigma`.
         factor: What the head's gains are multiplied by where no `left` says it.
+
+    Raises:
+        ComponentError: A name is none of these; read as nothing, it would change nothing unnoticed.
     """
+    for name in tensors:
+        if name not in HEAD_PARTS and name.partition("/")[0] not in MODULE_KINDS:
+            raise ComponentError(
+                f"edit: expected tensors {', '.join(HEAD_PARTS)} and those of "
+                f"{', '.join(MODULE_KINDS)}, found {name}. The file is of another version; make "
+                "it again."
+            )
     head: HeadEdit | None = None
     if "v" in tensors:
         right = tensors["v"].double()

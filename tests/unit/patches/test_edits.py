@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from eigenshift.base.errors import ComponentError
+from eigenshift.patches.edit_files import read_edit
 from eigenshift.patches.edits import HeadEdit
 
 
@@ -21,3 +23,9 @@ def test_an_edit_that_removes_a_direction_has_no_shift_before_the_head(k: int) -
     moved = states + shift
     expected = edit.apply_to_states(states)
     torch.testing.assert_close(moved - (moved @ edit.right) @ edit.left.T, expected)
+
+
+def test_tensors_of_another_version_are_refused() -> None:
+    """Read as nothing, an edit would change nothing, and nobody would notice."""
+    with pytest.raises(ComponentError, match=r"found head/left\. .*make it again"):
+        read_edit({"head/left": torch.ones(4, 1), "head/right": torch.ones(4, 1)})
