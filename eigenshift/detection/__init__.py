@@ -12,6 +12,7 @@ layers. What *generates* toxicity is `components/`.
     layer_transfers.py     probes and units carried from dataset to dataset
     labelled_layers.py     one layer's values beside their labels
     probes.py              ridge probes in closed form, cross-validated
+    ranked_units.py        the same for many units at once, where there are few samples
     ranking.py             AUROC and average precision from sorted values
     stages.py              what the stages of this room are
 """

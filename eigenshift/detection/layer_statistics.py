@@ -33,6 +33,7 @@ from eigenshift.detection.probes import (
     find_obstacle,
     judge_scores,
 )
+from eigenshift.detection.ranked_units import MOST_SAMPLES, RankedUnits, split_rows
 from eigenshift.detection.ranking import compute_fold_aurocs, encode_keys
 from eigenshift.detection.stages import LayerInputs, LayerKey, ProbeKey
 from eigenshift.settings import SitePooling
@@ -180,13 +181,7 @@ def judge_units(
     Returns:
         None where no fold has both classes among its held-out and its training rows.
     """
-    training = np.empty((n_folds, len(values)))
-    held_out = np.empty_like(training)
-    for unit, row in enumerate(values):
-        is_finite = np.isfinite(row)
-        training[:, unit], held_out[:, unit] = compute_fold_aurocs(
-            encode_keys(row[is_finite]), is_toxic[is_finite], folds[is_finite], n_folds
-        )
+    training, held_out = _judge_folds(values, is_toxic, folds, n_folds)
     turned = np.where(training >= 0.5, held_out, 1 - held_out)
     turned[np.isnan(training)] = np.nan
     strength = np.where(np.isnan(turned), -1.0, np.abs(training - 0.5))
@@ -197,6 +192,25 @@ def judge_units(
     return HeldOutUnits(
         float(best[is_judged].mean()), float(np.nanmean(turned[is_judged], axis=1).mean())
     )
+
+
+def _judge_folds(
+    values: ValueArray, is_toxic: BoolArray, folds: IntArray, n_folds: int
+) -> tuple[FloatArray, FloatArray]:
+    """Each unit's AUROC outside and within each fold, shape (fold, unit) each."""
+    training = np.empty((n_folds, len(values)))
+    held_out = np.empty_like(training)
+    if values.shape[1] <= MOST_SAMPLES:
+        for rows in split_rows(*values.shape):
+            ranked = RankedUnits.of_values(values[rows], is_toxic)
+            training[:, rows], held_out[:, rows] = ranked.compute_fold_aurocs(folds, n_folds)
+        return training, held_out
+    for unit, row in enumerate(values):
+        is_finite = np.isfinite(row)
+        training[:, unit], held_out[:, unit] = compute_fold_aurocs(
+            encode_keys(row[is_finite]), is_toxic[is_finite], folds[is_finite], n_folds
+        )
+    return training, held_out
 
 
 def judge_clusters(values: ValueArray, is_toxic: BoolArray) -> ClusterStatistics:

@@ -24,6 +24,7 @@ from eigenshift.detection.labelled_layers import (
     parse_memory_limit,
     split_units,
 )
+from eigenshift.detection.ranked_units import MOST_SAMPLES, RankedUnits, split_rows
 from eigenshift.detection.ranking import compute_placements, encode_keys
 from eigenshift.detection.stages import ResamplingKey, StabilityInputs, StabilityKey
 from eigenshift.settings import SitePooling
@@ -114,8 +115,23 @@ def resample_aurocs(values: ValueArray, is_toxic: BoolArray, weights: FloatArray
     Returns:
         NaN for a unit without finite values of both classes.
     """
-    placements = np.empty(values.shape)
-    aurocs = np.empty(len(values))
+    placements, aurocs = _place(values, is_toxic)
+    # Equal units stay equal: a product of matrices sums in an order of its own.
+    resampled: FloatArray = np.round(placements @ weights.T - aurocs[:, None], DECIMALS)
+    return resampled
+
+
+def _place(values: ValueArray, is_toxic: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Placements of all values, a unit's AUROC where one is not finite, and the AUROCs."""
+    placements, aurocs = np.empty(values.shape), np.empty(len(values))
+    if values.shape[1] <= MOST_SAMPLES:
+        for rows in split_rows(*values.shape):
+            ranked = RankedUnits.of_values(values[rows], is_toxic)
+            aurocs[rows] = ranked.compute_aurocs()
+            is_finite = np.isfinite(values[rows])
+            found = ranked.compute_placements()
+            placements[rows] = np.where(is_finite, found, aurocs[rows, None])
+        return placements, aurocs
     for unit, row in enumerate(values):
         is_finite = np.isfinite(row)
         labels = is_toxic[is_finite]
@@ -126,9 +142,7 @@ def resample_aurocs(values: ValueArray, is_toxic: BoolArray, weights: FloatArray
         aurocs[unit] = found[labels].mean()
         placements[unit] = aurocs[unit]
         placements[unit, is_finite] = found
-    # Equal units stay equal: a product of matrices sums in an order of its own.
-    resampled: FloatArray = np.round(placements @ weights.T - aurocs[:, None], DECIMALS)
-    return resampled
+    return placements, aurocs
 
 
 def _resample_site(

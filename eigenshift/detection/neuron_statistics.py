@@ -14,6 +14,7 @@ many times the CPU (tests/benchmarks/bench_neuron_statistics.py). Layers are in 
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
 from collections import Counter
@@ -41,6 +42,7 @@ from eigenshift.detection.labelled_layers import (
     split_units,
     stream_batches,
 )
+from eigenshift.detection.ranked_units import MOST_SAMPLES, RankedUnits, split_rows
 from eigenshift.detection.ranking import ClassComparison, measure_values
 from eigenshift.detection.stages import NeuronInputs, NeuronKey
 from eigenshift.settings import SitePooling
@@ -53,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 
 ALL_LANGUAGES = "all"
+NO_MOMENTS = (math.nan, math.nan)
+"""Mean and sum of squares of no values."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +89,80 @@ def compare_unit(toxic: KeyArray, nontoxic: KeyArray, n_nonfinite: int = 0) -> U
         passes; Cohen's d with the pooled standard deviation.
     """
     n_toxic, n_nontoxic = len(toxic), len(nontoxic)
-    auroc = average_precision = cohens_d = None
-    if n_toxic and n_nontoxic:
-        comparison = ClassComparison(toxic, nontoxic)
-        auroc = comparison.compute_auroc()
-        average_precision = comparison.compute_average_precision()
-        mean_toxic, squares_toxic = comparison.measure_toxic()
-        mean_nontoxic, squares_nontoxic = comparison.measure_nontoxic()
-        squares, degrees = squares_toxic + squares_nontoxic, n_toxic + n_nontoxic - 2
-        if squares > 0 and degrees > 0:
-            cohens_d = (mean_toxic - mean_nontoxic) / float(np.sqrt(squares / degrees))
+    if not n_toxic or not n_nontoxic:
+        moments_toxic = measure_values(toxic) if n_toxic else NO_MOMENTS
+        moments_nontoxic = measure_values(nontoxic) if n_nontoxic else NO_MOMENTS
+        aurocs = NO_MOMENTS[0], 1.0
     else:
-        mean_toxic, squares_toxic = measure_values(toxic) if n_toxic else (0.0, 0.0)
-        mean_nontoxic, squares_nontoxic = measure_values(nontoxic) if n_nontoxic else (0.0, 0.0)
-        average_precision = 1.0 if n_toxic else None
+        comparison = ClassComparison(toxic, nontoxic)
+        aurocs = comparison.compute_auroc(), comparison.compute_average_precision()
+        moments_toxic, moments_nontoxic = comparison.measure_toxic(), comparison.measure_nontoxic()
+    return _complete(n_nonfinite, *aurocs, n_toxic, *moments_toxic, n_nontoxic, *moments_nontoxic)
+
+
+def compare_units(
+    toxic: Sequence[KeyArray], nontoxic: Sequence[KeyArray], n_nonfinite: Sequence[int]
+) -> list[UnitStatistics]:
+    """Compare units as `compare_unit` does one, all in one go where they have few values.
+
+    Args:
+        toxic: Keys of each unit's finite values on toxic samples, in any order.
+        nontoxic: Likewise on non-toxic samples.
+        n_nonfinite: Values of each unit that were left out.
+    """
+    width_toxic, width_nontoxic = max(map(len, toxic)), max(map(len, nontoxic))
+    if not 0 < width_toxic + width_nontoxic <= MOST_SAMPLES:
+        return list(map(compare_unit, toxic, nontoxic, n_nonfinite))
+    is_toxic = np.arange(width_nontoxic + width_toxic) >= width_nontoxic
+    found: list[UnitStatistics] = []
+    for rows in split_rows(len(toxic), len(is_toxic)):
+        parts = [_stack(nontoxic[rows], width_nontoxic), _stack(toxic[rows], width_toxic)]
+        n_finite = np.array(
+            [len(a) + len(b) for a, b in zip(toxic[rows], nontoxic[rows], strict=True)]
+        )
+        ranked = RankedUnits(np.hstack(parts), is_toxic, n_finite)
+        columns = (
+            np.array(n_nonfinite[rows]),
+            ranked.compute_aurocs(),
+            ranked.compute_average_precisions(),
+            ranked.n_toxic,
+            *ranked.measure_toxic(),
+            ranked.n_nontoxic,
+            *ranked.measure_nontoxic(),
+        )
+        found += map(_complete, *(column.tolist() for column in columns))
+    return found
+
+
+def _stack(rows: Sequence[KeyArray], width: int) -> KeyArray:
+    """Rows below each other, the short ones filled up with the largest key, which no value has."""
+    dtype = rows[0].dtype
+    stacked = np.full((len(rows), width), np.iinfo(dtype).max, dtype)
+    for place, row in enumerate(rows):
+        stacked[place, : len(row)] = row
+    return stacked
+
+
+def _complete(
+    n_nonfinite: int,
+    auroc: float,
+    average_precision: float,
+    n_toxic: int,
+    mean_toxic: float,
+    squares_toxic: float,
+    n_nontoxic: int,
+    mean_nontoxic: float,
+    squares_nontoxic: float,
+) -> UnitStatistics:
+    """What follows from ranks, means and sums of squared deviations, where the counts allow it."""
+    has_both = bool(n_toxic and n_nontoxic)
+    cohens_d = None
+    squares, degrees = squares_toxic + squares_nontoxic, n_toxic + n_nontoxic - 2
+    if has_both and squares > 0 and degrees > 0:
+        cohens_d = (mean_toxic - mean_nontoxic) / math.sqrt(squares / degrees)
     return UnitStatistics(
-        auroc=auroc,
-        average_precision=average_precision,
+        auroc=auroc if has_both else None,
+        average_precision=average_precision if n_toxic else None,
         mean_toxic=mean_toxic if n_toxic else None,
         mean_nontoxic=mean_nontoxic if n_nontoxic else None,
         variance_toxic=squares_toxic / (n_toxic - 1) if n_toxic > 1 else None,
@@ -172,7 +233,7 @@ def compute_neuron_statistics(
             for first, stop in split_units(extent.n_units, extent.bytes_per_unit, memory_bytes):
                 block = _read_block(connection, site, first, stop)
                 for language in (ALL_LANGUAGES, *languages):
-                    statistics = [_compare(unit, language) for unit in block]
+                    statistics = _compare(block, language)
                     parts.setdefault((language, site), []).append(
                         _tabulate(statistics, dataset, language, layer, site, first)
                     )
@@ -291,14 +352,16 @@ def _split_lists(column: pa.Array) -> list[KeyArray]:
     return [values[start:stop] for start, stop in pairwise(column.offsets.to_pylist())]
 
 
-def _compare(unit: _UnitValues, language: str) -> UnitStatistics:
+def _compare(block: Sequence[_UnitValues], language: str) -> list[UnitStatistics]:
+    """Statistics of each unit of a block, on the samples of one language or of all."""
+
     def choose(pieces: list[tuple[str | None, Any]]) -> list[Any]:
         return [piece for spoken, piece in pieces if language in (ALL_LANGUAGES, spoken)]
 
-    return compare_unit(
-        np.concatenate(choose(unit.toxic)),
-        np.concatenate(choose(unit.nontoxic)),
-        sum(choose(unit.n_nonfinite)),
+    return compare_units(
+        [np.concatenate(choose(unit.toxic)) for unit in block],
+        [np.concatenate(choose(unit.nontoxic)) for unit in block],
+        [sum(choose(unit.n_nonfinite)) for unit in block],
     )
 
 
