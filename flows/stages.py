@@ -128,7 +128,9 @@ def identify_model(journal: RunJournal, *, must_generate: bool = True) -> Artifa
     """
     settings = journal.settings
     inputs = model_stages.IdentityInputs(weights=model_stages.Weights(model=settings.model))
-    model = journal.run_one(model_stages.IDENTIFY_MODEL, inputs)
+    model = journal.run_one(
+        model_stages.IDENTIFY_MODEL, inputs, model_stages.IdentityKey.of_model(settings)
+    )
     facts = journal.read_facts(model)
     if must_generate:
         if facts["kind"] != ModelKind.causal.name:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.text_halves import split_neutral
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import encode_text
 from eigenshift.model.loading import LanguageModel
 
 NEUTRAL = "neutral"
@@ -91,14 +91,14 @@ def gather_budget_texts(
     rows = split_neutral(neutral_texts, for_calibration=True).select(["sample_id", "text"])
     in_order = sorted(rows.to_pylist(), key=lambda row: _order(row["sample_id"]))
     encoded = (encode_text(language_model, row["text"], max_tokens) for row in in_order)
-    neutral: list[Tokens] = [tokens for tokens in encoded if len(tokens) >= 2]
+    neutral = [text for text in encoded if len(text.token_ids) > text.n_context]
     if not neutral:
         raise ComponentError(
             f"neutral texts: expected some for calibration (half of them), found none with two "
             f"tokens among {len(neutral_texts)}. Add neutral texts."
         )
-    by_kind: dict[str, list[Tokens]] = {NEUTRAL: neutral}
-    contexts: dict[str, list[int]] = {}
+    by_kind: dict[str, list[Tokens]] = {NEUTRAL: [text.token_ids for text in neutral]}
+    contexts = {NEUTRAL: [text.n_context for text in neutral]}
     columns = ["text_id", "origin", "use", "token_ids", "n_context"]
     found = harmless_texts.select(columns).to_pylist()
     for row in sorted(found, key=lambda row: (row["origin"], _order(row["text_id"]))):

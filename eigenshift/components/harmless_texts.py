@@ -19,7 +19,7 @@ import pyarrow as pa
 from eigenshift.base import schemas
 from eigenshift.components.stages import HarmlessInputs, HarmlessKey
 from eigenshift.components.text_halves import is_calibration_text
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import encode_text
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.model.tokens import limit_tokens
 from eigenshift.stages import tables
@@ -107,8 +107,8 @@ def _draw_labelled(
     ]
     drawn = _draw(rows, key.n_labelled, key)
     for row in drawn:
-        row["token_ids"] = encode_text(language_model, row["text"], key.max_tokens)
-        row["n_context"] = 1
+        found = encode_text(language_model, row["text"], key.max_tokens)
+        row["token_ids"], row["n_context"] = found
     return drawn
 
 

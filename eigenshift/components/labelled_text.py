@@ -18,8 +18,9 @@ import pyarrow as pa
 from eigenshift.base import schemas
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.stages import LabelledTextInputs, LabelledTextKey
+from eigenshift.model.encoding import find_context
 from eigenshift.model.loading import LanguageModel, require_known_tokens, use_model
-from eigenshift.model.tokens import count_positions, find_start
+from eigenshift.model.tokens import count_positions
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
@@ -49,12 +50,12 @@ def encode_labelled_text(
     Raises:
         ComponentError: The tokenizer has no token to begin with, or no text of a kind is left.
     """
-    start = _require_start(language_model)
+    context = _require_context(language_model)
     chosen = choose_texts(samples, key.max_labelled_texts, key.seed)
     encoded = [
         (row, tokens)
         for row in chosen
-        if (tokens := encode_faithfully(language_model, row["text"])) is not None
+        if (tokens := encode_faithfully(language_model, row["text"], len(context))) is not None
     ]
     counts = {flag: sum(row["is_toxic"] is flag for row, _ in encoded) for flag in (True, False)}
     if not counts[True]:
@@ -63,7 +64,7 @@ def encode_labelled_text(
             "tokenizer gives back as they were. Add a labelled source, or set "
             "components.states_from: generations."
         )
-    rows = [_describe_text(language_model, row, start, tokens) for row, tokens in encoded]
+    rows = [_describe_text(language_model, row, context, tokens) for row, tokens in encoded]
     workspace.write_rows(tables.CONTINUATIONS.file, rows, schemas.CONTINUATIONS)
     scores = [
         {
@@ -100,16 +101,20 @@ def choose_texts(samples: pa.Table, n_texts: int, seed: int) -> list[dict[str, A
     return toxic[:n_toxic] + nontoxic[: n_texts - n_toxic]
 
 
-def encode_faithfully(language_model: LanguageModel, text: str) -> list[int] | None:
+def encode_faithfully(
+    language_model: LanguageModel, text: str, n_context: int = 1
+) -> list[int] | None:
     """Tokens of a text (or of its beginning) that decode to it; None if they do not.
+
+    Behind so many tokens of context they fit into the model's positions.
 
     Raises:
         ModelError: A token is unknown to the model.
     """
     tokenizer = language_model.tokenizer
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    n_positions = count_positions(language_model.model) or MAX_TOKENS
-    tokens = tokens[: min(MAX_TOKENS, n_positions - 1)]
+    n_positions = count_positions(language_model.model) or MAX_TOKENS + n_context
+    tokens = tokens[: min(MAX_TOKENS, n_positions - n_context)]
     require_known_tokens(language_model, tokens)
     return tokens if tokens and text.startswith(_decode(tokenizer, tokens)) else None
 
@@ -121,11 +126,11 @@ def list_spans(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"prompt_id": row["sample_id"], "start": start, "end": end}
 
 
-def _require_start(language_model: LanguageModel) -> int:
-    """The token before the text: what the first word is predicted from."""
-    start = find_start(language_model.tokenizer)
-    if start is not None:
-        return start
+def _require_context(language_model: LanguageModel) -> list[int]:
+    """The tokens before the text: what the first word is predicted from."""
+    context = find_context(language_model)
+    if context:
+        return context
     raise ComponentError(
         f"{language_model.id}: expected a token for the beginning (or end) of text, found none, so "
         "nothing comes before a text's first word. Set components.states_from: generations."
@@ -133,7 +138,7 @@ def _require_start(language_model: LanguageModel) -> int:
 
 
 def _describe_text(
-    language_model: LanguageModel, row: Mapping[str, Any], start: int, tokens: Sequence[int]
+    language_model: LanguageModel, row: Mapping[str, Any], context: list[int], tokens: Sequence[int]
 ) -> dict[str, Any]:
     return {
         "prompt_id": row["sample_id"],
@@ -141,7 +146,7 @@ def _describe_text(
         "language": row["language"],
         "prompt": "",
         "continuation": _decode(language_model.tokenizer, tokens),
-        "prompt_token_ids": [start],
+        "prompt_token_ids": context,
         "token_ids": list(tokens),
     }
 

@@ -6,15 +6,15 @@ row per (layer, sample), ordered by layer and then as the samples, one row group
 never kept. What they say about toxicity is `neuron_statistics.py`'s and
 `layer_statistics.py`'s.
 
-Texts are tokenised as the tokenizer does by default, special tokens included; those count as real
-tokens. A text that gives no token is given BOS (else EOS), so no row is lost.
+Which tokens a text becomes, and which of them are pooled over, is `model/encoding.py`'s. A text
+that gives no token is given BOS (else EOS), so no row is lost.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,10 @@ from eigenshift.base.errors import ArtifactError, ModelError
 from eigenshift.base.schemas import activations_schema
 from eigenshift.detection.pooling import pool_texts
 from eigenshift.detection.stages import ActivationKey, ExtractionInputs
-from eigenshift.model.loading import TextModel, require_known_tokens, use_text_model
+from eigenshift.model.encoding import encode_read_texts
+from eigenshift.model.loading import TextModel, use_text_model
 from eigenshift.model.taps import find_taps
-from eigenshift.model.tokens import find_start, limit_tokens
+from eigenshift.model.tokens import limit_tokens
 from eigenshift.settings import ActivationSettings
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
@@ -69,12 +70,12 @@ def extract_shard(
         )
     taps = find_taps(text_model.model, [item.site for item in settings.sites], settings.layers)
     limit = limit_tokens(text_model.model, settings.max_tokens)
-    token_ids, n_truncated = encode_texts(text_model, samples["text"].to_pylist(), limit)
+    texts, n_truncated = encode_read_texts(text_model, samples["text"].to_pylist(), limit)
     values = pool_texts(
-        text_model, taps, token_ids, settings.sites, tokens_per_batch, settings.precision
+        text_model, taps, texts, settings.sites, tokens_per_batch, settings.precision
     )
     seconds = time.perf_counter() - started
-    counts = np.array([len(row) for row in token_ids], dtype=np.int32)
+    counts = np.array([len(text.token_ids[text.counted]) for text in texts], dtype=np.int32)
     _write_layers(samples["sample_id"], counts, values, settings, workspace)
     n_tokens = int(counts.sum())
     workspace.facts |= {
@@ -86,30 +87,6 @@ def extract_shard(
         "seconds": round(seconds, 3),
         "tokens_per_second": round(n_tokens / seconds, 1),
     }
-
-
-def encode_texts(
-    text_model: TextModel, texts: Sequence[str], max_tokens: int
-) -> tuple[list[list[int]], int]:
-    """Tokenise texts with the tokenizer's default special tokens.
-
-    Returns:
-        Token ids of each text, 1 to `max_tokens` of them, and how many texts were truncated.
-
-    Raises:
-        ModelError: A token id is outside the model's vocabulary.
-    """
-    tokenizer = text_model.tokenizer
-    with text_model.lock:
-        encoded = [list(row) for row in tokenizer(list(texts), verbose=False)["input_ids"]]
-        too_long = [index for index, row in enumerate(encoded) if len(row) > max_tokens]
-        for index in too_long:
-            shortened = tokenizer(texts[index], truncation=True, max_length=max_tokens)["input_ids"]
-            encoded[index] = list(shortened)
-    start = find_start(tokenizer) or 0
-    encoded = [row or [start] for row in encoded]
-    require_known_tokens(text_model, (token for row in encoded for token in row))
-    return encoded, len(too_long)
 
 
 def _write_layers(

@@ -18,42 +18,43 @@ from torch import Tensor
 from eigenshift.base.arrays import AnyArray
 from eigenshift.base.errors import ModelError
 from eigenshift.model.batching import plan_dense_batches, run_in_batches
+from eigenshift.model.encoding import ReadText
 from eigenshift.model.loading import TextModel
 from eigenshift.model.taps import Tap, hook_taps, read_states
-from eigenshift.model.tokens import Side, pad_tokens
+from eigenshift.model.tokens import Side, mark_counted, pad_tokens
 from eigenshift.settings import Pooling, Site, SitePooling
 
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Which positions of a batch are real tokens.
+    """Which positions of a batch are pooled over.
 
     Attributes:
-        is_real: Shape (batch, position), bool.
-        weights: 1 / n_tokens at real tokens, else 0; shape (batch, 1, position), float32.
-        last: Index of each row's last real token, shape (batch,).
-        has_padding: Whether any position is not real.
+        is_counted: Shape (batch, position), bool.
+        weights: 1 / n_tokens at counted tokens, else 0; shape (batch, 1, position), float32.
+        last: Index of each row's last counted token, shape (batch,).
+        has_others: Whether any position is not counted.
     """
 
-    is_real: Tensor
+    is_counted: Tensor
     weights: Tensor
     last: Tensor
-    has_padding: bool
+    has_others: bool
 
     @classmethod
-    def of(cls, is_real: Tensor) -> TokenMask:
-        """Derive the rest from `is_real`; every row has at least one real token."""
-        positions = torch.arange(is_real.shape[1], device=is_real.device)
-        counts = is_real.sum(dim=1, keepdim=True)
-        weights = (is_real.float() / counts).unsqueeze(1)
-        last = (is_real * positions).argmax(dim=1)
-        return cls(is_real, weights, last, not bool(is_real.all()))
+    def of(cls, is_counted: Tensor) -> TokenMask:
+        """Derive the rest from `is_counted`; every row has at least one counted token."""
+        positions = torch.arange(is_counted.shape[1], device=is_counted.device)
+        counts = is_counted.sum(dim=1, keepdim=True)
+        weights = (is_counted.float() / counts).unsqueeze(1)
+        last = (is_counted * positions).argmax(dim=1)
+        return cls(is_counted, weights, last, not bool(is_counted.all()))
 
 
 def pool_texts(
     text_model: TextModel,
     taps: Sequence[Tap],
-    token_ids: Sequence[Sequence[int]],
+    texts: Sequence[ReadText],
     sites: Sequence[SitePooling],
     tokens_per_batch: int,
     precision: str = "float32",
@@ -64,7 +65,7 @@ def pool_texts(
     Args:
         text_model: The model.
         taps: Where to read.
-        token_ids: Ids of each text, at least one each.
+        texts: Tokens of each text, and which of them are pooled over.
         sites: Sites and poolings.
         tokens_per_batch: Token budget of a forward pass, padding included; smaller ones are tried
             where memory runs out.
@@ -72,7 +73,7 @@ def pool_texts(
         padding_side: Results do not depend on it; tests prove that.
 
     Returns:
-        (layer, column) -> array of shape (text, unit), in the order of `token_ids`.
+        (layer, column) -> array of shape (text, unit), in the order of `texts`.
     """
     poolings: dict[Site, list[SitePooling]] = {}
     for site_pooling in dict.fromkeys(sites):
@@ -81,10 +82,10 @@ def pool_texts(
     values: dict[tuple[int, str], AnyArray] = {}
 
     def pool(batch: list[int]) -> dict[tuple[int, str], Tensor]:
-        rows = [token_ids[index] for index in batch]
+        rows = [texts[index] for index in batch]
         return _pool_batch(text_model, taps, rows, poolings, padding_side)
 
-    lengths = [len(row) for row in token_ids]
+    lengths = [len(text.token_ids) for text in texts]
     key_of_budget = (text_model.digest, str(text_model.device), "extraction")
     for batch, pooled in run_in_batches(
         key_of_budget, lengths, tokens_per_batch, plan_dense_batches, pool
@@ -92,17 +93,17 @@ def pool_texts(
         for key, tensor in pooled.items():
             array = tensor.to(dtype).cpu().numpy()
             if key not in values:
-                values[key] = np.empty((len(token_ids), array.shape[1]), dtype=array.dtype)
+                values[key] = np.empty((len(texts), array.shape[1]), dtype=array.dtype)
             values[key][batch] = array
     return values
 
 
 def pool_tokens(states: Tensor, mask: TokenMask, pooling: Pooling) -> Tensor:
-    """Reduce states over each row's real tokens.
+    """Reduce states over each row's counted tokens.
 
     Args:
         states: Shape (batch, position, unit), any float dtype.
-        mask: Real positions, on the same device.
+        mask: Counted positions, on the same device.
         pooling: max, mean or last.
 
     Returns:
@@ -113,8 +114,8 @@ def pool_tokens(states: Tensor, mask: TokenMask, pooling: Pooling) -> Tensor:
     if pooling is Pooling.last:
         rows = torch.arange(len(states), device=states.device)
         return states[rows, mask.last].float()
-    if mask.has_padding:
-        states = states.masked_fill(~mask.is_real.unsqueeze(-1), -torch.inf)
+    if mask.has_others:
+        states = states.masked_fill(~mask.is_counted.unsqueeze(-1), -torch.inf)
     return states.amax(dim=1).float()
 
 
@@ -122,18 +123,21 @@ def pool_tokens(states: Tensor, mask: TokenMask, pooling: Pooling) -> Tensor:
 def _pool_batch(
     text_model: TextModel,
     taps: Sequence[Tap],
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[ReadText],
     poolings: Mapping[Site, Sequence[SitePooling]],
     padding_side: Side,
 ) -> dict[tuple[int, str], Tensor]:
     """One forward pass: (layer, column) -> shape (batch, unit), float32, on the device."""
     device = text_model.device
-    input_ids, attention = pad_tokens(rows, text_model.tokenizer.pad_token_id, padding_side)
-    mask = TokenMask.of(attention.to(device).bool())
+    sequences = [row.token_ids for row in rows]
+    input_ids, attention = pad_tokens(sequences, text_model.tokenizer.pad_token_id, padding_side)
+    counted = mark_counted(attention, [row.counted for row in rows], padding_side)
+    mask = TokenMask.of(counted.to(device).bool())
+    attention = attention.to(device)
     pooled: dict[tuple[int, str], Tensor] = {}
 
     def pool(tap: Tap, value: Any) -> None:
-        states = read_states(tap, value, mask.is_real.shape)
+        states = read_states(tap, value, mask.is_counted.shape)
         for site_pooling in poolings[tap.site]:
             key = (tap.layer, site_pooling.column)
             if key in pooled:
@@ -148,13 +152,13 @@ def _pool_batch(
         trunk = text_model.trunk
         arguments: dict[str, Any] = {
             "input_ids": input_ids.to(device),
-            "attention_mask": mask.is_real.long(),
+            "attention_mask": attention,
         }
         accepted = inspect.signature(trunk.forward).parameters
         if "use_cache" in accepted:
             arguments["use_cache"] = False
         if padding_side == "left" and "position_ids" in accepted:
-            arguments["position_ids"] = (mask.is_real.cumsum(dim=1) - 1).clamp_min(0)
+            arguments["position_ids"] = (attention.cumsum(dim=1) - 1).clamp_min(0)
         trunk(**arguments)
     expected = sum(len(poolings[tap.site]) for tap in taps)
     if len(pooled) != expected:

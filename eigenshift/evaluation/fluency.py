@@ -30,7 +30,8 @@ from eigenshift.evaluation.stages import (
     IndomainKey,
 )
 from eigenshift.model.batching import plan_batches, run_in_batches
-from eigenshift.model.forward import encode_text, iterate_head_states
+from eigenshift.model.encoding import encode_text
+from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import compute_logits, run_hooked
@@ -104,9 +105,13 @@ def measure_fluency(
 
 
 def encode_texts(language_model: LanguageModel, texts: pa.Table, max_tokens: int) -> list[_Encoded]:
-    """Samples as tokens, BOS first where there is one; longer texts are truncated."""
+    """Samples as tokens; longer texts are truncated."""
     return [
-        (row["sample_id"], row["language"], encode_text(language_model, row["text"], max_tokens), 1)
+        (
+            row["sample_id"],
+            row["language"],
+            *encode_text(language_model, row["text"], max_tokens),
+        )
         for row in texts.select(["sample_id", "language", "text"]).to_pylist()
     ]
 

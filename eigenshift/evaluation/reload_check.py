@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from eigenshift.evaluation.stages import RELOAD_NAME, ReloadInputs, ReloadKey
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.layers import fuse_activations
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
@@ -58,9 +58,9 @@ def check_reload(
     try:
         with language_model.lock:
             sequences = [
-                encode_text(language_model, prompt, MAX_TOKENS) for prompt in prompts[:N_PROMPTS]
+                encode_prompt(language_model, prompt, MAX_TOKENS) for prompt in prompts[:N_PROMPTS]
             ]
-            facts = _compare_reloaded(language_model, patch, [item for item in sequences if item])
+            facts = _compare_reloaded(language_model, patch, sequences)
     finally:
         forget_models()
     workspace.write_json(RELOAD_NAME, facts)

@@ -24,8 +24,9 @@ from eigenshift.generation.decoding import HeadBranch, sample_batch
 from eigenshift.generation.sampling import draw_keys
 from eigenshift.generation.stages import ArmPiece
 from eigenshift.model.batching import plan_batches, run_in_batches
-from eigenshift.model.loading import LanguageModel, require_known_tokens, use_model
-from eigenshift.model.tokens import count_positions, find_start
+from eigenshift.model.encoding import encode_prompt
+from eigenshift.model.loading import LanguageModel, use_model
+from eigenshift.model.tokens import count_positions
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.patching import Patch, check_base, open_patch, patched_model
 from eigenshift.settings import GenerationSettings
@@ -181,33 +182,22 @@ def encode_prompts(
 ) -> list[_Prompt]:
     """Tokenise prompts, keeping the last `max_prompt_tokens` and room for the continuation.
 
-    A BOS token that the tokenizer puts first stays first. A prompt that gives no token begins with
-    the model's BOS (or EOS) token.
-
     Raises:
-        ModelError: A token is unknown to the model.
+        ModelError: As `encoding.encode_prompt`.
     """
     limit = settings.max_prompt_tokens
     n_positions = count_positions(language_model.model)
     if n_positions is not None:
         limit = min(limit, max(1, n_positions - settings.n_tokens))
-    tokenizer = language_model.tokenizer
-    start = find_start(tokenizer)
-    encoded = []
-    for row in prompts.select(["prompt_id", "language", "prompt"]).to_pylist():
-        found = tokenizer(row["prompt"])["input_ids"] or [start]
-        token_ids = _keep_end(found, limit, tokenizer.bos_token_id)
-        require_known_tokens(language_model, token_ids)
-        encoded.append(_Prompt(row["prompt_id"], row["language"], row["prompt"], token_ids))
-    return encoded
-
-
-def _keep_end(token_ids: list[int], limit: int, bos: int | None) -> list[int]:
-    """The last `limit` tokens, of which a leading BOS is one: models are trained to have it."""
-    if len(token_ids) <= limit:
-        return token_ids
-    start = [bos] if bos is not None and token_ids[0] == bos else []
-    return start + token_ids[len(token_ids) - limit + len(start) :]
+    return [
+        _Prompt(
+            row["prompt_id"],
+            row["language"],
+            row["prompt"],
+            encode_prompt(language_model, row["prompt"], limit),
+        )
+        for row in prompts.select(["prompt_id", "language", "prompt"]).to_pylist()
+    ]
 
 
 def _describe_batch(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from eigenshift.generation.sampling import Keys, count_rows_per_block, pick_tokens, spread_noise
 from eigenshift.model.loading import LanguageModel
-from eigenshift.model.tokens import pad_tokens
+from eigenshift.model.tokens import find_ends, pad_tokens
 from eigenshift.patches.edits import HeadEdit, LogitEdit, ModelEdit
 from eigenshift.settings import GenerationSettings
 
@@ -57,10 +57,12 @@ def sample_batch(
 
     Returns:
         Per arm, one list of tokens per row; row p * n_samples + s continues prompt p. They end
-        before the end-of-text token.
+        before the first token that ends a text or a turn.
     """
     model, device = language_model.model, language_model.device
-    end, vocab = language_model.tokenizer.eos_token_id, language_model.head.vocab
+    vocab = language_model.head.vocab
+    ends = [end for end in find_ends(model, language_model.tokenizer) if end < vocab]
+    ending = torch.tensor(ends, dtype=torch.long, device=device)
     token_ids, mask = (
         tensor.to(device)
         for tensor in pad_tokens(prompts, language_model.tokenizer.pad_token_id, "left")
@@ -75,12 +77,12 @@ def sample_batch(
         with _edit_heads(language_model, [arm.edit for arm in arms], branch_of):
             outputs = model(**_call(model, token_ids, mask, positions, cache))
         cache, logits = outputs.past_key_values, outputs.logits[:, -1]
-        if end is not None and step < settings.min_tokens:
-            logits[:, end] = -torch.inf
+        if step < settings.min_tokens:
+            logits[:, ending] = -torch.inf
         token = _draw_step(logits, arms, step, settings)
-        if end is not None:
-            token = token.masked_fill(finished, end)
-            finished = token == end
+        if ends:
+            token = token.masked_fill(finished, ends[0])
+            finished = torch.isin(token, ending)
         chosen.append(token)
         if step + 1 == settings.n_tokens or bool(finished.all()):
             break
@@ -93,7 +95,7 @@ def sample_batch(
         if len(parents) > n_branches:  # as many: each goes on, none has split
             cache.reorder_cache(parents)
     table = torch.stack(chosen, 1).reshape(len(arms), -1, len(chosen)).tolist()
-    return [[[token for token in row if token != end] for row in rows] for rows in table]
+    return [[[token for token in row if token not in ends] for row in rows] for rows in table]
 
 
 def _draw_step(

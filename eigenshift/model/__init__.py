@@ -15,9 +15,11 @@ What the states say about toxicity is `detection/` and `components/`; changing w
     parameter_names.py     names in a checkpoint against names in the model
     taps.py                where a layer's activations are read
     writers.py             linear layers that write into the residual stream
+    encoding.py            texts as tokens, and what comes before a text's first word
+    chat.py                a chat model's template around a user's message
     forward.py             tokens -> what enters the head at each position
     gradients.py           what every linear layer saw, and how an objective depends on it
-    tokens.py              positions a model has, padding, the first token
+    tokens.py              positions a model has, padding, BOS or EOS
     batching.py            batches that fit into memory
     resources.py           seconds and memory of a piece of work
     devices.py             where it runs

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from eigenshift.base.errors import ModelError
+from eigenshift.model.chat import ChatFormat
 from eigenshift.model.files import ModelIdentity, identify_model
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.layers import list_layers
@@ -22,6 +23,7 @@ from eigenshift.store.workspace import Workspace
 def describe_model(text_model: TextModel, identity: ModelIdentity) -> dict[str, Any]:
     """Facts about a model that fit into JSON and hold under any name: digest, size, kind, head."""
     head = _describe_head(text_model) if isinstance(text_model, LanguageModel) else None
+    chat = text_model.chat
     return {
         "digest": identity.digest,
         "model_class": type(text_model.model).__name__,
@@ -29,7 +31,13 @@ def describe_model(text_model: TextModel, identity: ModelIdentity) -> dict[str, 
         "n_parameters": sum(item.numel() for item in text_model.model.parameters()),
         "n_layers": len(list_layers(text_model.model)),
         "head": head,
+        **({} if chat is None else {"chat": _describe_chat(chat)}),
     }
+
+
+def _describe_chat(chat: ChatFormat) -> dict[str, Any]:
+    before, after = chat.frame
+    return {"digest": chat.digest, "before_message": before, "after_message": after}
 
 
 def _describe_head(language_model: LanguageModel) -> dict[str, Any]:

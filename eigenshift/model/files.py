@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 CONFIG_NAMES = ("config.json", "generation_config.json")
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
 VOCABULARY_NAMES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -40,10 +42,10 @@ VOCABULARY_NAMES = (
 TOKENIZER_NAMES = (
     *VOCABULARY_NAMES,
     "merges.txt",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_NAME,
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_NAME,
 )
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_PATTERNS = [
@@ -92,6 +94,35 @@ def identify_model(settings: ModelSettings) -> ModelIdentity:
     for name in sorted(names):
         digest.update(f"{name}\0{digest_unchanged(folder / name)}\n".encode())
     return ModelIdentity(settings.id, revision, digest.hexdigest(), folder)
+
+
+def uses_chat(settings: ModelSettings, folder: Path) -> bool:
+    """Whether a model's texts go through its chat template.
+
+    Raises:
+        ModelError: They are to, and it has none.
+    """
+    if settings.chat == "off":
+        return False
+    has_template = _has_chat_template(folder)
+    if not has_template and (settings.chat == "on" or settings.system_prompt is not None):
+        asked = "model.chat: on" if settings.chat == "on" else "model.system_prompt"
+        raise ModelError(
+            f"{settings.id}: expected a chat template in {CHAT_TEMPLATE_NAME} or "
+            f"{TOKENIZER_CONFIG_NAME}, found none, but {asked} needs one. The model is probably a "
+            "base model that was not trained on conversations. Leave the setting out."
+        )
+    return has_template
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / CHAT_TEMPLATE_NAME).is_file():
+        return True
+    try:
+        config = json.loads((folder / TOKENIZER_CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def _find_folder(settings: ModelSettings) -> tuple[Path, str | None]:

@@ -14,24 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from eigenshift.model.batching import plan_batches, run_in_batches
-from eigenshift.model.loading import LanguageModel, require_known_tokens
-from eigenshift.model.tokens import limit_tokens, pad_tokens
-
-
-def encode_text(language_model: LanguageModel, text: str, max_tokens: int) -> list[int]:
-    """Tokens of a text whose likelihood is measured: BOS first where the tokenizer has one.
-
-    Truncated to `max_tokens` and to the positions the model has.
-
-    Raises:
-        ModelError: A token is unknown to the model.
-    """
-    tokenizer = language_model.tokenizer
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    found: list[int] = start + tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = found[: limit_tokens(language_model.model, max_tokens)]
-    require_known_tokens(language_model, found)
-    return found
+from eigenshift.model.loading import LanguageModel
+from eigenshift.model.tokens import pad_tokens
 
 
 @torch.inference_mode()

@@ -29,8 +29,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from eigenshift.base.errors import ModelError
+from eigenshift.model.chat import ChatFormat
 from eigenshift.model.devices import resolve_device
-from eigenshift.model.files import VOCABULARY_NAMES, ModelIdentity, identify_model
+from eigenshift.model.files import VOCABULARY_NAMES, ModelIdentity, identify_model, uses_chat
 from eigenshift.model.heads import HeadDescription, describe_head
 from eigenshift.model.layers import fuse_activations, get_trunk
 from eigenshift.settings import ModelSettings
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 MAX_LOADED_MODELS = 1
 """Models kept in memory by this process; a refresh studies one."""
 
-_loaded: dict[tuple[str, str, str], TextModel] = {}
+_loaded: dict[tuple[str | None, ...], TextModel] = {}
 _loading = threading.Lock()
 
 
@@ -65,6 +66,7 @@ class TextModel:
         id: As given in the settings.
         digest: Digest of its files (`ModelIdentity.digest`).
         device: Where it runs.
+        chat: How its conversations are written; None where it is studied on raw text.
         lock: Held while hooks are on the model or its tokenizer is used, so that two tasks in
             one process do not read each other's states. Re-entrant.
     """
@@ -76,6 +78,7 @@ class TextModel:
     id: str
     digest: str
     device: torch.device
+    chat: ChatFormat | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # type: ignore[valid-type, unused-ignore]
 
     @property
@@ -123,7 +126,7 @@ def load_text_model(settings: ModelSettings, device: str = "auto") -> TextModel:
     """
     identity = identify_model(settings)
     place = resolve_device(device)
-    key = (identity.digest, settings.dtype, str(place))
+    key = (identity.digest, settings.dtype, str(place), settings.chat, settings.system_prompt)
     with _loading:
         if key not in _loaded:
             while len(_loaded) >= MAX_LOADED_MODELS:
@@ -131,7 +134,11 @@ def load_text_model(settings: ModelSettings, device: str = "auto") -> TextModel:
             logger.info("model loading: id=%s device=%s dtype=%s", identity.id, place, key[1])
             model, kind = _load_weights(identity, settings.dtype)
             tokenizer = _load_tokenizer(identity)
-            wrap = wrap_model if kind is ModelKind.causal else partial(wrap_encoder, kind=kind)
+            if kind is ModelKind.causal:
+                chat = _find_chat(settings, identity, tokenizer)
+                wrap: Any = partial(wrap_model, chat=chat)
+            else:
+                wrap = partial(wrap_encoder, kind=kind)
             _loaded[key] = wrap(
                 model.to(place), tokenizer, model_id=identity.id, digest=identity.digest
             )
@@ -195,7 +202,9 @@ def forget_models() -> None:
         _loaded.clear()
 
 
-def wrap_model(model: Any, tokenizer: Any, *, model_id: str, digest: str) -> LanguageModel:
+def wrap_model(
+    model: Any, tokenizer: Any, *, model_id: str, digest: str, chat: ChatFormat | None = None
+) -> LanguageModel:
     """Make a `LanguageModel` of a model and tokenizer already in memory.
 
     Args:
@@ -203,6 +212,7 @@ def wrap_model(model: Any, tokenizer: Any, *, model_id: str, digest: str) -> Lan
         tokenizer: Given a pad token here if it has none.
         model_id: Name for people.
         digest: What identifies the weights.
+        chat: How its conversations are written; None: raw text.
 
     Raises:
         ModelError: Its head is not supported, or it is not causal.
@@ -225,6 +235,7 @@ def wrap_model(model: Any, tokenizer: Any, *, model_id: str, digest: str) -> Lan
         digest=digest,
         device=model.get_output_embeddings().weight.device,
         head=head,
+        chat=chat,
     )
 
 
@@ -354,6 +365,17 @@ def _load_tokenizer(identity: ModelIdentity) -> Any:
         return AutoTokenizer.from_pretrained(str(identity.folder), trust_remote_code=False)
     except (ValueError, OSError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise ModelError(_explain_load_error(f"{identity.id} (tokenizer)", error)) from error
+
+
+def _find_chat(
+    settings: ModelSettings, identity: ModelIdentity, tokenizer: Any
+) -> ChatFormat | None:
+    """How a model's conversations are written, its template looked at; None for raw text."""
+    if not uses_chat(settings, identity.folder):
+        return None
+    chat = ChatFormat(tokenizer, identity.id, settings.system_prompt)
+    chat.check()
+    return chat
 
 
 def _set_pad_token(tokenizer: Any, vocab: int) -> None:

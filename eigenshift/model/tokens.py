@@ -63,6 +63,20 @@ def find_start(tokenizer: Any) -> int | None:
     return None
 
 
+def find_ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a text or a turn, ascending: chat models have several.
+
+    The tokenizer names one; the others stand in `generation_config.json` and `config.json`, as a
+    number or a list, and transformers' own `generate` stops at all of the former's.
+    """
+    found: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for named in (tokenizer, generation, model.config.get_text_config()):
+        ends = getattr(named, "eos_token_id", None)
+        found.update([] if ends is None else [ends] if isinstance(ends, int) else ends)
+    return tuple(sorted(found))
+
+
 def pad_tokens(
     sequences: Sequence[Sequence[int]], pad_token_id: int, side: Side
 ) -> tuple[Tensor, Tensor]:
@@ -79,3 +93,18 @@ def pad_tokens(
         token_ids[row, place] = torch.tensor(sequence)
         mask[row, place] = 1
     return token_ids, mask
+
+
+def mark_counted(mask: Tensor, counted: Sequence[slice], side: Side) -> Tensor:
+    """Of a padded batch, 1 at the tokens that count.
+
+    Args:
+        mask: Attention mask as `pad_tokens` gives it, shape (batch, position).
+        counted: Of each sequence, which of its tokens count.
+        side: Which side is padded.
+    """
+    marked = torch.zeros_like(mask)
+    for row, (span, n_real) in enumerate(zip(counted, mask.sum(1).tolist(), strict=True)):
+        first = 0 if side == "right" else mask.shape[1] - n_real
+        marked[row, first + span.start : first + span.stop] = 1
+    return marked

@@ -16,6 +16,9 @@ MAX_TRIES = 10
 GROWTH = 2.5
 AIM = 0.98
 """Of the budget, where a strength is extrapolated: costs rise a little faster than foreseen."""
+PATIENCE, LEAP = 3, 0.15
+"""So many strengths beyond the budget are foreseen; then a cost that hardly falls with the strength
+is left behind by this factor."""
 NEGLIGIBLE = 0.02
 """Of the budget: costs below it say nothing about how costs grow."""
 
@@ -41,6 +44,7 @@ def find_strongest(
     low, low_cost = 0.0, 0.0
     high, high_cost = math.inf, math.inf
     strength = min(first, most)
+    n_beyond = 0
     for _ in range(MAX_TRIES):
         cost = measure(strength)
         if math.isfinite(cost) and cost <= budget:
@@ -49,7 +53,11 @@ def find_strongest(
                 break
         else:
             high, high_cost = strength, cost if math.isfinite(cost) else math.inf
-        strength = min(_choose_next(low, low_cost, high, high_cost, budget), most)
+            n_beyond += 1
+        if low == 0.0 and n_beyond > PATIENCE:
+            strength *= LEAP
+        else:
+            strength = min(_choose_next(low, low_cost, high, high_cost, budget), most)
     return low, low_cost
 
 

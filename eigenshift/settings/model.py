@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from eigenshift.settings.fields import Frozen, Location
+
+
+def _name_switch(value: Any) -> Any:
+    """YAML reads a bare `on` and `off` as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class ModelSettings(Frozen):
@@ -25,6 +30,17 @@ class ModelSettings(Frozen):
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32", description="Precision of the forward pass ('auto': as stored)."
+    )
+
+    chat: Annotated[Literal["auto", "on", "off"], BeforeValidator(_name_switch)] = Field(
+        "auto",
+        description="Put prompts and texts through the model's chat template: 'auto' where it has "
+        "one, 'off' to study it on raw text.",
+    )
+    system_prompt: str | None = Field(
+        None,
+        description="System message of every conversation; empty leaves it to the chat template, "
+        "which may have one of its own.",
     )
 
     @property

@@ -98,11 +98,12 @@ def run_bare(language_model: Any, samples: Any) -> None:
     """The trunk over extraction's own batches."""
     import torch
 
-    from eigenshift.detection.activations import encode_texts
     from eigenshift.model.batching import plan_dense_batches
+    from eigenshift.model.encoding import encode_read_texts
     from eigenshift.model.tokens import pad_tokens
 
-    token_ids, _ = encode_texts(language_model, samples["text"].to_pylist(), 512)
+    texts, _ = encode_read_texts(language_model, samples["text"].to_pylist(), 512)
+    token_ids = [text.token_ids for text in texts]
     with torch.inference_mode():
         for batch in plan_dense_batches([len(row) for row in token_ids], TOKENS_PER_BATCH):
             padded, mask = pad_tokens([token_ids[place] for place in batch], 0, "right")

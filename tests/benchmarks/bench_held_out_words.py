@@ -33,7 +33,7 @@ from bench_real_text import LinearScorer, add_sizes, let_in_scorer, make_setting
 from eigenshift.evaluation.bootstrap import average, draw_counts, summarise
 from eigenshift.evaluation.slices import name_scorer_slice
 from eigenshift.ledger.runs import RunRecord, read_run
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import encode_text
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import run_hooked
@@ -197,7 +197,7 @@ def _measure(
     losses = []
     with run_hooked(language_model, edit):
         for text in texts:
-            tokens = torch.tensor([encode_text(language_model, text, MAX_TOKENS)])
+            tokens = torch.tensor([encode_text(language_model, text, MAX_TOKENS).token_ids])
             if tokens.shape[1] >= 2:
                 logits = language_model.model(input_ids=tokens, use_cache=False).logits[0, :-1]
                 losses.append(float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:])))

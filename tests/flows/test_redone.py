@@ -46,6 +46,8 @@ DETOURS = {
     "sources[].name": "another dataset, which the copy does not hold",
     "gate.check_reload": "adds a stage that the copy does not hold",
     "model.id": "no such model",
+    "model.chat": "the demo's model has no template; see `tests/unit/model/test_stages.py`",
+    "model.system_prompt": "needs a template",
     "model.revision": "of a folder it is ignored: it has the same digest",
     "patch.intervention": "no such intervention",
     "patch.n_deep_terms": "of an intervention that the run does not judge",

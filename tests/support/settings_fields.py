@@ -31,6 +31,7 @@ CHANGED: dict[str, Any] = {
     "prompts.min_toxicity": 0.1,
     "tune.scores": (ComponentScore.auroc,),
     "compare.interventions": ("leace",),
+    "model.chat": "off",
     "model.dtype": "float64",
     "evaluation.max_texts": 10,
     "scorer.model_type": "unbiased",

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from eigenshift.base.arrays import FloatArray
+from eigenshift.model.encoding import ReadText
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import AdaptiveEdit, ModelEdit
 from eigenshift.patches.folding import run_hooked
@@ -50,8 +51,8 @@ def steer_clusters(evidence: Evidence, request: PatchRequest) -> Outcome:
     """Fit the moves of each norm, then take the largest strength in budget."""
     language_model = evidence.language_model
     toxic, nontoxic = choose_texts(evidence.labelled_texts, request.seed)
-    sequences = encode_texts(language_model, [*toxic, *nontoxic])
-    moves = fit_moves(language_model, sequences, len(toxic), request.seed)
+    texts = encode_texts(language_model, [*toxic, *nontoxic])
+    moves = fit_moves(language_model, texts, len(toxic), request.seed)
 
     def make_edit(strength: float) -> ModelEdit:
         return ModelEdit(
@@ -64,13 +65,13 @@ def steer_clusters(evidence: Evidence, request: PatchRequest) -> Outcome:
 
 
 def fit_moves(
-    language_model: LanguageModel, sequences: Sequence[Sequence[int]], n_toxic: int, seed: int
+    language_model: LanguageModel, texts: Sequence[ReadText], n_toxic: int, seed: int
 ) -> dict[str, AdaptiveEdit]:
     """Fit every norm's moves in the order of the layers.
 
     Args:
         language_model: The unpatched model.
-        sequences: Tokens of the toxic texts, then of as many non-toxic ones.
+        texts: Tokens of the toxic texts, then of as many non-toxic ones.
         n_toxic: How many are toxic.
         seed: Of the clusters' first centres.
 
@@ -80,7 +81,7 @@ def fit_moves(
     moves: dict[str, AdaptiveEdit] = {}
     for name in list_norms(language_model):
         with run_hooked(language_model, ModelEdit(adaptive=moves)):
-            means = average_outputs(language_model, [name], sequences)[name]
+            means = average_outputs(language_model, [name], texts)[name]
         moves[name] = fit_move(means[:n_toxic], means[n_toxic:], seed)
     return moves
 

@@ -46,10 +46,10 @@ def transport_gated(evidence: Evidence, request: PatchRequest) -> Outcome:
     """Fit maps and gates, then take the largest strength in budget."""
     language_model = evidence.language_model
     toxic, nontoxic = choose_texts(evidence.labelled_texts, request.seed)
-    sequences = encode_texts(language_model, [*toxic, *nontoxic])
-    maps = fit_maps(language_model, sequences, len(toxic))
+    texts = encode_texts(language_model, [*toxic, *nontoxic])
+    maps = fit_maps(language_model, texts, len(toxic))
     neutral = encode_texts(language_model, _choose_neutral(evidence, request.seed, len(toxic)))
-    means = average_outputs(language_model, list(maps), [*sequences, *neutral])
+    means = average_outputs(language_model, list(maps), [*texts, *neutral])
     gated = {
         name: gate_map(unit, *fit_gate(means[name][: len(toxic)], means[name][len(toxic) :]))
         for name, unit in maps.items()

@@ -20,10 +20,10 @@ from eigenshift.base.arrays import FloatArray
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.text_halves import is_calibration_text
 from eigenshift.model.batching import plan_batches, run_in_batches
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import ReadText, encode_text
 from eigenshift.model.layers import list_layers
 from eigenshift.model.loading import LanguageModel
-from eigenshift.model.tokens import pad_tokens
+from eigenshift.model.tokens import mark_counted, pad_tokens
 
 N_TEXTS = 96
 """Of each class, unless an intervention asks for more."""
@@ -65,9 +65,14 @@ def choose_texts(
     return toxic, nontoxic
 
 
-def encode_texts(language_model: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of each text, at least one, at most `MAX_TOKENS`."""
-    return [encode_text(language_model, text, MAX_TOKENS) or [0] for text in texts]
+def encode_texts(language_model: LanguageModel, texts: Sequence[str]) -> list[ReadText]:
+    """Tokens of each text as the model's own words, at least one, at most `MAX_TOKENS`."""
+    encoded = []
+    for text in texts:
+        token_ids, n_context = encode_text(language_model, text, MAX_TOKENS)
+        first = min(n_context, len(token_ids) - 1) if language_model.chat is not None else 0
+        encoded.append(ReadText(token_ids or [0], slice(max(0, first), len(token_ids) or 1)))
+    return encoded
 
 
 def list_norms(language_model: LanguageModel) -> list[str]:
@@ -92,19 +97,19 @@ def list_norms(language_model: LanguageModel) -> list[str]:
 
 @torch.inference_mode()
 def average_outputs(
-    language_model: LanguageModel, names: Sequence[str], sequences: Sequence[Sequence[int]]
+    language_model: LanguageModel, names: Sequence[str], texts: Sequence[ReadText]
 ) -> dict[str, FloatArray]:
-    """Mean over each sequence's tokens of the outputs of some modules, in one pass.
+    """Mean over each text's tokens of the outputs of some modules, in one pass.
 
     A pass ends where the last of them has run: half the work where maps are fitted one by one.
 
     Args:
         language_model: As its weights or hooks make it run now.
         names: Of the modules, each of which gives one tensor.
-        sequences: Token ids, at least one each.
+        texts: Tokens, and which of them count.
 
     Returns:
-        Name -> shape (sequence, unit).
+        Name -> shape (text, unit).
     """
     seen: dict[str, Tensor] = {}
 
@@ -117,8 +122,9 @@ def average_outputs(
         return keep
 
     def run(batch: list[int]) -> dict[str, FloatArray]:
-        rows = [sequences[place] for place in batch]
+        rows = [texts[place].token_ids for place in batch]
         token_ids, mask = pad_tokens(rows, language_model.tokenizer.pad_token_id, "right")
+        counted = mark_counted(mask, [texts[place].counted for place in batch], "right")
         seen.clear()
         with suppress(_ReachedError):
             language_model.trunk(
@@ -129,13 +135,13 @@ def average_outputs(
         found = {}
         for name, output in seen.items():
             outputs = output.float().reshape(*token_ids.shape, -1).cpu()
-            sums = (outputs * mask[..., None]).double().sum(1)
-            found[name] = np.asarray(sums / mask.sum(1, keepdim=True))
+            sums = (outputs * counted[..., None]).double().sum(1)
+            found[name] = np.asarray(sums / counted.sum(1, keepdim=True))
         return found
 
     key = (language_model.digest, str(language_model.device), "forward pass")
-    lengths = [len(row) for row in sequences]
-    means: dict[str, list[FloatArray]] = {name: [np.empty(0)] * len(sequences) for name in names}
+    lengths = [len(text.token_ids) for text in texts]
+    means: dict[str, list[FloatArray]] = {name: [np.empty(0)] * len(texts) for name in names}
     with language_model.lock, ExitStack() as stack:
         for name in names:
             module = language_model.model.get_submodule(name)

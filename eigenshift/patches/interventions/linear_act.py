@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from eigenshift.base.arrays import FloatArray
+from eigenshift.model.encoding import ReadText
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import ModelEdit, UnitEdit
 from eigenshift.patches.folding import run_hooked
@@ -36,21 +37,21 @@ def transport_units(evidence: Evidence, request: PatchRequest) -> Outcome:
     """Fit the maps, then take the largest strength in budget."""
     language_model = evidence.language_model
     toxic, nontoxic = choose_texts(evidence.labelled_texts, request.seed)
-    sequences = encode_texts(language_model, [*toxic, *nontoxic])
-    maps = fit_maps(language_model, sequences, len(toxic))
+    texts = encode_texts(language_model, [*toxic, *nontoxic])
+    maps = fit_maps(language_model, texts, len(toxic))
 
     outcome = tune_strength(evidence, request, ModelEdit(units=maps).scale)
     return Outcome(outcome.edit, parameters={**outcome.parameters, "n_texts": len(toxic)})
 
 
 def fit_maps(
-    language_model: LanguageModel, sequences: Sequence[Sequence[int]], n_toxic: int
+    language_model: LanguageModel, texts: Sequence[ReadText], n_toxic: int
 ) -> dict[str, UnitEdit]:
     """Fit every norm's map in the order of the layers.
 
     Args:
         language_model: The unpatched model.
-        sequences: Tokens of the toxic texts, then of as many non-toxic ones.
+        texts: Tokens of the toxic texts, then of as many non-toxic ones.
         n_toxic: How many are toxic.
 
     Returns:
@@ -62,7 +63,7 @@ def fit_maps(
     maps: dict[str, UnitEdit] = {}
     for name in list_norms(language_model):
         with run_hooked(language_model, ModelEdit(units=maps)):
-            means = average_outputs(language_model, [name], sequences)[name]
+            means = average_outputs(language_model, [name], texts)[name]
         maps[name] = fit_affine(means[:n_toxic], means[n_toxic:])
     return maps
 

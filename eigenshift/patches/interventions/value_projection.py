@@ -35,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from eigenshift.base.arrays import FloatArray
 from eigenshift.base.errors import ComponentError
 from eigenshift.detection.pooling import pool_texts
+from eigenshift.model.encoding import ReadText
 from eigenshift.model.layers import list_layers
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.taps import ATTENTION_NAMES, find_taps
@@ -85,8 +86,8 @@ def project_values(evidence: Evidence, request: PatchRequest) -> Outcome:
 
 def find_toxic_bases(
     language_model: LanguageModel,
-    toxic: Sequence[Sequence[int]],
-    nontoxic: Sequence[Sequence[int]],
+    toxic: Sequence[ReadText],
+    nontoxic: Sequence[ReadText],
 ) -> dict[int, Tensor]:
     """An orthonormal basis of each upper layer's toxic subspace, (hidden, rank), float64.
 

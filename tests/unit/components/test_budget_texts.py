@@ -9,7 +9,7 @@ from eigenshift.base import schemas
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.budget_texts import NEUTRAL, BudgetTexts, gather_budget_texts
 from eigenshift.components.text_halves import split_neutral
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import encode_text
 from eigenshift.model.loading import LanguageModel
 
 NO_HARMLESS = schemas.HARMLESS_TEXTS.empty_table()
@@ -44,13 +44,14 @@ def test_kinds_are_kept_apart_and_only_the_use_asked_for_is_read(
         for use in ("fisher", "budget")
     }
     half = split_neutral(neutral, for_calibration=True)["text"].to_pylist()
-    expected = [encode_text(tiny_language_model, text, 12) for text in half]
+    expected = [encode_text(tiny_language_model, text, 12).token_ids for text in half]
     for use, texts in found.items():
         assert list(texts.by_kind) == [NEUTRAL, "continuation", "labelled"]
         assert sorted(texts.by_kind[NEUTRAL]) == sorted(map(list, expected))
         assert texts.by_kind["labelled"] == [[5, 6, 15, 8 + len(use)]]
         assert texts.by_kind["continuation"] == [[5, 6, 19, 8 + len(use)]]
-        assert texts.contexts == {"continuation": [3], "labelled": [1]}
+        n_neutral = len(expected)
+        assert texts.contexts == {NEUTRAL: [1] * n_neutral, "continuation": [3], "labelled": [1]}
         assert texts.n_contexts == [1] * len(expected) + [3, 1]
         assert texts.take("continuation").n_contexts == [3]
 

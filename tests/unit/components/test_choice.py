@@ -16,7 +16,7 @@ from eigenshift.components.calibration import (
 )
 from eigenshift.components.choice import Choice, _Search, choose_within_budget
 from eigenshift.components.decomposition import Decomposition, decompose_head
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import encode_text
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import HeadEdit
 
@@ -26,7 +26,7 @@ Calibration = list[CalibrationStates]
 @pytest.fixture
 def calibration(tiny_language_model: LanguageModel, neutral_texts: list[str]) -> Calibration:
     """States of two kinds of text."""
-    encoded = [encode_text(tiny_language_model, text, 32) for text in neutral_texts]
+    encoded = [encode_text(tiny_language_model, text, 32).token_ids for text in neutral_texts]
     texts = BudgetTexts({"neutral": encoded[:25], "labelled": encoded[30:50]})
     return collect_calibration_states(tiny_language_model, texts, 256)
 

@@ -13,7 +13,7 @@ import pytest
 from eigenshift.base import schemas
 from eigenshift.components.harmless_texts import choose_harmless_texts
 from eigenshift.components.stages import HarmlessKey
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import encode_text
 from eigenshift.model.loading import LanguageModel
 from eigenshift.store.workspace import Workspace
 from tests.support.keys import make_key
@@ -160,7 +160,7 @@ def test_only_texts_labelled_non_toxic_are_harmless(
                 sample = described[row["text_id"]]
                 assert sample["is_toxic"] is False
                 expected = encode_text(tiny_language_model, sample["text"], 128)
-                assert row["token_ids"] == expected
+                assert (row["token_ids"], row["n_context"]) == expected
                 assert row["text_id"] not in found
                 found.add(row["text_id"])
     assert found == {name for name, row in described.items() if row["is_toxic"] is False}
@@ -192,13 +192,15 @@ def test_the_end_of_a_long_continuation_is_kept(
     tiny_language_model: LanguageModel, samples: pa.Table, workspace: Workspace
 ) -> None:
     """It is what the model wrote; of a labelled text the beginning."""
+    texts_of = dict(zip(samples["sample_id"].to_pylist(), samples["text"].to_pylist(), strict=True))
     rows = choose(tiny_language_model, samples, workspace, for_calibration=True, max_tokens=5)
     assert all(2 <= len(row["token_ids"]) <= 5 for row in rows)
     for row in rows:
         if row["origin"] == "continuation":
             assert 9 not in row["token_ids"]  # the prompt's first token
         else:
-            assert row["token_ids"][0] == tiny_language_model.tokenizer.bos_token_id
+            text = texts_of[row["text_id"]]
+            assert row["token_ids"] == encode_text(tiny_language_model, text, 5).token_ids
 
 
 def test_a_prompt_is_context_even_where_its_beginning_is_cut(

@@ -17,8 +17,9 @@ import transformers
 from torch import Tensor
 
 from eigenshift.base.errors import ArtifactError, ModelError, SettingsError
-from eigenshift.detection.activations import encode_texts, extract_shard
+from eigenshift.detection.activations import extract_shard
 from eigenshift.detection.pooling import pool_texts
+from eigenshift.model.encoding import encode_read_texts
 from eigenshift.model.loading import LanguageModel, wrap_model
 from eigenshift.model.taps import find_taps
 from eigenshift.settings import ActivationSettings, Pooling, Site, SitePooling
@@ -208,9 +209,9 @@ def test_batches_give_the_numbers_of_single_texts(
         references[name] = compute_reference(name, language_model, texts)
     sites = choose(*SHAPES[name][2])
     taps = find_taps(language_model.model, [item.site for item in sites], None)
-    token_ids, _ = encode_texts(language_model, texts, max_tokens=64)
+    read, _ = encode_read_texts(language_model, texts, max_tokens=64)
     found = pool_texts(
-        language_model, taps, token_ids, sites, tokens_per_batch, padding_side=padding_side
+        language_model, taps, read, sites, tokens_per_batch, padding_side=padding_side
     )
     assert found.keys() == references[name].keys()
     for key, expected in references[name].items():
@@ -240,8 +241,8 @@ def test_a_fused_projection_is_split(tiny_tokenizer: Any, neutral_texts: list[st
     language_model = make_language_model(tiny_tokenizer, "Phi3Config", **LLAMA)
     sites = choose(Site.mlp_gate, Site.mlp_up, Site.mlp_activation, poolings=(Pooling.last,))
     taps = find_taps(language_model.model, [item.site for item in sites], None)
-    token_ids, _ = encode_texts(language_model, neutral_texts[:5], max_tokens=64)
-    found = pool_texts(language_model, taps, token_ids, sites, 256)
+    texts, _ = encode_read_texts(language_model, neutral_texts[:5], max_tokens=64)
+    found = pool_texts(language_model, taps, texts, sites, 256)
     gate, up = (torch.from_numpy(found[1, f"mlp_{part}_last"]) for part in ("gate", "up"))
     expected = torch.nn.functional.silu(gate) * up
     np.testing.assert_allclose(found[1, "mlp_activation_last"], expected, rtol=1e-4, atol=1e-5)
@@ -255,9 +256,9 @@ def test_low_precision_models_are_pooled_in_float32(
     language_model.model.to(torch.bfloat16)
     sites = choose(Site.residual, poolings=(Pooling.mean,))
     taps = find_taps(language_model.model, [item.site for item in sites], None)
-    token_ids, _ = encode_texts(language_model, neutral_texts[:5], max_tokens=64)
+    texts, _ = encode_read_texts(language_model, neutral_texts[:5], max_tokens=64)
     means = torch.from_numpy(
-        pool_texts(language_model, taps, token_ids, sites, 256)[1, "residual_mean"]
+        pool_texts(language_model, taps, texts, sites, 256)[1, "residual_mean"]
     )
     assert (means != means.bfloat16().float()).any()
 

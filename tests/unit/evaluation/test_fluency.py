@@ -74,7 +74,7 @@ def test_likelihoods_equal_transformers_own_loss_one_text_at_a_time(
     tokenizer = tiny_language_model.tokenizer
     for (arm, sample_id), row in found.items():
         text = texts["text"][int(sample_id[1:])].as_py()
-        tokens = [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]][:MAX_TOKENS]
+        tokens = tokenizer(text)["input_ids"][:MAX_TOKENS]
         input_ids = torch.tensor([tokens])
         with (
             torch.inference_mode(),
@@ -91,7 +91,7 @@ def test_divergence_and_changed_tokens_follow_their_definitions(
     """KL(base || arm) in float64 and argmax changes, from two separate forward passes."""
     row = measure(tiny_language_model, texts, {"top_sigma": patch}, workspace)["top_sigma", "s03"]
     tokenizer = tiny_language_model.tokenizer
-    tokens = [tokenizer.bos_token_id, *tokenizer(texts["text"][3].as_py())["input_ids"]]
+    tokens = tokenizer(texts["text"][3].as_py())["input_ids"]
     input_ids = torch.tensor([tokens[:MAX_TOKENS]])
     with torch.inference_mode():
         base = tiny_language_model.model(input_ids).logits[0, :-1].double().log_softmax(-1)

@@ -22,7 +22,8 @@ from eigenshift.evaluation.grid import (
     measure_grid,
     measure_token_share,
 )
-from eigenshift.model.forward import encode_text, iterate_head_states
+from eigenshift.model.encoding import encode_text
+from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel, wrap_model
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.patching import make_patch, patched_model
@@ -102,7 +103,7 @@ def test_every_point_equals_the_patched_model(
     """Likelihood, divergence and changed tokens, in blocks of any size (bar: 1e-4; found: 1e-6)."""
     monkeypatch.setattr(grids, "CELLS_PER_BLOCK", cells)
     monkeypatch.setattr(grids, "CELLS_PER_CHUNK", 10 * cells)
-    sequences = [encode_text(language_model, text, 24) for text in neutral_texts[::6]]
+    sequences = [encode_text(language_model, text, 24).token_ids for text in neutral_texts[::6]]
     grid = make_grid(language_model)
     found = measure_grid(language_model, grid, sequences, tokens_per_batch=tokens_per_batch)
     for place, sequence in enumerate(sequences):
@@ -124,7 +125,7 @@ def test_a_factor_of_one_changes_nothing(
     tiny_language_model: LanguageModel, neutral_texts: list[str]
 ) -> None:
     """The last point is the base."""
-    sequences = [encode_text(tiny_language_model, text, 24) for text in neutral_texts[:4]]
+    sequences = [encode_text(tiny_language_model, text, 24).token_ids for text in neutral_texts[:4]]
     found = measure_grid(
         tiny_language_model, make_grid(tiny_language_model), sequences, tokens_per_batch=512
     )
@@ -137,7 +138,7 @@ def test_corpus_perplexity_is_weighted_by_tokens(
     tiny_language_model: LanguageModel, neutral_texts: list[str]
 ) -> None:
     """A long text counts by its tokens: exp of summed likelihoods over summed tokens."""
-    sequences = [encode_text(tiny_language_model, text, 24) for text in neutral_texts[:5]]
+    sequences = [encode_text(tiny_language_model, text, 24).token_ids for text in neutral_texts[:5]]
     grid = make_grid(tiny_language_model)
     found = measure_grid(tiny_language_model, grid, sequences, tokens_per_batch=512)
     nll = np.zeros(2)
@@ -157,7 +158,7 @@ def test_the_share_of_watched_tokens_equals_the_patched_model(
     """Weighted share of their probability that is left; 1 where nothing changes."""
     monkeypatch.setattr(grids, "CELLS_PER_BLOCK", 1500)
     monkeypatch.setattr(grids, "CELLS_PER_CHUNK", 4000)
-    sequence = encode_text(language_model, neutral_texts[3], 24)
+    sequence = encode_text(language_model, neutral_texts[3], 24).token_ids
     ((_, states),) = iterate_head_states(language_model, [sequence], 512)
     token_ids = torch.tensor([3, 70, 71, 200])
     grid = make_grid(language_model)
@@ -176,7 +177,7 @@ def test_huge_changes_of_logits_do_not_overflow(
     tiny_language_model: LanguageModel, neutral_texts: list[str]
 ) -> None:
     """States scaled up until exp would overflow: likelihoods stay finite and right."""
-    sequence = encode_text(tiny_language_model, neutral_texts[3], 24)
+    sequence = encode_text(tiny_language_model, neutral_texts[3], 24).token_ids
     ((_, states),) = iterate_head_states(tiny_language_model, [sequence], 512)
     grid = make_grid(tiny_language_model)
     states = 200.0 * states[:-1]

@@ -25,7 +25,8 @@ from eigenshift.evaluation.trials import (
     find_front,
 )
 from eigenshift.evaluation.tuning import confirm_trials, screen_trials
-from eigenshift.model.forward import encode_text, iterate_head_states
+from eigenshift.model.encoding import encode_text
+from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.folding import run_hooked
@@ -73,7 +74,7 @@ def make_components(n_components: int, selected: dict[int, float] | None = None)
 @pytest.fixture
 def texts(tiny_language_model: LanguageModel, neutral_texts: list[str]) -> BudgetTexts:
     """Two kinds of harmless text."""
-    encoded = [encode_text(tiny_language_model, text, 24) for text in neutral_texts]
+    encoded = [encode_text(tiny_language_model, text, 24).token_ids for text in neutral_texts]
     return BudgetTexts({NEUTRAL: encoded[:20], "labelled": encoded[30:50]})
 
 
@@ -81,7 +82,7 @@ def screen(
     language_model: LanguageModel, texts: BudgetTexts, workspace: Workspace, **changes: Any
 ) -> list[Row]:
     """Screen and read back."""
-    sequence = encode_text(language_model, "The green garden was open.", 24)
+    sequence = encode_text(language_model, "The green garden was open.", 24).token_ids
     ((_, states),) = iterate_head_states(language_model, [sequence], 512)
     screen_trials(
         language_model,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -385,3 +387,25 @@ def test_the_end_is_not_drawn_before_the_least_number_of_tokens(
             assert {len(row["token_ids"]) for row in rows} == expected
     finally:
         head.bias = bias
+
+
+def test_every_end_that_the_model_names_ends_a_continuation(
+    tiny_language_model: LanguageModel,
+    prompts: pa.Table,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a list, as chat models have; the noise is the same, so all before it is too."""
+    settings = SETTINGS.model_copy(update={"min_tokens": 0})
+    whole = [
+        row["token_ids"] for row in generate(tiny_language_model, prompts, workspace, settings)
+    ]
+    turn_end = Counter(token for row in whole for token in row[1:]).most_common(1)[0][0]
+    config = tiny_language_model.model.generation_config
+    monkeypatch.setattr(config, "eos_token_id", [config.eos_token_id, turn_end])
+    cut = [row["token_ids"] for row in generate(tiny_language_model, prompts, workspace, settings)]
+    assert cut == [list(takewhile(lambda token: token != turn_end, row)) for row in whole]
+    assert cut != whole
+    later = settings.model_copy(update={"min_tokens": 3})
+    rows = generate(tiny_language_model, prompts, workspace, later)
+    assert min(len(row["token_ids"]) for row in rows) >= 3

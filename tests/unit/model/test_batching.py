@@ -24,6 +24,7 @@ from eigenshift.model.batching import (
     plan_dense_batches,
     run_in_batches,
 )
+from eigenshift.model.encoding import ReadText
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.interventions.linear_act import fit_maps
@@ -150,10 +151,11 @@ def test_extraction_does_not_change_when_memory_runs_out(
     token_ids = [generator.integers(1, 300, n).tolist() for n in generator.integers(1, 40, 50)]
     sites = [SitePooling(site=Site.residual, pooling=Pooling.mean)]
     taps = find_taps(tiny_language_model.model, [Site.residual], None)
-    expected = pool_texts(tiny_language_model, taps, token_ids, sites, 1_000)
+    texts = [ReadText.all_of(row) for row in token_ids]
+    expected = pool_texts(tiny_language_model, taps, texts, sites, 1_000)
     device = SmallMemory(60)
     device.watch(monkeypatch, tiny_language_model.trunk)
-    found = pool_texts(tiny_language_model, taps, token_ids, sites, 1_000)
+    found = pool_texts(tiny_language_model, taps, texts, sites, 1_000)
     assert device.n_refused > 0
     for key, values in expected.items():
         np.testing.assert_allclose(found[key], values, rtol=1e-4, atol=1e-5)
@@ -179,11 +181,12 @@ def test_transport_maps_do_not_change_when_memory_runs_out(
 ) -> None:
     """Linear-AcT fits the same maps from smaller batches."""
     generator = np.random.default_rng(0)
-    sequences = [generator.integers(1, 300, n).tolist() for n in generator.integers(1, 20, 40)]
-    expected = fit_maps(tiny_language_model, sequences, 20)
+    lengths = generator.integers(1, 20, 40)
+    texts = [ReadText.all_of(generator.integers(1, 300, n).tolist()) for n in lengths]
+    expected = fit_maps(tiny_language_model, texts, 20)
     device = SmallMemory(60)
     device.watch(monkeypatch, tiny_language_model.trunk)
-    found = fit_maps(tiny_language_model, sequences, 20)
+    found = fit_maps(tiny_language_model, texts, 20)
     assert device.n_refused > 0
     for name, unit in expected.items():
         torch.testing.assert_close(found[name].shift, unit.shift, rtol=1e-4, atol=1e-5)

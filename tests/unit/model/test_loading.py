@@ -26,8 +26,9 @@ from eigenshift.generation.continuations import encode_prompts
 from eigenshift.model import files, loading
 from eigenshift.model.description import describe_model
 from eigenshift.model.devices import resolve_device
+from eigenshift.model.encoding import encode_text
 from eigenshift.model.files import identify_model
-from eigenshift.model.forward import capture_head_states, encode_text
+from eigenshift.model.forward import capture_head_states
 from eigenshift.model.heads import describe_head
 from eigenshift.model.layers import get_trunk, list_layers
 from eigenshift.model.loading import LanguageModel, forget_models, load_model, use_model, wrap_model
@@ -498,7 +499,7 @@ def test_tokens_beyond_the_head_are_refused_when_met(
     prompt = {"prompt_id": "p", "part": "evaluation", "language": "en", "prompt": neutral_texts[0]}
     prompts = pa.Table.from_pylist([prompt], schema=schemas.PROMPTS)
     encode: dict[str, Callable[[], object]] = {
-        "text": lambda: encode_text(language_model, neutral_texts[0], 32),
+        "text": lambda: encode_text(language_model, neutral_texts[0], 32).token_ids,
         "labelled text": lambda: encode_faithfully(language_model, neutral_texts[0]),
         "prompts": lambda: encode_prompts(language_model, prompts, GenerationSettings()),
     }

@@ -14,8 +14,9 @@ import torch
 import transformers
 
 from eigenshift.base.errors import ModelError
-from eigenshift.detection.activations import encode_texts, extract_shard
+from eigenshift.detection.activations import extract_shard
 from eigenshift.model.description import describe_model
+from eigenshift.model.encoding import encode_read_texts
 from eigenshift.model.files import identify_model
 from eigenshift.model.loading import (
     LanguageModel,
@@ -142,7 +143,8 @@ def text_model(saved: tuple[str, Path]) -> TextModel:
 
 def read_alone(name: str, text_model: TextModel, text: str) -> dict[tuple[int, Site], np.ndarray]:
     """States of one unpadded text, from hooks on modules other than extraction's."""
-    token_ids, _ = encode_texts(text_model, [text], 40)
+    (read,), _ = encode_read_texts(text_model, [text], 40)
+    token_ids = [read.token_ids]
     seen: dict[tuple[int, Site], np.ndarray] = {}
     handles = []
     for layer in range(N_LAYERS):
@@ -219,10 +221,10 @@ def test_texts_as_long_as_the_positions_can_be_read(
     limit = limit_tokens(text_model.model, 1000)
     expected = {"bert": 40, "distilbert": 40, "roberta": 38, "bart": 40, "t5": 1000}
     assert limit == expected[text_model.model.config.model_type]
-    token_ids, n_truncated = encode_texts(text_model, [" ".join(neutral_texts)], min(limit, 200))
+    (read,), n_truncated = encode_read_texts(text_model, [" ".join(neutral_texts)], min(limit, 200))
     assert n_truncated == 1
     with torch.inference_mode():
-        text_model.model(torch.tensor(token_ids))
+        text_model.model(torch.tensor([read.token_ids]))
 
 
 def test_a_gated_feed_forward_part_has_both_halves(tiny_tokenizer: Any) -> None:

@@ -33,6 +33,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "a wall": lambda s: 0.001 * s**2 if s < 0.7 else 50.0 * s,
     "linear": lambda s: 0.2 * s,
     "helpful at first": lambda s: 0.05 * s**2 - 0.01 * s,
+    "flat": lambda s: 0.07 * s**0.1,
     "exponential": lambda s: math.expm1(3.0 * s) ** 2,
 }
 """Costs by strength, in nats; all reach the budget at some strength."""

@@ -14,7 +14,7 @@ import torch
 from eigenshift.base import schemas
 from eigenshift.components.decomposition import decompose_head
 from eigenshift.model import loading
-from eigenshift.model.forward import encode_text
+from eigenshift.model.encoding import encode_text
 from eigenshift.model.layers import list_layers
 from eigenshift.model.loading import LanguageModel, load_model
 from eigenshift.model.taps import list_sites
@@ -107,7 +107,7 @@ def _make_harmless(language_model: LanguageModel, texts: list[str]) -> pa.Table:
             "origin": "labelled" if place % 2 else "continuation",
             "language": "en",
             "use": "budget" if place % 3 else "fisher",
-            "token_ids": encode_text(language_model, text, 40),
+            "token_ids": encode_text(language_model, text, 40).token_ids,
             "n_context": 1,
         }
         for place, text in enumerate(texts[24:48])

@@ -40,22 +40,30 @@ def test_a_class_without_texts_is_refused() -> None:
 
 
 def test_means_are_those_of_one_text_at_a_time(evidence: Evidence) -> None:
-    """All norms in one padded pass, or one that is cut short: means over each text's own tokens."""
+    """All norms in one padded pass, or one that is cut short: means over the tokens that count."""
     model = evidence.language_model
-    texts = evidence.labelled_texts["text"].to_pylist()[:7]
-    sequences = encode_texts(model, texts)
+    encoded = encode_texts(model, evidence.labelled_texts["text"].to_pylist()[:7])
+    texts = [
+        text._replace(counted=slice(place % 3, len(text.token_ids) - place % 2))
+        for place, text in enumerate(encoded)
+    ]
     names = list_norms(model)
-    found = average_outputs(model, names, sequences)
-    alone = average_outputs(model, names[:1], sequences)[names[0]]
+    found = average_outputs(model, names, texts)
+    alone = average_outputs(model, names[:1], texts)[names[0]]
     np.testing.assert_allclose(alone, found[names[0]], atol=1e-6)
     for name in names:
         seen: list[torch.Tensor] = []
         module = model.model.get_submodule(name)
         handle = module.register_forward_hook(lambda _m, _a, output, seen=seen: seen.append(output))
         with torch.inference_mode():
-            for sequence in sequences:
-                model.model(torch.tensor([sequence]))
+            for text in texts:
+                model.model(torch.tensor([text.token_ids]))
         handle.remove()
-        expected = np.stack([output[0].double().mean(0).numpy() for output in seen])
+        expected = np.stack(
+            [
+                output[0][text.counted].double().mean(0).numpy()
+                for text, output in zip(texts, seen, strict=True)
+            ]
+        )
         np.testing.assert_allclose(found[name], expected, atol=1e-5)
     assert not any(module._forward_hooks for module in model.model.modules())
