@@ -38,7 +38,7 @@ from eigenshift.store.filesystems import logging_faults
 from eigenshift.store.manifests import ArtifactReference, FileReference, choose_file
 from eigenshift.upkeep.repair import set_aside_damaged
 from flows.publication import StageProgress
-from tasks.stage import Single, submit_stage, submit_together
+from tasks.stage import Single, submit_in_turn, submit_stage, submit_together
 
 logger = logging.getLogger("eigenshift.run")
 
@@ -143,7 +143,31 @@ class RunJournal:
         self, stage: Stage[I, K], pieces: Iterable[tuple[I, K]]
     ) -> list[ArtifactReference]:
         """Do all pieces of a stage's work, each by a key of its own, and wait for them."""
+        if stage.pieces_per_task > 1:
+            return self.run_in_turn(stage, [Piece(*piece) for piece in pieces])
         return self.collect(stage, [self.submit(stage, inputs, key) for inputs, key in pieces])
+
+    def run_in_turn(
+        self, stage: Stage[I, K], pieces: Sequence[Piece[I, K]]
+    ) -> list[ArtifactReference]:
+        """Several short pieces a task, but no fewer tasks than are worked on at once."""
+        share = -(-len(pieces) // self.settings.execution.concurrency)
+        size = max(1, min(stage.pieces_per_task, share))
+        firsts = range(0, len(pieces), size)
+        futures = [
+            submit_in_turn(stage, pieces[first : first + size], self.place) for first in firsts
+        ]
+        started = time.perf_counter()
+        results: list[StageResult] = []
+
+        def enter(_place: int, found: list[StageResult]) -> None:
+            for result in found:
+                results.append(result)
+                self._record(stage.name, result, None, f"{len(results)}/{len(pieces)}")
+
+        self._take(stage.name, futures, enter)
+        self._summarise(stage.name, results, time.perf_counter() - started)
+        return [result.reference for result in results]
 
     def run(
         self, stage: Stage[I, K], pieces: Iterable[I], key: K | None = None

@@ -8,9 +8,9 @@ wrong inputs or key for a stage do not pass the type check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -21,7 +21,12 @@ from prefect.tasks import Task, exponential_backoff
 
 from eigenshift.base.errors import EigenShiftError
 from eigenshift.pipeline import STAGES
-from eigenshift.stages.running import Piece, run_stage, run_stage_together
+from eigenshift.stages.running import (
+    Piece,
+    run_stage,
+    run_stage_in_turn,
+    run_stage_together,
+)
 from eigenshift.stages.stage import I, K, Place, Stage
 from eigenshift.store.artifacts import StageResult
 
@@ -41,6 +46,8 @@ OSError); whatever else goes wrong is a defect and is not tried again."""
 
 Single = PrefectFuture[StageResult]
 Several = PrefectFuture[dict[str, StageResult]]
+InTurn = PrefectFuture[list[StageResult]]
+D = TypeVar("D")
 
 
 def submit_stage(stage: Stage[I, K], inputs: I, key: K, place: Place) -> Single:
@@ -52,6 +59,12 @@ def submit_stage(stage: Stage[I, K], inputs: I, key: K, place: Place) -> Single:
 def submit_together(stage: Stage[I, K], pieces: Mapping[str, Piece[I, K]], place: Place) -> Several:
     """Submit work that makes several artifacts of a stage in one pass; call in a flow."""
     future: Several = _name_task(_run_together, stage.name).submit(stage.name, pieces, place)
+    return future
+
+
+def submit_in_turn(stage: Stage[I, K], pieces: Sequence[Piece[I, K]], place: Place) -> InTurn:
+    """Submit several pieces of a stage's work as one task; call in a flow."""
+    future: InTurn = _name_task(_run_in_turn, stage.name).submit(stage.name, pieces, place)
     return future
 
 
@@ -103,6 +116,15 @@ def _run_together(
     return report_all(run_stage_together(_find_stage(stage_name), pieces, place))
 
 
+@_make_task
+def _run_in_turn(
+    stage_name: str, pieces: Sequence[Piece[Any, Any]], place: Place
+) -> State[list[StageResult]]:
+    """Any stage whose pieces are short: those found, and those made."""
+    results = run_stage_in_turn(_find_stage(stage_name), pieces, place)
+    return _report_several(results, results)
+
+
 @cache
 def _name_task(generic: Task[Any, Any], stage_name: str) -> Task[Any, Any]:
     return generic.with_options(name=show_name(stage_name))
@@ -122,9 +144,13 @@ def report(result: StageResult) -> State[StageResult]:
 
 def report_all(results: Mapping[str, StageResult]) -> State[dict[str, StageResult]]:
     """Return the results of one piece of work that makes several artifacts."""
-    n_cached = sum(result.was_cached for result in results.values())
+    return _report_several(list(results.values()), dict(results))
+
+
+def _report_several(results: Sequence[StageResult], data: D) -> State[D]:
+    n_cached = sum(result.was_cached for result in results)
     if n_cached == len(results):
-        return Completed(name="Cached", message="all already there", data=dict(results))
-    seconds = sum(result.elapsed_seconds for result in results.values())
+        return Completed(name="Cached", message="all already there", data=data)
+    seconds = sum(result.elapsed_seconds for result in results)
     message = f"{len(results) - n_cached} of {len(results)} made in {seconds:.1f} s"
-    return Completed(message=message, data=dict(results))
+    return Completed(message=message, data=data)

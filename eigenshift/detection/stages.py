@@ -24,6 +24,10 @@ Sites = Annotated[
 """Sites and poolings; in the fingerprint by the names of their columns."""
 
 
+LAYERS_PER_TASK = 8
+"""Statistics of a layer of few texts take tenths of a second, about what starting a task does."""
+
+
 class ExtractionInputs(Inputs):
     """The model and one shard of labelled samples."""
 
@@ -99,6 +103,7 @@ COMPUTE_NEURON_STATISTICS = Stage(
     key=NeuronKey,
     files=(tables.NEURONS,),
     work="eigenshift.detection.neuron_statistics:carry_out",
+    pieces_per_task=LAYERS_PER_TASK,
 )
 
 
@@ -143,6 +148,7 @@ COMPUTE_NEURON_STABILITY = Stage(
     key=StabilityKey,
     files=(tables.NEURON_STABILITY,),
     work="eigenshift.detection.neuron_stability:carry_out",
+    pieces_per_task=LAYERS_PER_TASK,
 )
 
 
@@ -179,6 +185,7 @@ COMPUTE_LAYER_STATISTICS = Stage(
     key=LayerKey,
     files=(tables.LAYERS,),
     work="eigenshift.detection.layer_statistics:carry_out",
+    pieces_per_task=LAYERS_PER_TASK,
 )
 
 
@@ -215,4 +222,5 @@ COMPUTE_LAYER_TRANSFERS = Stage(
     key=TransferKey,
     files=(tables.LAYER_TRANSFERS,),
     work="eigenshift.detection.layer_transfers:carry_out",
+    pieces_per_task=LAYERS_PER_TASK,
 )

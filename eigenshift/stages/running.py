@@ -56,6 +56,22 @@ def run_stage(stage: Stage[I, K], inputs: I, key: K, place: Place) -> StageResul
     )
 
 
+def run_stage_in_turn(
+    stage: Stage[I, K], pieces: Sequence[Piece[I, K]], place: Place
+) -> list[StageResult]:
+    """The artifacts of some pieces of a stage's work, one after another, each whole by itself.
+
+    Args:
+        stage: What to do.
+        pieces: What each artifact is made from.
+        place: Where, and how fast.
+
+    Raises:
+        EigenShiftError: As `run_stage`; artifacts of the pieces before stay.
+    """
+    return [run_stage(stage, piece.inputs, piece.key, place) for piece in pieces]
+
+
 def run_stage_together(
     stage: Stage[I, K], pieces: Mapping[str, Piece[I, K]], place: Place
 ) -> dict[str, StageResult]:

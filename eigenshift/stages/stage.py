@@ -62,6 +62,7 @@ class Stage(Generic[I, K]):
             of a stage that makes several artifacts in one pass, the inputs, keys and workspaces of
             those that are missing, by name.
         runs_model: It runs a model, and so may claim a GPU.
+        pieces_per_task: So many pieces of its work, each short, are one task's, one after another.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage(Generic[I, K]):
     files: tuple[Table | str, ...] = field(repr=False)
     work: str = field(repr=False)
     runs_model: bool = False
+    pieces_per_task: int = 1
 
     @property
     def tables(self) -> tuple[Table, ...]:

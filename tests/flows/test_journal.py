@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from eigenshift.ledger import presence
 from eigenshift.ledger.runs import list_run_ids, read_run
 from eigenshift.reporting.outcomes import RefreshOutcome
 from eigenshift.settings import RefreshSettings
+from eigenshift.stages.running import Piece
 from eigenshift.store.artifacts import ArtifactStore, StageResult
 from eigenshift.store.storage import Store
 from eigenshift.store.workspace import Workspace
@@ -33,10 +35,10 @@ FIRST, SECOND = (replace(READ_FILE, name=name) for name in ("first", "second"))
 class Finished:
     """The future of a task that has ended, well or not."""
 
-    def __init__(self, find: Callable[[], StageResult]) -> None:
+    def __init__(self, find: Callable[[], Any]) -> None:
         self._find = find
 
-    def result(self, timeout: float | None = None) -> StageResult:
+    def result(self, timeout: float | None = None) -> Any:
         """What it made, or its error."""
         return self._find()
 
@@ -230,3 +232,33 @@ def test_a_picture_that_cannot_be_drawn_changes_no_outcome(
     assert expected <= set(shown)
     assert "refresh-picture" not in shown
     assert "the pictures: not shown in the UI (AuditError)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("n_pieces", "concurrency", "expected"),
+    [(30, 2, [8, 8, 8, 6]), (5, 2, [3, 2]), (5, 8, [1] * 5), (1, 2, [1]), (0, 2, [])],
+)
+def test_short_pieces_share_tasks_but_leave_nobody_idle(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    n_pieces: int,
+    concurrency: int,
+    expected: list[int],
+) -> None:
+    """All artifacts come back in the order of their pieces, each recorded with its place."""
+    settings = make_settings(str(tmp_path / "store"))
+    execution = settings.execution.model_copy(update={"concurrency": concurrency})
+    journal = RunJournal("refresh", settings.model_copy(update={"execution": execution}))
+    sizes: list[int] = []
+
+    def submit(_stage: Any, pieces: Sequence[Piece[Any, Any]], _place: Any) -> Finished:
+        sizes.append(len(pieces))
+        return Finished(lambda: [make(journal.root, piece.inputs) for piece in pieces])
+
+    monkeypatch.setattr(journal_module, "submit_in_turn", submit)
+    stage = replace(FIRST, pieces_per_task=8)
+    with journal.recording():
+        found = journal.run_each(stage, ((number, number) for number in range(n_pieces)))
+    assert sizes == expected
+    assert found == [make(journal.root, number).reference for number in range(n_pieces)]
+    assert len(journal.record.artifacts) == n_pieces

@@ -118,6 +118,12 @@ class CopyingJournal(RunJournal):
         self._enter(stage, [result])
         return DoneFuture(result)
 
+    def run_in_turn(self, stage: Any, pieces: Iterable[Any]) -> Any:
+        """Run at once, in this thread."""
+        return self.collect(
+            stage, [self.submit(stage, piece.inputs, piece.key) for piece in pieces]
+        )
+
     def run_together(self, stage: Any, work: Iterable[Mapping[str, Any]]) -> Any:
         """Run at once, in this thread."""
         made = []
