@@ -347,7 +347,8 @@ def check_scorer(settings: ScorerSettings) -> Finding:
     if settings.kind is ScorerKind.detoxify and settings.checkpoint is None:
         detail = f"Detoxify {settings.model_type!r}; downloaded at first use if it is not here yet"
         return Finding(name, True, detail)
-    if settings.model is not None and _is_on_hub_only(settings.model, settings.revision):
+    is_classifier = settings.kind is ScorerKind.classifier and settings.model is not None
+    if is_classifier and _is_on_hub_only(settings.model or "", settings.revision):
         return Finding(name, True, f"{settings.model}: the first run downloads it from the hub")
     scorer = load_scorer(settings, "cpu", 1)
     place = settings.checkpoint or settings.model or settings.words

@@ -3,7 +3,8 @@
 Exit codes: 0 done or promoted, 3 held by the gate, 2 bad settings or input, 1 anything else.
 Results go to stdout, progress and logs to stderr. With `--json` the last line of stdout is one
 JSON object. Commands that start a run are `run_commands.py`'s, those about a store
-`store_commands.py`'s, those about a model `model_commands.py`'s.
+`store_commands.py`'s, those about a model `model_commands.py`'s, those about a scorer
+`scorer_commands.py`'s.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import typer
 
 from eigenshift.base.errors import INPUT_ERRORS, EigenShiftError, SettingsError
-from flows import model_commands, run_commands, store_commands
+from flows import model_commands, run_commands, scorer_commands, store_commands
 from flows.log_format import make_formatter
 from flows.options import EXIT_BAD_INPUT, EXIT_FAILED, err_console
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(run_commands.app)
 app.add_typer(store_commands.app)
 app.add_typer(model_commands.app)
+app.add_typer(scorer_commands.app)
 USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if "Click" in base.__name__)
 """Wrong words on the command line; newer typers carry a click of their own, so it is looked up."""
 

@@ -6,6 +6,7 @@ belongs in its room.
     errors.py     every exception we raise on purpose
     schemas.py    the Arrow schema of every table
     arrays.py     types of the arrays that are passed around
+    auroc.py      how well scores tell two classes apart
     arms.py       names of the arms every run compares
     locations.py  paths and URLs as people write them
     text.py       the form in which texts are compared

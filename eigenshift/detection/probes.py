@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from eigenshift.base.arrays import BoolArray, FloatArray, IntArray, ValueArray
+from eigenshift.base.auroc import estimate_auroc
 
 UNITS_PER_BLOCK = 256
 N_F1_RESAMPLES = 2_000
@@ -314,29 +315,6 @@ def judge_scores(scores: FloatArray, is_toxic: BoolArray, confidence: float) -> 
         probe_f1_low=f1_low,
         probe_f1_high=f1_high,
     )
-
-
-def estimate_auroc(
-    scores: FloatArray, is_toxic: BoolArray, confidence: float
-) -> tuple[float, float, float]:
-    """Return the AUROC of scores and the ends of its DeLong interval, cut to 0 .. 1.
-
-    DeLong, DeLong and Clarke-Pearson (1988), by mid-ranks as in Sun and Xu (2014): each sample's
-    placement is the share of the other class it is ranked above, ties counting one half.
-
-    Args:
-        scores: Finite scores, shape (sample,); higher means more toxic.
-        is_toxic: Labels, shape (sample,); at least two of each class.
-        confidence: Level, e.g. 0.95.
-    """
-    n_toxic, n_nontoxic = np.count_nonzero(is_toxic), np.count_nonzero(~is_toxic)
-    ranks = stats.rankdata(scores)
-    toxic_placements = (ranks[is_toxic] - stats.rankdata(scores[is_toxic])) / n_nontoxic
-    nontoxic_placements = 1 - (ranks[~is_toxic] - stats.rankdata(scores[~is_toxic])) / n_toxic
-    auroc = float(toxic_placements.mean())
-    variance = toxic_placements.var(ddof=1) / n_toxic + nontoxic_placements.var(ddof=1) / n_nontoxic
-    half_width = float(stats.norm.ppf((1 + confidence) / 2) * np.sqrt(variance))
-    return auroc, max(0.0, auroc - half_width), min(1.0, auroc + half_width)
 
 
 def estimate_f1(

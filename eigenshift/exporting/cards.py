@@ -259,6 +259,8 @@ def _describe_scorer(scorer: PlainScorerSettings) -> str:
     """Name and model of a scorer; of a folder without its place."""
     if scorer.kind is ScorerKind.lexicon:
         return f"{scorer.name} (a list of words)"
+    if scorer.kind is ScorerKind.linear:
+        return f"{scorer.name} (a linear classifier of n-grams)"
     if scorer.kind is ScorerKind.detoxify or scorer.model is None:
         return f"{scorer.name} ({scorer.model_type})"
     is_on_hub = is_hub_id(scorer.model)

@@ -1,8 +1,8 @@
-"""The README of a fetched model's folder: where it is from, its licence, what was done to it."""
+"""The README of a fetched folder: where it is from, its licence, what was done to it."""
 
 from __future__ import annotations
 
-from eigenshift.fetching.catalogue import PackagedModel
+from eigenshift.fetching.catalogue import PackagedModel, PackagedScorer
 
 TEMPLATE = """\
 ---
@@ -56,4 +56,43 @@ def write_card(model: PackagedModel, n_parameters: int) -> str:
         wheel_sha256=model.wheel_sha256,
         licence=model.licence,
         licence_tag=model.licence.lower(),
+    )
+
+
+SCORER_TEMPLATE = """\
+# {title}, as a linear scorer
+
+The classifier of [{title}]({origin}) by {makers}, written by `eigenshift fetch-scorer {name}`:
+TF-IDF of {n_ngrams:,} words and a calibrated linear model. Its probabilities are the package's own
+(`predict_prob`). For a run: `scorer: {{kind: linear, model: <this folder>}}`.
+
+| | |
+|---|---|
+| trained on | {trained_on} |
+| package | `{requirement}`, on the Python package index |
+| sha256 of its wheel | `{wheel_sha256}` |
+| licence | {licence}; the text is in `LICENSE`, as the package has it |
+
+`vocabulary.json` is the list of its words, many of them offensive. What was changed: joblib files
+to safetensors and JSON; nothing of the package is run.
+"""
+
+
+def write_scorer_card(scorer: PackagedScorer, n_ngrams: int) -> str:
+    """The README of a fetched scorer's folder, as Markdown.
+
+    Args:
+        scorer: What was fetched.
+        n_ngrams: Words it knows.
+    """
+    return SCORER_TEMPLATE.format(
+        name=scorer.name,
+        title=scorer.title,
+        origin=scorer.origin,
+        makers=scorer.makers,
+        n_ngrams=n_ngrams,
+        trained_on=scorer.trained_on,
+        requirement=scorer.requirement,
+        wheel_sha256=scorer.wheel_sha256,
+        licence=scorer.licence,
     )

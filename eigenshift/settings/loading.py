@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from eigenshift.base.errors import SettingsError
 from eigenshift.settings.fields import SECRET_IN_URL
 from eigenshift.settings.run import RefreshSettings
+from eigenshift.settings.sources import Role, SourceSettings
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
@@ -98,15 +99,46 @@ def parse_settings_as(
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in issue['loc']) or '(settings)'}: {issue['msg']}"
-            f"{_describe_input(issue)}"
-            for issue in error.errors(include_url=False)
-        ]
+        remedy = "Correct them in the file or with --set key=value"
+        raise SettingsError(_list_issues(place, error, remedy)) from error
+
+
+def parse_source(text: str, name: str) -> SourceSettings:
+    """Read a labelled source given on the command line, e.g. `{format: jigsaw, uri: train.csv}`.
+
+    Args:
+        text: A YAML mapping with the fields of `sources[]`.
+        name: Of the source, if it has none.
+
+    Raises:
+        SettingsError: It is no mapping, or a value does not fit.
+    """
+    place = f"--source {name}"
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{place}: the value is not valid YAML: {error}.") from error
+    if not isinstance(document, dict):
         raise SettingsError(
-            f"{place}: {len(lines)} setting(s) do not fit:\n" + "\n".join(lines) + "\n"
-            "Correct them in the file or with --set key=value; docs/settings.md lists every field."
-        ) from error
+            f"{place}: expected a mapping, found {type(document).__name__}. Give for instance "
+            "--source '{format: jigsaw, uri: train.csv}'."
+        )
+    try:
+        return SourceSettings.model_validate({"name": name, "role": Role.labelled, **document})
+    except ValidationError as error:
+        raise SettingsError(_list_issues(place, error, "Correct them")) from error
+
+
+def _list_issues(place: str, error: ValidationError, remedy: str) -> str:
+    lines = [
+        f"  {'.'.join(str(part) for part in issue['loc']) or '(settings)'}: {issue['msg']}"
+        f"{_describe_input(issue)}"
+        for issue in error.errors(include_url=False)
+    ]
+    return (
+        f"{place}: {len(lines)} setting(s) do not fit:\n" + "\n".join(lines) + "\n"
+        f"{remedy}; docs/settings.md lists every field."
+    )
 
 
 def _describe_input(issue: Any) -> str:

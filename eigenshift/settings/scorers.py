@@ -17,6 +17,7 @@ class ScorerKind(str, Enum):
     detoxify = "detoxify"
     classifier = "classifier"
     lexicon = "lexicon"
+    linear = "linear"
 
 
 class VerdictRule(str, Enum):
@@ -36,8 +37,9 @@ class PlainScorerSettings(Frozen):
     )
     kind: ScorerKind = Field(
         ScorerKind.detoxify,
-        description="detoxify; classifier: any Hugging Face text classifier; lexicon: a file of "
-        "words, 1 where one occurs and else 0.",
+        description="detoxify; classifier: any Hugging Face text classifier; linear: n-grams and "
+        "weights, trained by train-scorer or fetched by fetch-scorer; lexicon: a file of words, 1 "
+        "where one occurs and else 0.",
     )
     model_type: Literal[
         "original", "unbiased", "multilingual", "original-small", "unbiased-small"
@@ -54,7 +56,9 @@ class PlainScorerSettings(Frozen):
         description="detoxify: folder with config.json and tokenizer files, for use without a hub.",
     )
     model: Location | None = Field(
-        None, description="classifier: hub id, local or remote folder; safetensors only."
+        None,
+        description="classifier: hub id, local or remote folder; safetensors only. linear: local "
+        "or remote folder.",
     )
     revision: str | None = Field(None, description="classifier: revision on the hub; pin a commit.")
     words: Location | None = Field(
@@ -91,17 +95,22 @@ class PlainScorerSettings(Frozen):
     @model_validator(mode="after")
     def _check_kind(self) -> PlainScorerSettings:
         belongs = {
-            "checkpoint": ScorerKind.detoxify,
-            "config_folder": ScorerKind.detoxify,
-            "model": ScorerKind.classifier,
-            "revision": ScorerKind.classifier,
-            "words": ScorerKind.lexicon,
+            "checkpoint": (ScorerKind.detoxify,),
+            "config_folder": (ScorerKind.detoxify,),
+            "model": (ScorerKind.classifier, ScorerKind.linear),
+            "revision": (ScorerKind.classifier,),
+            "words": (ScorerKind.lexicon,),
         }
-        for field, kind in belongs.items():
-            if getattr(self, field) is not None and self.kind is not kind:
-                raise ValueError(f"{field} belongs to kind {kind.value!r} only")
+        for field, kinds in belongs.items():
+            if getattr(self, field) is not None and self.kind not in kinds:
+                names = " or ".join(repr(kind.value) for kind in kinds)
+                raise ValueError(f"{field} belongs to kind {names} only")
         if self.kind is ScorerKind.classifier and self.model is None:
             raise ValueError("kind 'classifier' needs model: a folder or hub id")
+        if self.kind is ScorerKind.linear and self.model is None:
+            raise ValueError("kind 'linear' needs model: a folder")
+        if self.kind is ScorerKind.linear and self.label is not None:
+            raise ValueError("kind 'linear' has one output: leave label out")
         if self.kind is ScorerKind.lexicon and self.words is None:
             raise ValueError("kind 'lexicon' needs words: a file")
         if self.verdict is VerdictRule.argmax and self.kind is not ScorerKind.classifier:

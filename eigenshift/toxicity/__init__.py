@@ -1,9 +1,12 @@
 """How toxic a text is, and which of its words make it so.
 
-Reads continuations and classifiers; writes scores and toxic positions. Which model wrote the text
+Reads continuations and classifiers; writes scores and toxic positions, and, of labelled texts, a
+classifier. Which model wrote the text
 does not matter here; states at those positions are `components/`'s.
 
     scorers/            what judges a text
+    scorer_training.py  a linear scorer out of labelled texts
+    scorer_quality.py   how well it does on those it has not seen
     scoring.py          a shard of continuations scored
     toxic_positions.py  the words that make continuations toxic
     occlusion.py        by leaving words out

