@@ -108,15 +108,16 @@ class NgramFinder:
         return tuple(number for number, _ in self._find_in_run(run))
 
     def _find_in_run(self, run: str) -> tuple[Occurrence, ...]:
-        """N-grams of one run between spaces; spans leave the spaces at its ends out."""
+        """N-grams of one run between spaces; a space at its ends lies on the letter beside it."""
         padded = f" {run} "
         found = []
         for length in self._lengths:
             for first in range(max(1, len(padded) - length + 1)):
                 number = self._numbers.get(padded[first : first + length])
                 if number is not None:
-                    start, end = max(0, first - 1), min(len(run), first + length - 1)
-                    found.append((number, (min(start, end), end)))
+                    start = min(max(0, first - 1), len(run) - 1)
+                    end = max(start + 1, min(len(run), first + length - 1))
+                    found.append((number, (start, end)))
             if length >= len(padded):  # a run shorter than its n-grams counts once, as a whole
                 break
         return tuple(found)
