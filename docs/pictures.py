@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     ("base", "charts"),
     ("settings", "store"),
+    ("ngrams",),
     ("fetching",),
     ("stages",),
     ("datasets", "model", "ledger"),

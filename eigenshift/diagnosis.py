@@ -38,8 +38,9 @@ from eigenshift.settings import (
     SourceSettings,
 )
 from eigenshift.store.manifests import describe_versions
-from eigenshift.store.source_files import is_folder, list_files, open_file
+from eigenshift.store.source_files import fetch_path, is_folder, list_files, open_file
 from eigenshift.store.storage import Store
+from eigenshift.toxicity.scorer_quality import describe_quality, read_quality
 from eigenshift.toxicity.scorers import load_scorer
 
 PYTHON_VERSIONS = ((3, 10), (3, 14))
@@ -352,7 +353,11 @@ def check_scorer(settings: ScorerSettings) -> Finding:
         return Finding(name, True, f"{settings.model}: the first run downloads it from the hub")
     scorer = load_scorer(settings, "cpu", 1)
     place = settings.checkpoint or settings.model or settings.words
-    return Finding(name, True, f"{place}: loads as {settings.kind.value}, {scorer.digest[:12]}")
+    detail = f"{place}: loads as {settings.kind.value}, {scorer.digest[:12]}"
+    if settings.kind is ScorerKind.linear:
+        quality = read_quality(fetch_path(settings.model or ""))
+        detail += f"; {describe_quality(quality)}" if quality is not None else ""
+    return Finding(name, True, detail)
 
 
 def _is_on_hub_only(model_id: str, revision: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""N-grams: linear classifiers of texts by them, how they score and explain, and their folders.
+"""Ngrams: linear classifiers of texts by their n-grams, how they score and explain, their folders.
 
 Reads and writes one folder per classifier: JSON, safetensors, no code. Knows neither settings nor
 scikit-learn, whose TF-IDF and linear models it computes to the last bit. Where a classifier comes

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from eigenshift.audit import open_audit
@@ -77,6 +79,42 @@ def test_a_further_scorer_judges_the_same_continuations_and_is_compared(
             "AND metric = 'toxicity_rate' AND slice = 'scorer=lexicon'"
         ).to_pylist()
         assert 0 < metric["value"] < 1
+
+
+def test_a_linear_scorer_trained_on_the_runs_own_texts_decides(
+    load_small: Load, finished_store: Path, tmp_path: Path
+) -> None:
+    """It scores, finds words by its own shares, and its content is in the fingerprints."""
+    from eigenshift.settings import Role, TrainingSettings
+    from eigenshift.toxicity.scorer_training import train_scorer
+    from flows.refresh import run_refresh
+
+    shutil.copytree(finished_store, tmp_path / "store")
+    settings = load_small("sources.0.max_rows=1500", "sources.1.max_rows=1500")
+    for name, ngrams in (("scorer", "both"), ("other", "characters")):
+        trained = train_scorer(
+            settings.sources_for(Role.labelled),
+            settings.ingestion,
+            TrainingSettings(ngrams=ngrams),
+            tmp_path / name,
+        )
+        assert trained.quality.auroc > 0.9
+    linear = f"scorer={{kind: linear, model: {tmp_path / 'scorer'}}}"
+    outcome = run_refresh(load_small(linear))
+    redone = find_redone(outcome)
+    assert {"score_continuations", "locate_toxic_words", "collect_head_states"} <= redone
+    assert not redone & {"ingest_source", "extract_activations"}
+    assert find_redone(run_refresh(load_small(linear))) == set()
+    kept = {path.name for path in (finished_store / "artifacts" / "toxic_positions").iterdir()}
+    made = (tmp_path / "store" / "artifacts" / "toxic_positions").iterdir()
+    files = [file for path in made if path.name not in kept for file in path.glob("*.parquet")]
+    rows = pa.concat_tables([pq.read_table(path) for path in files]).to_pylist()
+    assert len(rows) > 20
+    assert min(row["fall"] for row in rows) >= 0.1
+    assert all(row["attribution"] is not None for row in rows)
+    shutil.rmtree(tmp_path / "scorer")
+    shutil.copytree(tmp_path / "other", tmp_path / "scorer")
+    assert "score_continuations" in find_redone(run_refresh(load_small(linear)))
 
 
 def test_too_many_unscored_selection_continuations_stop_the_run(

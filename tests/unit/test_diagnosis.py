@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from eigenshift import diagnosis
 from eigenshift.diagnosis import BAD_PAIRS, Finding, check_pair, diagnose, measure_free_memory
-from eigenshift.settings import RefreshSettings, parse_settings
+from eigenshift.settings import RefreshSettings, ScorerSettings, parse_settings
+from eigenshift.toxicity.scorer_quality import TRAINING_NAME, Quality
+from tests.support.linear_scorers import make_folder
 
 
 def make_settings(folder: Path, model: str, **scorer: Any) -> RefreshSettings:
@@ -98,6 +102,28 @@ def test_checkpoint_that_could_run_code_is_reported(sources: Path, tiny_model_fo
     finding = by_name(diagnose(settings))["scorer detoxify"]
     assert not finding.is_fine
     assert "weights only" in finding.detail
+
+
+def test_a_linear_scorer_is_loaded_and_tells_its_quality(
+    sources: Path, tiny_model_folder: Path
+) -> None:
+    """A fetched one has none; a missing one is told how to make, and no hub is asked for it."""
+    scorer = make_folder(sources / "scorer")
+
+    def look(model: str) -> Finding:
+        settings = make_settings(sources, str(tiny_model_folder))
+        linear = ScorerSettings.model_validate({"kind": "linear", "model": model})
+        return by_name(diagnose(settings.model_copy(update={"scorer": linear})))["scorer linear"]
+
+    assert look(str(scorer)).detail.startswith(f"{scorer}: loads as linear, ")
+    quality = Quality(800, 200, 200, 50, 0.9612, 0.94, 0.98, 0.95, 0.75, 0.02)
+    (scorer / TRAINING_NAME).write_text(json.dumps({"quality": asdict(quality)}))
+    found = look(str(scorer))
+    assert found.is_fine
+    assert "held-out AUROC 0.961 [0.940, 0.980] on 200 texts (50 toxic)" in found.detail
+    missing = look("owner/name")
+    assert not missing.is_fine
+    assert "train-scorer" in missing.detail
 
 
 def test_store_below_a_file_is_reported(sources: Path, tiny_model_folder: Path) -> None:

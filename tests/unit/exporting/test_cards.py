@@ -107,6 +107,10 @@ def test_a_card_tells_base_run_metrics_data_limits_and_undo(
         ),
         ({"kind": "lexicon", "words": "./words"}, "judged by lexicon (a list of words); above"),
         (
+            {"kind": "linear", "model": "./secret/scorer"},
+            "judged by linear (a linear classifier of n-grams); above",
+        ),
+        (
             {
                 "model_type": "original",
                 "for_languages": [{"kind": "classifier", "model": "org/zh", "language": "zh"}],
