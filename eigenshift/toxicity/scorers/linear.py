@@ -7,7 +7,9 @@ fetch-scorer` (`fetching/`); what is in it, and the arithmetic, is `ngrams/`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from eigenshift.base.errors import ScorerError
 from eigenshift.ngrams import NgramClassifier, Share, identify_classifier, read_classifier
 from eigenshift.settings import PlainScorerSettings
 from eigenshift.store.source_files import fetch_path
@@ -48,7 +50,7 @@ def identify_linear(settings: PlainScorerSettings) -> str:
     Raises:
         ScorerError: There is none, it is of another version, or a file was changed.
     """
-    return identify_classifier(fetch_path(settings.model or ""))
+    return identify_classifier(_find_folder(settings))
 
 
 def load_linear(settings: PlainScorerSettings) -> NgramClassifier:
@@ -57,4 +59,16 @@ def load_linear(settings: PlainScorerSettings) -> NgramClassifier:
     Raises:
         ScorerError: As `identify_linear`.
     """
-    return read_classifier(fetch_path(settings.model or ""))
+    return read_classifier(_find_folder(settings))
+
+
+def _find_folder(settings: PlainScorerSettings) -> Path:
+    """The folder, or a copy of a remote one as it is now."""
+    place = settings.model or ""
+    try:
+        return fetch_path(place)
+    except FileNotFoundError as error:
+        raise ScorerError(
+            f"{place}: expected the folder of a linear scorer, found none. Check scorer.model, or "
+            "make one with eigenshift train-scorer or eigenshift fetch-scorer and copy it there."
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -42,6 +42,7 @@ def test_they_are_those_of_scikit_learn(unit: Unit, lengths: tuple[int, int]) ->
         compare(unit, lengths, text, lowercase=False)
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.text(ALPHABET, max_size=30), st.sampled_from(KINDS))
 def test_they_are_those_of_scikit_learn_whatever_the_text(
     text: str, kind: tuple[Unit, tuple[int, int]]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -150,6 +151,18 @@ def test_a_missing_or_damaged_folder_is_a_clear_error(folder: Path, tmp_path: Pa
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(ScorerError, match=r"weights\.safetensors: expected sha256"):
         load(damaged)
+
+
+def test_a_remote_folder_is_fetched(folder: Path) -> None:
+    """By any scheme; it is the same scorer, and a missing one is told."""
+    remote = fsspec.filesystem("memory")
+    remote.put(str(folder), "/scorers/made-up", recursive=True)
+    settings = ScorerSettings(kind="linear", model="memory://scorers/made-up")
+    local = ScorerSettings(kind="linear", model=str(folder))
+    assert identify_scorer(settings) == identify_scorer(local)
+    assert load_scorer(settings, "cpu", 8).score([TOXIC]) == load(folder).score([TOXIC])
+    with pytest.raises(ScorerError, match="scorers/none: expected the folder"):
+        load_scorer(ScorerSettings(kind="linear", model="memory://scorers/none"), "cpu", 8)
 
 
 def test_its_n_grams_are_never_shown(folder: Path) -> None:
