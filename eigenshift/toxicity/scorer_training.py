@@ -197,11 +197,22 @@ def fit_classifier(
 
     Returns:
         What was fitted, and scikit-learn's own probabilities of the held-out texts.
+
+    Raises:
+        DatasetError: No n-gram is in several texts.
     """
     from scipy import sparse
 
     vectorizers = _make_vectorizers(choices)
-    rows = sparse.hstack([item.fit_transform(training.texts) for item in vectorizers], format="csr")
+    try:
+        parts = [item.fit_transform(training.texts) for item in vectorizers]
+    except ValueError as error:  # no n-gram is left; the error says no more than that
+        raise DatasetError(
+            f"train-scorer: expected {choices.ngrams.value} that occur in {choices.min_texts} "
+            "texts or more, found none. The texts may be of a language without spaces, or too "
+            "few. Choose --ngrams characters, or give more of them."
+        ) from error
+    rows = sparse.hstack(parts, format="csr")
     model = _make_model(choices).fit(rows, training.is_toxic)
     classifier = convert_fitted(vectorizers, model)
     unseen = sparse.hstack([item.transform(heldout.texts) for item in vectorizers], format="csr")

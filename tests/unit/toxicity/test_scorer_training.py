@@ -135,6 +135,16 @@ def test_too_few_texts_of_a_class_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "scorer").exists()
 
 
+def test_texts_without_a_common_n_gram_are_refused(tmp_path: Path) -> None:
+    """Sentences of a language without spaces are each a word of their own."""
+    texts = [f"火车{number}呆" for number in range(300)]
+    source = write_source(tmp_path / "zh.csv", texts, np.arange(300) % 2 == 0)
+    with pytest.raises(DatasetError, match="expected words that occur in 2 texts.*characters"):
+        train_scorer([source], PLAIN, TrainingSettings(ngrams="words"), tmp_path / "scorer")
+    choices = TrainingSettings(ngrams="characters")
+    assert train_scorer([source], PLAIN, choices, tmp_path / "scorer").n_ngrams > 10
+
+
 def test_a_folder_with_content_is_refused_before_the_work(
     source: SourceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
