@@ -139,7 +139,7 @@ def test_texts_without_a_common_n_gram_are_refused(tmp_path: Path) -> None:
     """Sentences of a language without spaces are each a word of their own."""
     texts = [f"火车{number}呆" for number in range(300)]
     source = write_source(tmp_path / "zh.csv", texts, np.arange(300) % 2 == 0)
-    with pytest.raises(DatasetError, match="expected words that occur in 2 texts.*characters"):
+    with pytest.raises(DatasetError, match=r"expected words that occur in 2 texts.*characters"):
         train_scorer([source], PLAIN, TrainingSettings(ngrams="words"), tmp_path / "scorer")
     choices = TrainingSettings(ngrams="characters")
     assert train_scorer([source], PLAIN, choices, tmp_path / "scorer").n_ngrams > 10
