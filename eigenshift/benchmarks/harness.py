@@ -18,7 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
 from datasets.exceptions import DatasetsError
@@ -32,7 +31,7 @@ from eigenshift.store.scratch import scratch_folder
 
 LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, ImportError),
-    *(httpx.HTTPError, DatasetsError),
+    DatasetsError,
 )
 """What the harness raises where a task's data or code is not there or not right."""
 ROUNDING = 1e-9
@@ -73,10 +72,10 @@ def answer_questions(
         EvaluationError: A task's questions cannot be read, or it has no share of right answers.
         ComponentError: The patch was made for another model.
     """
-    evaluate, wrap = _import_harness()
+    harness = _import_harness()
     # Made before the patch is in force: it ties a tied model's head again, which undoes the patch
     # without a word (findings/lm_eval_ties_weights.sh).
-    wrapped = wrap(
+    wrapped = harness.HFLM(
         pretrained=language_model.model,
         backend="causal",
         tokenizer=deepcopy(language_model.tokenizer),
@@ -84,16 +83,19 @@ def answer_questions(
     )
     with (
         tempfile.TemporaryDirectory(dir=scratch_folder()) as cache,
-        _keeping_random_states(),
+        _seeded(harness),
         patched_model(language_model, patch),
     ):
-        found = evaluate(
+        tasks = _load_tasks(name, Path(cache))
+        for task in tasks.values():
+            _set_examples(task, key.num_fewshot, harness.seed)
+        found = harness.evaluate(
             wrapped,
-            tasks=_load_tasks(name, Path(cache)),
+            {"tasks": tasks},
             limit=key.limit,
-            num_fewshot=key.num_fewshot,
-            apply_chat_template=key.apply_chat_template,
             bootstrap_iters=0,  # intervals are paired, and ours
+            apply_chat_template=key.apply_chat_template,
+            fewshot_as_multiturn=True,  # as its command line does
         )
     return Answers(
         rows=[row for task in found["samples"] for row in _list_marks(task, found)],
@@ -126,19 +128,52 @@ def require_tasks(names: Sequence[str]) -> None:
             raise SettingsError(_explain_unknown(name))
 
 
-def _import_harness() -> tuple[Any, Any]:
-    """Its evaluation, and its wrapper of models in memory."""
+@dataclass(frozen=True)
+class _Harness:
+    """What is used of the package; seeds are its command line's own."""
+
+    evaluate: Any
+    HFLM: Any
+    seed: int
+    python_seed: int
+
+
+def _import_harness() -> _Harness:
     find_version()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings quote questions
     try:
-        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+        from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise SettingsError(
             f"benchmark.tasks: expected all that lm-eval needs, found {error.name} missing. "
             f"{INSTALL}."
         ) from error
-    return simple_evaluate, HFLM
+    return _Harness(evaluate, HFLM, DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED)
+
+
+@contextmanager
+def _seeded(harness: _Harness) -> Iterator[None]:
+    """Seed the process's generators as the command line does; afterwards they are as they were."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(harness.python_seed)
+        np.random.seed(harness.seed)
+        torch.manual_seed(harness.seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+
+
+def _set_examples(task: Any, num_fewshot: int | None, seed: int) -> None:
+    """Solved examples before each question: a task that says 0 keeps to it."""
+    own = task.get_config("num_fewshot")
+    if own is None or (own != 0 and num_fewshot is not None):
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    task.set_fewshot_seed(seed=seed)
 
 
 @lru_cache(maxsize=1)
@@ -149,8 +184,8 @@ def _index_tasks() -> Any:
     return TaskManager()
 
 
-def _load_tasks(name: str, cache: Path) -> list[Any]:
-    """The harness's task objects, with their questions.
+def _load_tasks(name: str, cache: Path) -> dict[str, Any]:
+    """The harness's task objects by name, with their questions.
 
     Args:
         name: As in `benchmark.tasks`.
@@ -158,7 +193,7 @@ def _load_tasks(name: str, cache: Path) -> list[Any]:
     """
     try:
         if not is_path(name):
-            return list(_index_tasks().load([name])["tasks"].values())
+            return dict(_index_tasks().load([name])["tasks"])
         return _load_file_tasks(name, cache)
     except LOADING_ERRORS as error:
         if not is_path(name) and name not in _index_tasks().task_index:
@@ -171,7 +206,7 @@ def _load_tasks(name: str, cache: Path) -> list[Any]:
         ) from error
 
 
-def _load_file_tasks(name: str, cache: Path) -> list[Any]:
+def _load_file_tasks(name: str, cache: Path) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     found = list_file_tasks(name)
@@ -188,8 +223,7 @@ def _load_file_tasks(name: str, cache: Path) -> list[Any]:
         )
         for task in found
     ]
-    loaded = manager.load([{"group": "eigenshift_files", "task": members}])
-    return list(loaded["tasks"].values())
+    return dict(manager.load([{"group": "eigenshift_files", "task": members}])["tasks"])
 
 
 def _explain_unknown(name: str) -> str:
@@ -197,18 +231,6 @@ def _explain_unknown(name: str) -> str:
         f"benchmark.tasks: expected tasks that lm-eval {find_version()} knows, found {name!r}. "
         "`lm_eval ls tasks` lists them; a folder of task files is given with a slash, as ./folder."
     )
-
-
-@contextmanager
-def _keeping_random_states() -> Iterator[None]:
-    """The harness seeds the process's generators; who else uses them goes on where they were."""
-    python, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)
 
 
 def _list_marks(task: str, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
