@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
 
 from eigenshift.base.errors import EvaluationError, SettingsError
 from eigenshift.benchmarks.stages import AnswerKey
@@ -31,7 +32,7 @@ from eigenshift.store.scratch import scratch_folder
 
 LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, ImportError),
-    DatasetsError,
+    *(DatasetsError, TemplateError),
 )
 """What the harness raises where a task's data or code is not there or not right."""
 ROUNDING = 1e-9

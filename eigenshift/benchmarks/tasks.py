@@ -50,7 +50,11 @@ class _Loader(yaml.SafeLoader):
     """Reads task files without running the functions they name."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+def _read_function(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    return str(node.value)
+
+
+_Loader.add_constructor("!function", _read_function)
 
 
 def find_version() -> str:

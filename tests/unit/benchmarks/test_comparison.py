@@ -74,7 +74,7 @@ def test_the_interval_is_of_paired_differences() -> None:
 
 
 def test_the_p_value_is_mcnemars() -> None:
-    """Of right and wrong answers a sign flip of each question is a fair coin for each that changed."""
+    """Of right and wrong answers: flipping signs tosses a coin for each that changed."""
     before = [1] * 30 + [0] * 10
     after = [0] * 9 + [1] * 21 + [1] * 2 + [0] * 8
     rows = list(compare_answers({"base": list_answers(before), "ours": list_answers(after)}, KEY))
