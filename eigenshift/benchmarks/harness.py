@@ -69,11 +69,13 @@ def answer_questions(
         answers_per_batch: Does not change the result but for rounding.
 
     Raises:
-        SettingsError: The harness is not installed, or knows no such task.
+        SettingsError: The harness is not installed, or knows no such task, or there is no chat
+            template.
         EvaluationError: A task's questions cannot be read, or it has no share of right answers.
         ComponentError: The patch was made for another model.
     """
     harness = _import_harness()
+    chat, is_chat = language_model.chat, _is_chat(language_model, key)
     # Made before the patch is in force: it ties a tied model's head again, which undoes the patch
     # without a word (findings/lm_eval_ties_weights.sh).
     wrapped = harness.HFLM(
@@ -81,6 +83,7 @@ def answer_questions(
         backend="causal",
         tokenizer=deepcopy(language_model.tokenizer),
         batch_size=answers_per_batch,
+        enable_thinking=False if is_chat else None,
     )
     with (
         tempfile.TemporaryDirectory(dir=scratch_folder()) as cache,
@@ -95,7 +98,8 @@ def answer_questions(
             {"tasks": tasks},
             limit=key.limit,
             bootstrap_iters=0,  # intervals are paired, and ours
-            apply_chat_template=key.apply_chat_template,
+            apply_chat_template=is_chat,
+            system_instruction=None if chat is None or not is_chat else chat.system_prompt,
             fewshot_as_multiturn=True,  # as its command line does
         )
     return Answers(
@@ -152,6 +156,19 @@ def _import_harness() -> _Harness:
             f"{INSTALL}."
         ) from error
     return _Harness(evaluate, HFLM, DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED)
+
+
+def _is_chat(language_model: LanguageModel, key: AnswerKey) -> bool:
+    """Whether questions are put through the chat template."""
+    if key.apply_chat_template == "auto":
+        return language_model.chat is not None
+    is_chat = key.apply_chat_template == "on"
+    if is_chat and not language_model.tokenizer.chat_template:
+        raise SettingsError(
+            f"benchmark.apply_chat_template: expected a chat template in the tokenizer of "
+            f"{language_model.id}, found none. Leave it at auto."
+        )
+    return is_chat
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
+from eigenshift.settings.fields import Switch
 from eigenshift.stages import tables
 from eigenshift.stages.edges import Model
 from eigenshift.stages.inputs import Inputs, Of, Outside
@@ -39,7 +40,7 @@ class AnswerKey(Key):
 
     limit: Annotated[int | None, Reads("benchmark.limit")]
     num_fewshot: Annotated[int | None, Reads("benchmark.num_fewshot")]
-    apply_chat_template: Annotated[bool, Reads("benchmark.apply_chat_template")]
+    apply_chat_template: Annotated[Switch, Reads("benchmark.apply_chat_template")]
     dtype: Annotated[str, Reads("model.dtype")]
 
 

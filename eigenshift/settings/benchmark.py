@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from eigenshift.settings.fields import Frozen, Location
+from eigenshift.settings.fields import Frozen, Location, Switch
 
 
 class BenchmarkSettings(Frozen):
@@ -22,6 +22,8 @@ class BenchmarkSettings(Frozen):
     num_fewshot: int | None = Field(
         None, ge=0, description="Solved examples before each question; empty: as the task says."
     )
-    apply_chat_template: bool = Field(
-        False, description="Put questions through the tokenizer's chat template."
+    apply_chat_template: Switch = Field(
+        "auto",
+        description="Put questions through the tokenizer's chat template: 'auto' as the model is "
+        "studied (model.chat).",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -19,6 +20,7 @@ from eigenshift.benchmarks.comparison import compare_answers
 from eigenshift.benchmarks.harness import answer_questions, require_tasks
 from eigenshift.benchmarks.stages import AnswerComparisonKey, AnswerKey
 from eigenshift.evaluation.capability import check_capability
+from eigenshift.model.chat import ChatFormat
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel, load_model
 from eigenshift.patches.edits import HeadEdit, ModelEdit
@@ -26,10 +28,11 @@ from eigenshift.patches.patching import Patch, apply_patch, make_patch
 from eigenshift.settings import GateSettings, load_preset
 from tests.support.architectures import damp_head
 from tests.support.benchmark_tasks import ENDINGS, EVERYDAY, QUESTIONS, write_task
+from tests.support.chat_templates import PLAIN as PLAIN_TEMPLATE
 
 pytest.importorskip("lm_eval", reason="the extra `benchmark` is not installed (make install)")
 
-PLAIN = AnswerKey(limit=None, num_fewshot=None, apply_chat_template=False, dtype="float32")
+PLAIN = AnswerKey(limit=None, num_fewshot=None, apply_chat_template="auto", dtype="float32")
 
 
 def answer(language_model: LanguageModel, name: Path, patch: Patch | None = None, **changes: Any):
@@ -233,18 +236,57 @@ def test_data_is_read_as_it_is_now(tiny_language_model: LanguageModel, tmp_path:
     assert answer(tiny_language_model, tmp_path).tasks["small"]["n_questions"] == 3
 
 
-def test_a_chat_template_is_put_around_questions_if_asked(
-    tiny_language_model: LanguageModel, tmp_path: Path
+@pytest.fixture
+def chat_model(tiny_language_model: LanguageModel) -> LanguageModel:
+    """The tiny model with a chat template, studied as a chat model."""
+    tokenizer = deepcopy(tiny_language_model.tokenizer)
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    chat = ChatFormat(tokenizer, "tiny", system_prompt="Sum up.")
+    return replace(tiny_language_model, tokenizer=tokenizer, chat=chat)
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+def test_a_chat_model_is_asked_as_the_harness_asks_chat_models(
+    chat_model: LanguageModel,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_fewshot: int,
+) -> None:
+    """Its template and its system message; examples are turns of the conversation."""
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    chat_model.tokenizer.save_pretrained(folder)
+    write_task(tmp_path / "tasks", fewshot_split="test")
+    found = answer(chat_model, tmp_path / "tasks", num_fewshot=num_fewshot)
+    direct = ask_directly(
+        folder,
+        tmp_path / "tasks",
+        monkeypatch,
+        num_fewshot=num_fewshot,
+        apply_chat_template=True,
+        system_instruction="Sum up.",
+    )
+    assert gather(found.rows) == direct
+
+
+def test_a_chat_template_is_used_as_the_model_is_studied_unless_told(
+    chat_model: LanguageModel, tiny_language_model: LanguageModel, tmp_path: Path
 ) -> None:
     """What the model was shown differs, the questions are the same."""
     write_task(tmp_path)
-    chat = deepcopy(tiny_language_model.tokenizer)
-    chat.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    model = replace(tiny_language_model, tokenizer=chat)
-    plain = answer(model, tmp_path).rows
-    asked = answer(model, tmp_path, apply_chat_template=True).rows
-    assert [row["question_hash"] for row in plain] == [row["question_hash"] for row in asked]
-    assert not {row["prompt_hash"] for row in plain} & {row["prompt_hash"] for row in asked}
+
+    def list_prompts(model: LanguageModel, switch: str) -> set[str]:
+        rows = answer(model, tmp_path, apply_chat_template=switch).rows
+        return {row["prompt_hash"] for row in rows}
+
+    raw = list_prompts(tiny_language_model, "auto")
+    assert list_prompts(chat_model, "off") == raw
+    assert not list_prompts(chat_model, "auto") & raw
+    unstudied = replace(chat_model, chat=None)
+    assert list_prompts(unstudied, "auto") == raw
+    assert not list_prompts(unstudied, "on") & raw
+    with pytest.raises(SettingsError, match="expected a chat template in the tokenizer"):
+        list_prompts(tiny_language_model, "on")
 
 
 @pytest.mark.parametrize("format_", ["csv", "json"])
