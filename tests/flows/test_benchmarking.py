@@ -53,9 +53,12 @@ def list_made(outcome: Any) -> set[str]:
     return {stage.name for stage in outcome.stages if stage.shards_cached < stage.shards}
 
 
-def test_a_refresh_asks_once_and_its_gate_decides(load_small: Load, store: str) -> None:
+def test_a_refresh_asks_once_and_its_gate_decides(
+    load_small: Load, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without a bound it is told; with one it is a check: kept, or missed and nothing released."""
     told = run(load_small(*EASY, ASKED))
+    assert "not shown in the UI" not in caplog.text
     assert told.status == "promoted"
     assert find_check(told) is None
     assert told.headline[-1][0] == "questions right"
@@ -108,7 +111,9 @@ def test_the_patch_of_a_finished_run_is_benchmarked_by_a_run_of_its_own(
             ]
         )
     assert leaving.value.code == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr()
+    assert "not shown in the UI" not in printed.err
+    found = json.loads(printed.out.splitlines()[-1])
     assert (found["about"], found["judged"]) == (about, before.judged)
     assert {row["arm"] for row in found["benchmarks"]} == {"base", before.judged}
     assert {row["n"] for row in found["benchmarks"]} == {20}
