@@ -199,7 +199,8 @@ def find_benchmarked(store: Store, record: RunRecord, arm: str) -> RunRecord | N
             continue
         kinds = {use.kind for use in later.artifacts}
         found = {use.fingerprint for use in later.artifacts if use.kind == "patch"}
-        if later.command == BENCHMARK and BENCHMARKS_KIND in kinds and found & patches:
+        is_whole = BENCHMARKS_KIND in kinds and later.collected_at is None
+        if later.command == BENCHMARK and is_whole and found & patches:
             return later
     return None
 

@@ -17,7 +17,7 @@ import torch
 from eigenshift.base.errors import EvaluationError, SettingsError
 from eigenshift.benchmarks import harness
 from eigenshift.benchmarks.comparison import compare_answers
-from eigenshift.benchmarks.harness import answer_questions, require_tasks
+from eigenshift.benchmarks.harness import Answers, answer_questions, require_tasks
 from eigenshift.benchmarks.stages import AnswerComparisonKey, AnswerKey
 from eigenshift.evaluation.capability import check_capability
 from eigenshift.model.chat import ChatFormat
@@ -35,7 +35,9 @@ pytest.importorskip("lm_eval", reason="the extra `benchmark` is not installed (m
 PLAIN = AnswerKey(limit=None, num_fewshot=None, apply_chat_template="auto", dtype="float32")
 
 
-def answer(language_model: LanguageModel, name: Path, patch: Patch | None = None, **changes: Any):
+def answer(
+    language_model: LanguageModel, name: Path | str, patch: Patch | None = None, **changes: Any
+) -> Answers:
     """What the model answers."""
     key = PLAIN.model_copy(update=changes)
     return answer_questions(language_model, patch, str(name), key, answers_per_batch=4)
@@ -380,3 +382,36 @@ def test_tasks_are_looked_for_before_the_run(
         require_tasks(["evryday"])
     with pytest.raises(SettingsError, match="No such file"):
         require_tasks([str(tmp_path / "none")])
+
+
+def test_a_task_by_its_name_is_the_harnesss_own(
+    tiny_language_model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its index has it; an unknown one is told, and so is a hub that cannot be reached."""
+    from lm_eval.tasks import TaskManager
+
+    write_task(tmp_path)
+    known = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr(harness, "_index_tasks", lambda: known)
+    monkeypatch.chdir(tmp_path)
+    by_name = answer(tiny_language_model, "small")
+    assert by_name == answer(tiny_language_model, tmp_path)
+    with pytest.raises(SettingsError, match="found 'smal'"):
+        answer(tiny_language_model, "smal")
+
+    def refuse(_: Any) -> None:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(known, "load", refuse)
+    with pytest.raises(EvaluationError, match="a hub, which may not be reachable"):
+        answer(tiny_language_model, "small")
+
+
+@pytest.mark.slow
+def test_the_default_task_is_known_to_the_harness() -> None:
+    """The index of its thousands of tasks is read once in a process."""
+    from flows.benchmarking import DEFAULT_TASK
+
+    require_tasks([DEFAULT_TASK, "mmlu", str(EVERYDAY)])
+    with pytest.raises(SettingsError, match="found 'no_such_task'"):
+        require_tasks(["no_such_task"])

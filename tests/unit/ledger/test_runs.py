@@ -42,6 +42,14 @@ def test_the_newest_benchmark_of_the_patch_counts(small: SmallStore) -> None:
     assert find(small) == second.run_id
 
 
+def test_what_was_collected_as_garbage_is_not_looked_for(small: SmallStore) -> None:
+    """The record stays, its results are gone."""
+    first, second = small.add_benchmark(), small.add_benchmark()
+    second.collected_at = second.finished_at
+    write_run(small.artifacts.store, second)
+    assert find(small) == first.run_id
+
+
 def test_a_runs_own_questions_come_first(small: SmallStore) -> None:
     """They are what its gate decided on."""
     small.add_benchmark(small.record)
