@@ -16,7 +16,8 @@ COLUMNS = ("task", "metric", "before", "after", "difference", "better", "worse",
 EXPLANATION = (
     "Share of benchmark questions answered right (EleutherAI's lm-evaluation-harness); both models "
     "answered the same questions. In brackets bootstrap intervals over questions, paired for the "
-    "difference; better, worse: questions that only one of the two got right; p: McNemar's test."
+    "difference; better, worse: questions that only one of the two got right; p: McNemar's test. "
+    "Where none of n answers changed, the interval is 0 to 0, and up to 3 / n of all such may."
 )
 
 
