@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "error: Python 3.10 to 3.13 is needed, found $$($(PYTHON) -V). Set PYTHON=..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing pinned dependencies into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[s3,dask,docker,kubernetes,dev]'
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[s3,dask,docker,kubernetes,benchmark,dev]'
 	@touch $@
 
 demo: $(STAMP) ## Run the whole refresh on the bundled data and model, offline

@@ -22,6 +22,7 @@ DOCUMENTS = {
         "Settings": "docs/settings.md",
         "The store": "docs/storage.md",
         "Audit and reports": "docs/audit.md",
+        "Capability": "docs/capability.md",
         "Exports": "docs/exports.md",
         "Devices": "docs/devices.md",
         "Scale": "docs/scale.md",

@@ -25,6 +25,7 @@ from eigenshift.audit.dictionary import list_entries
 from eigenshift.base import schemas
 from eigenshift.settings import (
     ActivationSettings,
+    BenchmarkSettings,
     ColumnMapping,
     CompareSettings,
     ComponentSettings,
@@ -73,6 +74,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "scorer": ScorerSettings,
     "components": ComponentSettings,
     "evaluation": EvaluationSettings,
+    "benchmark": BenchmarkSettings,
     "gate": GateSettings,
     "tune": TuneSettings,
     "compare": CompareSettings,

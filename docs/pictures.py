@@ -26,6 +26,7 @@ ORDER = (
     ("components",),
     ("patches",),
     ("generation", "evaluation"),
+    ("benchmarks",),
     ("audit", "upkeep"),
     ("reporting",),
     ("exporting",),
@@ -40,12 +41,14 @@ COLOURS = {
     "components": "#fff3bf",
     "patches": "#e2d4c8",
     "evaluation": "#d5eef0",
+    "benchmarks": "#e3ecd0",
 }
 OUTSIDE = {
     "source": "source files",
     "weights": "model files",
     "classifier": "classifier files",
     "lexicon": "word list",
+    "benchmark_task": "benchmark tasks",
 }
 
 
@@ -80,7 +83,13 @@ def draw_pipeline() -> str:
         '  releases[("releases")]:::decision',
         *(
             f"  {kind} --> gate"
-            for kind in ("evaluation", "token_shifts", "control_draws", "reload_check")
+            for kind in (
+                "evaluation",
+                "token_shifts",
+                "control_draws",
+                "benchmarks",
+                "reload_check",
+            )
         ),
         "  gate --> releases",
         "  classDef outside fill:#ffffff,stroke:#888,stroke-dasharray:4 3,color:#222",
@@ -107,7 +116,7 @@ def draw_rooms() -> str:
     ]
     flat = [(name, _describe(name)) for name in ("pipeline.py", "diagnosis.py")]
     flat.append(("models.py, patching.py", "Public names for notebooks and for what exports show."))
-    place = next(n for n, (name, _) in enumerate(rows) if name == "generation/")
+    place = next(n for n, (name, _) in enumerate(rows) if name == "benchmarks/")
     rows[place:place] = [flat[0]]
     rows += flat[1:]
     width = max(len(name) for name, _ in rows)

@@ -26,6 +26,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
 from eigenshift.base.errors import DatasetError
+from eigenshift.benchmarks.harness import require_tasks
+from eigenshift.benchmarks.tasks import find_version
 from eigenshift.datasets.reading import digest_source
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
@@ -125,6 +127,8 @@ def _list_settings_checks(
     yield "device", lambda: check_device(settings.execution.device)
     yield "model", lambda: check_model(settings.model)
     yield "model in memory", lambda: check_model_memory(settings.model, settings.execution.device)
+    if settings.benchmark.tasks:
+        yield "benchmark", lambda: check_benchmark(settings.benchmark.tasks)
     for scorer in (settings.scorer, *settings.further_scorers):
         yield f"scorer {scorer.name}", lambda scorer=scorer: check_scorer(scorer)  # type: ignore[misc]
 
@@ -293,6 +297,12 @@ def check_source(source: SourceSettings) -> Finding:
 def check_device(device: str) -> Finding:
     """Whether the device in the settings is there."""
     return Finding("device", True, f"{device}: runs on {resolve_device(device)}")
+
+
+def check_benchmark(tasks: Sequence[str]) -> Finding:
+    """Whether the harness is installed and knows the tasks; a hub is not asked for questions."""
+    require_tasks(tasks)
+    return Finding("benchmark", True, f"lm-eval {find_version()}: {', '.join(tasks)}")
 
 
 def check_model(settings: ModelSettings) -> Finding:

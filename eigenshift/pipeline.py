@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from eigenshift.benchmarks import stages as benchmarks
 from eigenshift.components import stages as components
 from eigenshift.datasets import stages as datasets
 from eigenshift.detection import stages as detection
@@ -51,6 +52,8 @@ STAGES: tuple[Stage[Any, Any], ...] = (
     toxicity.SCORE_FURTHER,
     evaluation.COMPARE_ARMS,
     evaluation.COMPARE_SCORERS,
+    benchmarks.ANSWER_QUESTIONS,
+    benchmarks.COMPARE_ANSWERS,
     evaluation.CHECK_RELOAD,
     evaluation.SCREEN_TRIALS,
     evaluation.CONFIRM_TRIALS,

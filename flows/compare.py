@@ -21,6 +21,7 @@ from eigenshift.base.arms import (
     join_arm,
 )
 from eigenshift.base.errors import NothingToDampError
+from eigenshift.benchmarks.harness import require_tasks
 from eigenshift.evaluation.stages import (
     CHART_NAME,
     POINTS_CHART_NAME,
@@ -36,7 +37,7 @@ from eigenshift.reporting.outcomes import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role
 from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference
-from flows import detection_stages, stages, trials
+from flows import benchmarking, detection_stages, stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 from flows.publication import publish_comparison
@@ -57,6 +58,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
     with journal.recording(), run_tasks(settings.execution):
         for name in settings.compare.interventions:
             find_recipe(name, "compare.interventions")
+        require_tasks(settings.benchmark.tasks)
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
@@ -84,12 +86,14 @@ def compare(settings: RefreshSettings) -> ArmComparison:
         evaluation = stages.evaluate_arms(journal, model, sources, arms)
         artifact = journal.artifacts.open(_tabulate_arms(journal, evaluation, arms))
         rows = journal.read(evaluation, tables.EVALUATIONS).to_pylist()
+        answered = benchmarking.measure_benchmarks(journal, model, {BASE_ARM: None, **patches})
         comparison = ArmComparison(
             run_id=journal.record.run_id,
             store=journal.root,
             stages=journal.record.stages,
             arms=artifact.read_table(tables.COMPARISONS.file).to_pylist(),
             evaluations=rows,
+            benchmarks=answered,
             table=artifact.locate(tables.COMPARISONS.file).uri,
             figure=artifact.locate(CHART_NAME).uri,
             points_figure=artifact.locate(POINTS_CHART_NAME).uri

@@ -70,7 +70,7 @@ class RunJournal:
     """Keeps a run's record up to date in the store.
 
     Args:
-        command: refresh, compare, tune or detect.
+        command: refresh, compare, tune, detect or benchmark.
         settings: The run's settings.
     """
 
@@ -204,6 +204,19 @@ class RunJournal:
         self._take(stage.name, waiting, enter)
         self._summarise(stage.name, results, time.perf_counter() - started)
         return [result.reference for result in results]
+
+    def enter_found(self, stage: str, reference: ArtifactReference, label: str) -> None:
+        """Enter an artifact of another run that this one is about."""
+        self.record.artifacts.append(
+            ArtifactUse(
+                stage=stage,
+                kind=reference.kind,
+                fingerprint=reference.fingerprint,
+                was_cached=True,
+                elapsed_seconds=0.0,
+                label=label,
+            )
+        )
 
     def list_files(self, reference: ArtifactReference) -> tuple[FileReference, ...]:
         """References to all files of a collected artifact; storage is not asked."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,12 @@ from prefect.artifacts import (
 from eigenshift.audit import open_audit
 from eigenshift.charts.rendering import render_png
 from eigenshift.ledger.runs import RunRecord
+from eigenshift.reporting.benchmark_tables import (
+    COLUMNS,
+    EXPLANATION,
+    Benchmark,
+    tabulate_benchmarks,
+)
 from eigenshift.reporting.component_tables import tabulate_components
 from eigenshift.reporting.figures import find_arms, find_points, find_toxicity
 from eigenshift.reporting.outcomes import (
@@ -130,6 +136,8 @@ def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: 
             description="Every metric before and after, with intervals",
         )
         _publish_pictures("refresh-picture", settings.store, outcome.run_id)
+    if outcome.benchmarks:
+        _publish_answers("refresh-benchmarks", outcome.benchmarks, outcome.judged)
     for key, (text, link) in links.items():
         create_link_artifact(key=f"link-{key}", link=link, link_text=link, description=text)
 
@@ -152,6 +160,20 @@ def publish_comparison(comparison: ArmComparison) -> None:
         description="All arms on the same prompts, seeds and texts. " + comparison.notes[0],
     )
     _publish_pictures("arm-picture", comparison.store, comparison.run_id)
+
+
+@_outcome_stands("the benchmark")
+def publish_benchmark(outcome: Benchmark) -> None:
+    """Show a finished benchmark."""
+    _publish_answers("benchmarks", outcome.benchmarks, outcome.judged)
+
+
+def _publish_answers(key: str, rows: Sequence[Mapping[str, Any]], arm: str) -> None:
+    create_table_artifact(
+        key=key,
+        table=[dict(zip(COLUMNS, row, strict=True)) for row in tabulate_benchmarks(rows, arm)],
+        description=EXPLANATION,
+    )
 
 
 @_outcome_stands("the search")

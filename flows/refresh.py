@@ -16,6 +16,8 @@ from prefect.states import Cancelled, Completed
 
 from eigenshift.base.arms import AGAIN_ARM, BASE_ARM
 from eigenshift.base.errors import NothingToDampError
+from eigenshift.benchmarks.harness import require_tasks
+from eigenshift.evaluation.capability import check_capability, summarise_capability
 from eigenshift.evaluation.gate import (
     GateCheck,
     check_draws,
@@ -32,7 +34,7 @@ from eigenshift.reporting.outcomes import RefreshOutcome, explain_hold
 from eigenshift.settings import RefreshSettings, Role
 from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference
-from flows import detection_stages, judging, stages, treatment
+from flows import benchmarking, detection_stages, judging, stages, treatment
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
 from flows.overlap import OverlapError, one_refresh_at_a_time
@@ -66,6 +68,7 @@ def _refresh(settings: RefreshSettings) -> RefreshOutcome:
     journal = RunJournal("refresh", settings)
     with journal.recording(), run_tasks(settings.execution):
         treatment.require_interventions(settings)
+        require_tasks(settings.benchmark.tasks)
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         detection_stages.study_detection(journal, model, sources.samples[Role.labelled])
@@ -104,19 +107,25 @@ def _judge_patch(
     if gate.n_random_draws:
         drawn = judging.draw_controls(journal, study, patch)
         checks.append(check_draws(journal.read_facts(drawn), gate))
+    answered = benchmarking.measure_benchmarks(journal, model, {BASE_ARM: None, judged: patch})
+    checks += check_capability(answered, gate, judged)
     if journal.settings.components.permute_labels:
         checks.append(refuse_control())
     if gate.check_reload and all(check.is_passed for check in checks):
         reloaded = judging.check_reload(journal, model, sources, patch)
         checks.append(check_reload(journal.read_facts(reloaded)))
-    journal.record.metrics = summarise_metrics(rows, judged)
+    known = summarise_capability(answered, judged)
+    journal.record.metrics = {**summarise_metrics(rows, judged), **known}
     if all(check.is_passed for check in checks):
-        return _release(journal, checks, rows, patch)
-    return _hold(journal, checks, rows)
+        return _release(journal, checks, rows, answered, patch)
+    return _hold(journal, checks, rows, answered)
 
 
 def _hold(
-    journal: RunJournal, checks: Sequence[GateCheck], rows: Sequence[Mapping[str, Any]]
+    journal: RunJournal,
+    checks: Sequence[GateCheck],
+    rows: Sequence[Mapping[str, Any]],
+    answered: Sequence[Mapping[str, Any]] = (),
 ) -> RefreshOutcome:
     """Release nothing, and say why."""
     record = journal.record
@@ -125,13 +134,14 @@ def _hold(
         if not check.is_passed:
             logger.warning("held: %s", check.explain())
     finish_run(record, "held")
-    return RefreshOutcome.from_record(record, journal.root, rows, is_new_release=False)
+    return RefreshOutcome.from_record(record, journal.root, rows, answered, is_new_release=False)
 
 
 def _release(
     journal: RunJournal,
     checks: Sequence[GateCheck],
     rows: Sequence[Mapping[str, Any]],
+    answered: Sequence[Mapping[str, Any]],
     patch: ArtifactReference,
 ) -> RefreshOutcome:
     """Put the patch in force and finish the record."""
@@ -148,7 +158,7 @@ def _release(
     record.release = release.version
     logger.info("released %s%s", release.version, "" if is_new else " (already in force)")
     finish_run(record, "promoted")
-    return RefreshOutcome.from_record(record, journal.root, rows, is_new_release=is_new)
+    return RefreshOutcome.from_record(record, journal.root, rows, answered, is_new_release=is_new)
 
 
 def _give_reason(checks: Sequence[GateCheck]) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -22,7 +22,9 @@ from flows.options import (
     EXIT_HELD,
     EXIT_PROMOTED,
     ConfigOption,
+    JsonOption,
     PresetOption,
+    RequiredStoreOption,
     SetOption,
     StoreOption,
     console,
@@ -99,6 +101,43 @@ def detect(settings: DetectionSettings, as_json: bool) -> None:
 
 
 @app.command()
+def benchmark(
+    run: Annotated[
+        str | None, typer.Argument(help="Run with a patch; by default the latest refresh.")
+    ] = None,
+    store: RequiredStoreOption = "./.eigenshift",
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", help="A task of lm-eval, or a folder of task files. Repeat."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Questions of each task, the first ones.")
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option("--arm", help="Which patch; by default the one that was judged.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask base and patched model the same benchmark questions (piqa unless told otherwise)."""
+    create_home()
+    from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION
+    from flows.benchmarking import run_benchmark
+
+    given = list(overrides or [])
+    if tasks:
+        given.append(f"benchmark.tasks={json.dumps(tasks)}")
+    if limit is not None:
+        given.append(f"benchmark.limit={limit}")
+    with _telling_failure(as_json):
+        found = run_benchmark(store, run, arm, given)
+    _print_result(found.as_contract(), COLUMNS, found.rows, as_json)
+    if not as_json:
+        console.print(EXPLANATION, highlight=False, soft_wrap=True)
+        console.print(f"Run {found.run_id}, about run {found.about}", highlight=False)
+
+
+@app.command()
 def doctor(
     preset: PresetOption = None,
     config: ConfigOption = None,
@@ -138,10 +177,10 @@ def _telling_failure(as_json: bool) -> Iterator[None]:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, tabulate_headline
+    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS
 
     table = Table(*HEADLINE_COLUMNS, title=f"{outcome.model_id}: {outcome.status}")
-    for row in tabulate_headline(outcome.evaluations, outcome.judged):
+    for row in outcome.headline:
         table.add_row(*row)
     console.print(table)
     for check in outcome.checks:

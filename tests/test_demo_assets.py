@@ -405,3 +405,11 @@ def test_bundled_files_are_small() -> None:
     assert all(size <= 2 * MIB for size in sizes.values()), sizes
     assert sum(sizes.values()) < 8_000_000
     assert all((DEMO / name).is_file() for name in CORPUS_FILES)
+
+
+def test_the_benchmark_of_the_demo_is_what_its_script_makes(tmp_path: Path) -> None:
+    """Its sentences are those of the bundled corpus: a new corpus needs new questions."""
+    script = [sys.executable, str(DATA / "build_benchmark.py"), "--out", str(tmp_path)]
+    subprocess.run(script, check=True)
+    bundled = DATA / "benchmarks" / "endings" / "endings.csv"
+    assert (tmp_path / "endings.csv").read_bytes() == bundled.read_bytes()

@@ -17,6 +17,7 @@ from eigenshift.audit import record_schemas
 from eigenshift.base import schemas
 from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, SINGULAR_ARMS
 from eigenshift.base.schemas import describe_column
+from eigenshift.benchmarks import stages as benchmarks
 from eigenshift.components import stages as components
 from eigenshift.datasets import stages as datasets
 from eigenshift.detection import stages as detection
@@ -122,6 +123,8 @@ FILE_TABLES: dict[str, FileTable] = {
     "scores": FileTable(toxicity.SCORE_CONTINUATIONS, tables.SCORES, is_view=False),
     "further": FileTable(toxicity.SCORE_FURTHER, tables.SCORES, is_view=False),
     "scorer_agreement": FileTable(evaluation.COMPARE_SCORERS, tables.SCORER_AGREEMENT),
+    "benchmarks": FileTable(benchmarks.COMPARE_ANSWERS, tables.BENCHMARKS),
+    "answers": FileTable(benchmarks.ANSWER_QUESTIONS, tables.BENCHMARK_ANSWERS, is_view=False),
     "token_shifts": FileTable(evaluation.MEASURE_TOKEN_SHIFTS, tables.TOKEN_SHIFTS),
 }
 
@@ -164,6 +167,15 @@ FURTHER_SCORES = pa.schema(
         RUN_ID,
         *(GENERATIONS.field(name) for name in ("arm", "part")),
         *schemas.SCORES,
+        FINGERPRINT,
+    ]
+)
+
+BENCHMARK_ANSWERS = pa.schema(
+    [
+        RUN_ID,
+        describe_column("arm", pa.string(), "Arm that answered; base is the unpatched model"),
+        *schemas.BENCHMARK_ANSWERS,
         FINGERPRINT,
     ]
 )
@@ -312,6 +324,13 @@ SELECT {", ".join(COMPONENTS.names)} FROM (
 """
 """What the judged patch was built from is in its manifest."""
 
+_BENCHMARK_ANSWERS = """
+SELECT a.run_id, unnest(string_split(u.label, ', ')) AS arm,
+  a.* EXCLUDE (run_id, fingerprint), a.fingerprint
+FROM internal.answers a JOIN internal.uses u USING (run_id, fingerprint)
+WHERE u.kind = 'benchmark_answers'
+"""
+
 DERIVED_VIEWS: dict[str, DerivedView] = {
     "runs": DerivedView(record_schemas.RUNS, _RUNS),
     "artifacts": DerivedView(record_schemas.ARTIFACTS, _ARTIFACTS, kinds=None),
@@ -319,6 +338,7 @@ DERIVED_VIEWS: dict[str, DerivedView] = {
     "releases": DerivedView(record_schemas.RELEASES, _RELEASES),
     "generations": DerivedView(GENERATIONS, _GENERATIONS, ("continuations", "scores")),
     "further_scores": DerivedView(FURTHER_SCORES, _FURTHER_SCORES, ("continuations", "further")),
+    "benchmark_answers": DerivedView(BENCHMARK_ANSWERS, _BENCHMARK_ANSWERS, ("answers",)),
     "components": DerivedView(
         COMPONENTS, _COMPONENTS, ("singular_components", "fisher_components"), ("patch",)
     ),

@@ -582,6 +582,45 @@ CONTROL_DRAWS = pa.schema(
     ]
 )
 
+_QUESTIONS = (
+    describe_column("task", pa.string(), "Task of the harness that the question is of"),
+    describe_column("metric", pa.string(), "As the task names it: acc, acc_norm, exact_match, ..."),
+    describe_column("filter", pa.string(), "How an answer was read; none: as it was given"),
+    describe_column(
+        "is_main", pa.bool_(), "The task's first metric: a share of right answers, told of it"
+    ),
+)
+
+BENCHMARK_ANSWERS = pa.schema(
+    [
+        *_QUESTIONS,
+        describe_column("question_index", pa.int64(), "Place of the question in its task"),
+        describe_column("question_hash", pa.string(), "sha256 of the question, by the harness"),
+        describe_column("prompt_hash", pa.string(), "sha256 of what the model was shown"),
+        describe_column("value", pa.float64(), "The mark: 1 right, 0 wrong, or between"),
+    ]
+)
+"""The questions themselves stay in their task: some are licensed."""
+
+BENCHMARKS = pa.schema(
+    [
+        describe_column("arm", pa.string(), "base, or an arm of the run"),
+        *_QUESTIONS,
+        describe_column("value", pa.float64(), "Mean over questions"),
+        describe_column("low", pa.float64(), "Lower end of its bootstrap interval"),
+        describe_column("high", pa.float64(), "Upper end"),
+        describe_column("difference", pa.float64(), "Arm minus base, paired; null for the base"),
+        describe_column("difference_low", pa.float64(), "Lower end of its bootstrap interval"),
+        describe_column("difference_high", pa.float64(), "Upper end"),
+        describe_column(
+            "p_value", pa.float64(), "Sign-flip test over questions (of right and wrong: McNemar's)"
+        ),
+        describe_column("n_better", pa.int64(), "Questions with a better mark than the base's"),
+        describe_column("n_worse", pa.int64(), "Questions with a worse one"),
+        describe_column("n", pa.int64(), "Questions"),
+    ]
+)
+
 TEXT_COLUMNS = frozenset(
     {
         "text",

@@ -20,5 +20,6 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     permutation.py          a paired test
     reload_check.py         whether the exported model is what was measured
     gate.py                 whether a patch may be released
+    capability.py           whether it left the model's capability, by benchmark questions
     stages.py               what the stages of this room are
 """

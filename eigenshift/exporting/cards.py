@@ -6,7 +6,7 @@ what data, and where the numbers end. Holds no text of any sample and no path of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,10 +15,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
+from eigenshift.evaluation.capability import ALL_TASKS
 from eigenshift.evaluation.metric_table import MetricTable
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.model.files import is_hub_id
 from eigenshift.patches.patching import Patch
+from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
 from eigenshift.reporting.outcomes import COMPARED, format_estimate
 from eigenshift.settings import (
     ModelSettings,
@@ -51,6 +53,7 @@ class CardFacts:
         format: Of the export.
         licence: Licence fields of the base's own card, if known.
         changed: Parameter -> its digest in the export; empty if it holds none.
+        benchmarks: `schemas.BENCHMARKS` rows, none if no benchmark questions were put.
     """
 
     record: RunRecord
@@ -60,6 +63,7 @@ class CardFacts:
     format: str
     licence: Mapping[str, str]
     changed: Mapping[str, str]
+    benchmarks: Sequence[Mapping[str, Any]] = ()
 
 
 def write_card(facts: CardFacts, usage: str, folder: Path) -> None:
@@ -103,7 +107,7 @@ def describe_metadata(facts: CardFacts) -> ModelCardData:
         pipeline_tag=None if facts.format == "patch" else "text-generation",
         tags=[OUR_TAG, "detoxification", facts.patch.description.intervention],
         model_name=f"{name_base(settings.model)}, {facts.arm}",
-        eval_results=_list_results(facts, settings) or None,
+        eval_results=[*_list_results(facts, settings), *_list_answers(facts, settings)] or None,
         **facts.licence,
     )
 
@@ -136,6 +140,10 @@ interval. "Random components" is as many others damped as far, or a random chang
 other random numbers.
 
 {_tabulate_metrics(facts)}
+
+## Capability
+
+{_tabulate_answers(facts)}
 
 ## Data
 
@@ -225,6 +233,15 @@ def _tabulate_metrics(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
+def _tabulate_answers(facts: CardFacts) -> str:
+    rows = tabulate_benchmarks(facts.benchmarks, facts.arm)
+    if not rows:
+        return "Not measured: no benchmark questions were put to it."
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", EXPLANATION])
+
+
 def _describe_data(settings: RefreshSettings, rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| dataset | format | split | used as |", "|---|---|---|---|"]
     for source in settings.sources:
@@ -297,3 +314,22 @@ def _list_results(facts: CardFacts, settings: RefreshSettings) -> list[EvalResul
             )
         )
     return results
+
+
+def _list_answers(facts: CardFacts, settings: RefreshSettings) -> Iterator[EvalResult]:
+    """The exported arm's share of right answers to each task, by every metric of it."""
+    for row in facts.benchmarks:
+        if row["arm"] == facts.arm and row["task"] != ALL_TASKS:
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type=row["task"],
+                dataset_name=f"{row['task']} ({row['n']} questions, lm-evaluation-harness)",
+                metric_type=row["metric"],
+                metric_name=f"{row['metric']}, {row['filter']}",
+                metric_value=row["value"],
+                metric_args={
+                    "low": row["low"],
+                    "high": row["high"],
+                    "confidence": settings.evaluation.confidence,
+                },
+            )

@@ -21,11 +21,12 @@ from eigenshift.exporting.checks import check_files, check_reloaded, measure_pat
 from eigenshift.exporting.hub import check_repository_name, push_export
 from eigenshift.exporting.patch_files import USAGE, write_patch_files
 from eigenshift.ledger.releases import Release, list_releases
-from eigenshift.ledger.runs import RunRecord, choose_run
+from eigenshift.ledger.runs import BENCHMARKS_KIND, RunRecord, choose_run, find_benchmarked
 from eigenshift.model.files import ModelIdentity, identify_model
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
 from eigenshift.patches.patching import Patch, open_patch
 from eigenshift.settings import ExportCheck, ExportFormat, ModelSettings, parse_settings
+from eigenshift.stages import tables
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.manifests import ArtifactReference
 from eigenshift.store.output_folder import writing_folder
@@ -140,7 +141,8 @@ def export_patch(
             else:
                 usage, changed = _write_merged(source, folder, options)
         rows = _read_rows(artifacts, record)
-        facts = CardFacts(record, patch, arm, rows, format, licence, changed)
+        benchmarks = _read_benchmarks(artifacts, record, arm)
+        facts = CardFacts(record, patch, arm, rows, format, licence, changed, benchmarks)
         write_card(facts, usage, folder)
     if options.push is not None:
         push_export(out, options.push, is_private=not options.is_public)
@@ -208,6 +210,15 @@ def _read_rows(artifacts: ArtifactStore, record: RunRecord) -> list[dict[str, An
         return []
     table = artifacts.open(record.find_artifact("evaluation")).read_table("evaluations.parquet")
     return list(table.to_pylist())
+
+
+def _read_benchmarks(artifacts: ArtifactStore, record: RunRecord, arm: str) -> list[dict[str, Any]]:
+    """What benchmark questions told of the patch, in this run or later; none if none were put."""
+    benchmarked = find_benchmarked(artifacts.store, record, arm)
+    if benchmarked is None:
+        return []
+    artifact = artifacts.open(benchmarked.find_artifact(BENCHMARKS_KIND))
+    return list(artifact.read_table(tables.BENCHMARKS.file).to_pylist())
 
 
 def _write_lora(source: _Source, folder: Path, options: ExportOptions) -> str:

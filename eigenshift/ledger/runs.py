@@ -25,6 +25,9 @@ from eigenshift.store.traffic import Traffic
 
 logger = logging.getLogger(__name__)
 
+BENCHMARK = "benchmark"
+"""Command of a run that benchmarks the patch of another."""
+BENCHMARKS_KIND = "benchmarks"
 Status = Literal["running", "finished", "promoted", "held", "failed"]
 
 
@@ -168,6 +171,38 @@ def read_run(store: Store, run_id: str) -> RunRecord:
             "backup of the store, or set it aside with `eigenshift verify --repair`; `eigenshift "
             "gc` then no longer keeps what only this run used."
         ) from error
+
+
+def find_benchmarked(store: Store, record: RunRecord, arm: str) -> RunRecord | None:
+    """The run that benchmarked an arm's patch: the run itself, or the newest `benchmark` of it.
+
+    Args:
+        store: Of the run.
+        record: Of a run with patches.
+        arm: Which of them.
+
+    Returns:
+        The record of the run that holds the results, None if there is none.
+    """
+    if any(use.kind == BENCHMARKS_KIND for use in record.artifacts):
+        return record
+    patches = {
+        use.fingerprint for use in record.artifacts if (use.kind, use.label) == ("patch", arm)
+    }
+    for run_id in reversed(list_run_ids(store)):
+        if run_id <= record.run_id:
+            break
+        try:
+            later = read_run(store, run_id)
+        except ArtifactError as error:
+            logger.warning("passed over: %s", error)
+            continue
+        kinds = {use.kind for use in later.artifacts}
+        found = {use.fingerprint for use in later.artifacts if use.kind == "patch"}
+        is_whole = BENCHMARKS_KIND in kinds and later.collected_at is None
+        if later.command == BENCHMARK and is_whole and found & patches:
+            return later
+    return None
 
 
 def list_run_ids(store: Store) -> list[str]:

@@ -4,6 +4,7 @@ Reads run records and the audit; writes HTML and pictures. Charts themselves are
 `charts/`; computing what they show belongs in the room of the number.
 
     outcomes.py           what a run hands to people and machines
+    benchmark_tables.py   benchmark questions, and what `benchmark` found
     component_tables.py   what the judged patch consists of
     figures.py            a run's rows -> its charts
     html_report.py        one run as a page

@@ -26,7 +26,8 @@ from eigenshift.base.errors import SettingsError
 from eigenshift.charts.rendering import render_svg
 from eigenshift.charts.run_charts import Chart
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
-from eigenshift.ledger.runs import RunRecord, choose_run
+from eigenshift.ledger.runs import RunRecord, choose_run, find_benchmarked
+from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
 from eigenshift.reporting.figures import draw_run
 from eigenshift.reporting.outcomes import (
     HEADLINE_COLUMNS,
@@ -56,6 +57,7 @@ SECTIONS = (
     ("headline", "Before and after"),
     ("toxicity", "Toxicity"),
     ("pareto", "Fluency"),
+    ("capability", "Capability"),
     ("slices", "Slices"),
     ("layers", "Layers"),
     ("units", "Units"),
@@ -129,14 +131,25 @@ def write_html_report(store_url: str, run_id: str | None, out: Path) -> str:
     """
     store = Store(store_url)
     record = choose_run(store, run_id, DESCRIBED_COMMANDS)
+    benchmarked = find_benchmarked(store, record, record.judged)
     with open_audit(store_url) as session:
-        html = render_page(TEMPLATE_NAME, gather_report(session, record, store.root))
+        report = gather_report(session, record, benchmarked, store.root)
+        html = render_page(TEMPLATE_NAME, report)
     write_whole(out, html)
     return record.run_id
 
 
-def gather_report(session: AuditSession, record: RunRecord, store: str) -> dict[str, Any]:
-    """Everything the template shows, as plain values."""
+def gather_report(
+    session: AuditSession, record: RunRecord, benchmarked: RunRecord | None, store: str
+) -> dict[str, Any]:
+    """Everything the template shows, as plain values.
+
+    Args:
+        session: Over the store.
+        record: Of the run.
+        benchmarked: Of the run that benchmarked its judged patch, itself or another.
+        store: Root URL.
+    """
     run = quote(record.run_id)
     evaluations = ask(
         session,
@@ -153,6 +166,7 @@ def gather_report(session: AuditSession, record: RunRecord, store: str) -> dict[
         "charts": group_charts(draw_run(session, record.run_id)),
         "headline_columns": HEADLINE_COLUMNS,
         "headline": tabulate_headline(overall, record.judged) if overall else [],
+        "capability": _describe_capability(session, record, benchmarked),
         "slices": tabulate_slices(evaluations, record.judged),
         "metrics": _tabulate_metrics(overall, record.judged),
         "units": [tuple(row.values()) for row in units.to_pylist()],
@@ -299,6 +313,22 @@ def _describe_components(session: AuditSession, run_id: str) -> dict[str, Any]:
         "n_selected": len(rows),
         "terms": terms[:N_COMPONENTS_SHOWN],
         "n_terms": len(terms),
+    }
+
+
+def _describe_capability(
+    session: AuditSession, record: RunRecord, benchmarked: RunRecord | None
+) -> dict[str, Any]:
+    rows = (
+        ask(session, f"SELECT * FROM benchmarks WHERE run_id = {quote(benchmarked.run_id)}")
+        if benchmarked is not None
+        else []
+    )
+    return {
+        "columns": COLUMNS,
+        "rows": tabulate_benchmarks(rows, record.judged),
+        "explanation": EXPLANATION,
+        "run_id": None if benchmarked is None else benchmarked.run_id,
     }
 
 

@@ -18,6 +18,7 @@ from eigenshift.base.arms import (
     SUPPRESSION_ARM,
     find_point,
 )
+from eigenshift.evaluation.capability import find_headline
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
@@ -65,6 +66,7 @@ class RefreshOutcome(BaseModel):
     release: str | None
     is_new_release: bool
     evaluations: list[dict[str, Any]]
+    benchmarks: list[dict[str, Any]] = []
 
     @classmethod
     def from_record(
@@ -72,6 +74,7 @@ class RefreshOutcome(BaseModel):
         record: RunRecord,
         store: str,
         rows: Sequence[Mapping[str, Any]],
+        benchmarks: Sequence[Mapping[str, Any]] = (),
         *,
         is_new_release: bool,
     ) -> RefreshOutcome:
@@ -88,7 +91,13 @@ class RefreshOutcome(BaseModel):
             release=record.release,
             is_new_release=is_new_release,
             evaluations=[dict(row) for row in rows if row["slice"] == ALL_SLICE],
+            benchmarks=[dict(row) for row in benchmarks],
         )
+
+    @property
+    def headline(self) -> list[list[str]]:
+        """The table after a refresh, as `HEADLINE_COLUMNS`."""
+        return tabulate_headline(self.evaluations, self.judged, self.benchmarks)
 
     def as_contract(self) -> dict[str, Any]:
         """The JSON object scripts rely on (how-it-works.md section 5)."""
@@ -113,21 +122,37 @@ def format_estimate(row: Mapping[str, Any] | None, unit: str) -> str:
     return f"{text} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"
 
 
-def tabulate_headline(evaluations: Sequence[Mapping[str, Any]], judged: str) -> list[list[str]]:
+def format_difference(row: Mapping[str, Any] | None) -> str:
+    """`-1.2% [-2.5, 0.1]` of an arm's `schemas.BENCHMARKS` row: points, no part of the base's."""
+    if row is None:
+        return "-"
+    ends = ("value", ""), ("low", "_low"), ("high", "_high")
+    return format_estimate({name: row[f"difference{end}"] for name, end in ends}, "percent")
+
+
+def tabulate_headline(
+    evaluations: Sequence[Mapping[str, Any]],
+    judged: str,
+    benchmarks: Sequence[Mapping[str, Any]] = (),
+) -> list[list[str]]:
     """Rows (metric, before, after and the controls) of the table after a refresh.
 
     Args:
         evaluations: `schemas.EVALUATIONS` rows.
         judged: Arm that is "after".
+        benchmarks: `schemas.BENCHMARKS` rows, where any were measured.
     """
     table = MetricTable(evaluations)
+    arms = order_arms(judged)
+    answered = ["questions right"]
+    answered += [format_estimate(find_headline(benchmarks, arm), "percent") for arm in arms]
     return [
         [
             label,
-            *(format_estimate(table.get(arm, metric), unit) for arm in order_arms(judged)),
+            *(format_estimate(table.get(arm, metric), unit) for arm in arms),
         ]
         for label, metric, unit in HEADLINE
-    ]
+    ] + ([answered] if benchmarks else [])
 
 
 def order_arms(judged: str) -> tuple[str, ...]:
@@ -149,7 +174,7 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
         lines += ["", "**Held, because of:**", "", *(f"- {line}" for line in reason.splitlines())]
     lines += [
         "",
-        *_markdown_table(HEADLINE_COLUMNS, tabulate_headline(outcome.evaluations, outcome.judged)),
+        *_markdown_table(HEADLINE_COLUMNS, outcome.headline),
     ]
     lines += ["", "## Gate", ""]
     lines += _markdown_table(
@@ -231,6 +256,7 @@ class ArmComparison(BaseModel):
     Attributes:
         arms: `schemas.COMPARISONS` rows.
         evaluations: `schemas.EVALUATIONS` rows: every metric, also by slice.
+        benchmarks: `schemas.BENCHMARKS` rows, none where the settings name no task.
         table: Where the Parquet file of `arms` is.
         figure: Where the plot is.
         points_figure: Where that of the operating points is; None: there is but one point.
@@ -241,6 +267,7 @@ class ArmComparison(BaseModel):
     stages: list[StageSummary]
     arms: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    benchmarks: list[dict[str, Any]] = []
     table: str
     figure: str
     points_figure: str | None = None
@@ -251,6 +278,7 @@ class ArmComparison(BaseModel):
         return [
             "arm",
             *(label for label, _, _ in ARM_COLUMNS),
+            *(("questions right", "change") if self.benchmarks else ()),
             *("p", "perplexity", "distinct-2", "seconds", "MiB"),
         ]
 
@@ -265,12 +293,19 @@ class ArmComparison(BaseModel):
         return [
             row["arm"] + (HOOKED_MARK if row["is_hooked_only"] else ""),
             *(_format_columns(row, metric, unit) for _, metric, unit in ARM_COLUMNS),
+            *self._format_answers(row["arm"]),
             _format_number(row["toxicity_p_value"], ".4f"),
             _format_number(row["perplexity"], ".2f"),
             _format_number(row["distinct_2"], ".1%"),
             _format_number(row["build_seconds"], ".1f"),
             _format_number(None if peak is None else peak / 2**20, ".0f"),
         ]
+
+    def _format_answers(self, arm: str) -> list[str]:
+        if not self.benchmarks:
+            return []
+        found = find_headline(self.benchmarks, arm)
+        return [format_estimate(found, "percent"), format_difference(found)]
 
     @property
     def notes(self) -> list[str]:
@@ -279,6 +314,11 @@ class ArmComparison(BaseModel):
             "p: sign-flip test of the toxicity rate against base over prompts. seconds, MiB: "
             "building the patch from its evidence."
         ]
+        if self.benchmarks:
+            notes.append(
+                "questions right: of all benchmark tasks together; change: against base, paired, "
+                "in points. Task by task: view benchmarks."
+            )
         if any(find_point(row["arm"]) for row in self.arms):
             notes.append(
                 "@0.01: built for a budget of +1%; @kl0.02: scaled to that KL to the base."

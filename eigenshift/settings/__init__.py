@@ -18,6 +18,7 @@ makes of them is in its key (`stages/keys.py`).
     components.py  how components are scored and chosen
     patch.py       what is judged and released, and harmless text for every budget
     evaluation.py  metrics, the gate, the search, the comparison
+    benchmark.py   questions that base and patched model answer
     execution.py   how fast and where; never what is found
     exporting.py   choices of an export, part of no run
     training.py    choices of a scorer's training, part of no run
@@ -28,6 +29,7 @@ makes of them is in its key (`stages/keys.py`).
 
 from __future__ import annotations
 
+from eigenshift.settings.benchmark import BenchmarkSettings
 from eigenshift.settings.components import (
     ComponentScore,
     ComponentSettings,
@@ -59,6 +61,7 @@ from eigenshift.settings.loading import (
     load_preset,
     load_settings,
     load_settings_as,
+    override_settings,
     parse_settings,
     parse_settings_as,
     parse_source,
@@ -90,6 +93,7 @@ __all__ = [
     "SECRET_IN_URL",
     "ActivationSettings",
     "AnySettings",
+    "BenchmarkSettings",
     "ColumnMapping",
     "CompareSettings",
     "ComponentScore",
@@ -134,6 +138,7 @@ __all__ = [
     "load_preset",
     "load_settings",
     "load_settings_as",
+    "override_settings",
     "parse_settings",
     "parse_settings_as",
     "parse_source",

@@ -78,6 +78,14 @@ class GateSettings(Frozen):
         description="Largest relative fall of the probability of neutral words for groups of "
         "people, where nothing toxic is about to be said.",
     )
+    max_capability_drop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Largest fall of the share of benchmark questions answered right, absolute "
+        "(0.02: two points), to be met by its whole interval; empty: told, not asked for. Needs "
+        "benchmark.tasks with at least 3 / bound questions.",
+    )
     check_reload: bool = Field(
         True,
         description="Save the patched model in scratch space, load it back and compare it with "

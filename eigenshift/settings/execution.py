@@ -72,6 +72,9 @@ class ExecutionSettings(Frozen):
     )
     sequences_per_batch: int = Field(256, ge=1, description="Continuations generated at once.")
     texts_per_scoring_batch: int = Field(64, ge=1, description="Continuations scored at once.")
+    answers_per_batch: int = Field(
+        16, ge=1, description="Answers to benchmark questions that are weighed at once."
+    )
     show_text: bool = Field(
         False, description="Show the components' tokens, which may be offensive, in Prefect's UI."
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from eigenshift.base.locations import has_secret
@@ -25,6 +25,13 @@ def _refuse_secret(location: str) -> str:
     return location
 
 
+def _name_switch(value: Any) -> Any:
+    """YAML reads a bare `on` and `off` as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_name_switch)]
+"""What is decided by what is found, unless it is told."""
 Location = Annotated[str, AfterValidator(_refuse_secret)]
 """A path or URL."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +82,20 @@ def load_settings_as(
     for override in overrides:
         _apply_override(document, override)
     return parse_settings_as(kind, document, str(path))
+
+
+def override_settings(
+    document: Mapping[str, Any], overrides: Iterable[str], place: str
+) -> RefreshSettings:
+    """The settings of a record with `key.path=value` overrides, as `load_settings_as`.
+
+    Raises:
+        SettingsError: An override, or what is there, does not fit.
+    """
+    changed = deepcopy(dict(document))
+    for override in overrides:
+        _apply_override(changed, override)
+    return parse_settings(changed, place)
 
 
 def parse_settings(document: Mapping[str, Any], place: str) -> RefreshSettings:
@@ -177,6 +192,11 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
         resolved["further_scorers"] = [
             resolve_scorer(scorer) for scorer in document["further_scorers"]
         ]
+    benchmark = document.get("benchmark")
+    if isinstance(benchmark, dict) and isinstance(benchmark.get("tasks"), list):
+        resolved["benchmark"] = benchmark | {
+            "tasks": [resolve(item) for item in benchmark["tasks"]]
+        }
     if isinstance(document.get("components"), dict):
         resolved["components"] = resolve_keys(document["components"], ("lexicon",))
     return resolved

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from eigenshift.settings.fields import Frozen, Location
-
-
-def _name_switch(value: Any) -> Any:
-    """YAML reads a bare `on` and `off` as true and false."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+from eigenshift.settings.fields import Frozen, Location, Switch
 
 
 class ModelSettings(Frozen):
@@ -32,7 +27,7 @@ class ModelSettings(Frozen):
         "float32", description="Precision of the forward pass ('auto': as stored)."
     )
 
-    chat: Annotated[Literal["auto", "on", "off"], BeforeValidator(_name_switch)] = Field(
+    chat: Switch = Field(
         "auto",
         description="Put prompts and texts through the model's chat template: 'auto' where it has "
         "one, 'off' to study it on raw text.",

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from eigenshift.settings.benchmark import BenchmarkSettings
 from eigenshift.settings.components import ComponentSettings, PositionSource
 from eigenshift.settings.detection import ActivationSettings, StatisticsSettings
 from eigenshift.settings.evaluation import (
@@ -77,6 +78,11 @@ class RefreshSettings(Frozen):
         title="Evaluation",
         description="What is measured, with which intervals.",
     )
+    benchmark: BenchmarkSettings = Field(
+        BenchmarkSettings(),
+        title="Benchmark",
+        description="Questions that base and patched model both answer.",
+    )
     gate: GateSettings = Field(
         GateSettings(), title="Gate", description="When a patch may be released."
     )
@@ -103,6 +109,11 @@ class RefreshSettings(Frozen):
         if repeated:
             raise ValueError(f"scorer names must differ; repeated: {', '.join(repeated)}")
         self._check_gradients()
+        if self.gate.max_capability_drop is not None and not self.benchmark.tasks:
+            raise ValueError(
+                "gate.max_capability_drop bounds what benchmark.tasks measures, and there is none; "
+                "name tasks, or leave the bound out"
+            )
         missing = [role.value for role in self.required_roles if not self.sources_for(role)]
         if missing:
             raise ValueError(

@@ -17,7 +17,10 @@ from eigenshift.upkeep.verification import verify_store
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
-MADE_SINCE = ("harmless_texts", "fisher_components", "fluency_indomain", "intervention_choice")
+MADE_SINCE = (
+    *("harmless_texts", "fisher_components", "fluency_indomain", "intervention_choice"),
+    *("benchmark_answers", "benchmarks"),
+)
 FOLDER = Path(__file__).parents[1] / "golden" / "former_store"
 
 

@@ -34,6 +34,7 @@ CHANGED: dict[str, Any] = {
     "model.chat": "off",
     "model.dtype": "float64",
     "evaluation.max_texts": 10,
+    "benchmark.apply_chat_template": "on",
     "scorer.model_type": "unbiased",
     "gate.slice_bounds": {"language=en": 0.5},
 }

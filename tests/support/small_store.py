@@ -18,6 +18,8 @@ from safetensors.numpy import save_file
 
 from eigenshift.base import schemas
 from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM
+from eigenshift.benchmarks.comparison import compare_answers
+from eigenshift.benchmarks.stages import AnswerComparisonKey
 from eigenshift.evaluation.comparison import ArmEvidence, compare_arms
 from eigenshift.evaluation.gate import check_gate, summarise_metrics
 from eigenshift.ledger.releases import promote_patch
@@ -94,6 +96,13 @@ COMPARED_ARMS = [
     )
 ]
 """What a comparison found, as `tabulate_arms` writes it."""
+
+
+BENCHMARK_MARKS = {
+    BASE_ARM: {"sums": [1, 1, 1, 1], "places": [1, 1, 0, 0]},
+    PATCHED_ARM: {"sums": [1, 1, 1, 0], "places": [1, 0, 1, 0]},
+}
+"""Arm -> task -> what each answer was worth."""
 
 
 @dataclass
@@ -203,6 +212,58 @@ class SmallStore:
         ]
         self.add_artifact(
             record, "trials", lambda w: w.write_rows("trials.parquet", TRIALS, schemas.TRIALS)
+        )
+        return record
+
+    def add_benchmark(self, record: RunRecord | None = None) -> RunRecord:
+        """Add benchmark results: to a run, or as a `benchmark` of the refresh's judged patch.
+
+        Two tasks of four questions. The base gets 4 and 2 of them right; the patch loses one of
+        each and gains one of the second.
+        """
+        judged = self.record.judged
+        if record is None:
+            record = start_run("benchmark", parse_settings(self.record.settings, "test"))
+            record.judged = judged
+            record.artifacts = [
+                use.model_copy(update={"was_cached": True})
+                for use in self.record.artifacts
+                if use.kind == "model" or (use.kind, use.label) == ("patch", judged)
+            ]
+            finish_run(record, "finished")
+        answers = {}
+        for arm, marks in BENCHMARK_MARKS.items():
+            rows = [
+                {
+                    "task": task,
+                    "metric": "acc",
+                    "filter": "none",
+                    "is_main": True,
+                    "question_index": index,
+                    "question_hash": f"{task}-{index}",
+                    "prompt_hash": f"{task}-{index}",
+                    "value": float(mark),
+                }
+                for task, found in marks.items()
+                for index, mark in enumerate(found)
+            ]
+            self.references[f"answers-{arm}"] = self.add_artifact(
+                record,
+                "benchmark_answers",
+                lambda w, rows=rows: w.write_rows(
+                    "benchmark_answers.parquet", rows, schemas.BENCHMARK_ANSWERS
+                ),
+                arm,
+                [] if arm == BASE_ARM else [record.find_artifact("patch", arm)],
+            )
+            answers[arm] = rows
+        key = AnswerComparisonKey(arms=tuple(answers), n_bootstrap=100, confidence=0.95, seed=0)
+        rows = list(compare_answers(answers, key))
+        self.references["benchmarks"] = self.add_artifact(
+            record,
+            "benchmarks",
+            lambda w: w.write_rows("benchmarks.parquet", rows, schemas.BENCHMARKS),
+            inputs=[self.references[f"answers-{arm}"] for arm in answers],
         )
         return record
 

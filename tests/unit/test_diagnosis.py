@@ -13,9 +13,11 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from eigenshift import diagnosis
+from eigenshift.benchmarks import tasks
 from eigenshift.diagnosis import BAD_PAIRS, Finding, check_pair, diagnose, measure_free_memory
 from eigenshift.settings import RefreshSettings, ScorerSettings, parse_settings
 from eigenshift.toxicity.scorer_quality import TRAINING_NAME, Quality
+from tests.support.benchmark_tasks import EVERYDAY
 from tests.support.linear_scorers import make_folder
 
 
@@ -221,3 +223,25 @@ def test_the_hub_is_looked_for_and_not_needed(monkeypatch: pytest.MonkeyPatch) -
     assert "HF_HUB_OFFLINE" in offline.detail
     assert silent.is_fine
     assert "no answer" in silent.detail
+
+
+def test_benchmark_tasks_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is not there is a finding, and so is that there is no harness."""
+    settings = make_settings(tmp_path, str(tmp_path / "none"))
+
+    def look(*names: str) -> Finding | None:
+        asked = settings.benchmark.model_copy(update={"tasks": names})
+        found = diagnose(settings.model_copy(update={"benchmark": asked}))
+        return by_name(found).get("benchmark")
+
+    assert look() is None
+    here, gone = look(str(EVERYDAY)), look(f"{tmp_path}/none")
+    assert here is not None
+    assert here.is_fine
+    assert "lm-eval" in here.detail
+    assert gone is not None
+    assert not gone.is_fine
+    monkeypatch.setattr(tasks, "PACKAGE", "no-such-package")
+    missing = look(str(EVERYDAY))
+    assert missing is not None
+    assert "pip install 'eigenshift[benchmark]'" in missing.detail

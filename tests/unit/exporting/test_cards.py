@@ -261,3 +261,27 @@ def test_a_card_tells_that_all_rows_of_the_head_are_changed(
     assert (
         "A patch (eigenshift_fisher) that adds a product of rank 3 to the rows of the head" in text
     )
+
+
+def test_a_card_tells_what_the_patch_cost_in_capability(tied: SmallStore, tmp_path: Path) -> None:
+    """Questions put by a later `benchmark` of it; before, that there were none."""
+    out = export_patch(tied.url, None, "patch", tmp_path / "before")
+    assert "Not measured: no benchmark questions" in (out / "README.md").read_text()
+    store = tied.copy_to(tmp_path / "store")
+    store.add_benchmark()
+    out = export_patch(store.url, None, "patch", tmp_path / "after")
+    text = (out / "README.md").read_text()
+    assert find_card_errors(text) == []
+    section = text.partition("## Capability")[2].partition("## Data")[0]
+    assert "| all | acc | 75.0% [" in section
+    assert "| -12.5% [" in section
+    found = {
+        item.dataset_type: item
+        for item in ModelCard(text).data.eval_results
+        if item.metric_type == "acc"
+    }
+    assert {name: item.metric_value for name, item in found.items()} == {
+        "sums": 0.75,
+        "places": 0.5,
+    }
+    assert "4 questions" in found["sums"].dataset_name

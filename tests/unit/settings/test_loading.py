@@ -19,6 +19,7 @@ from eigenshift.settings import (
     load_preset,
     load_settings,
     load_settings_as,
+    override_settings,
 )
 
 MINIMAL = {
@@ -213,3 +214,35 @@ def test_a_factor_beside_the_least_one_is_refused_without_a_number() -> None:
     """It would do nothing."""
     with pytest.raises(SettingsError, match="of the automatic choice set min_factor"):
         load_preset("demo", ["components.min_factor=0.2", "components.factor=0.5"])
+
+
+def test_folders_of_benchmark_tasks_are_relative_to_the_file(settings_file: Path) -> None:
+    """Names of the harness's own tasks are left as they are."""
+    tasks = ["piqa", "./tasks", "../all/one.yaml"]
+    settings_file.write_text(yaml.safe_dump({**MINIMAL, "benchmark": {"tasks": tasks}}))
+    folder = settings_file.parent
+    assert load_settings(settings_file).benchmark.tasks == (
+        "piqa",
+        str(folder / "tasks"),
+        str(folder.parent / "all" / "one.yaml"),
+    )
+
+
+def test_a_bound_on_capability_needs_questions(settings_file: Path) -> None:
+    """A gate that asks for what nobody measures is refused before the run, not after an hour."""
+    bound = "gate.max_capability_drop=0.02"
+    with pytest.raises(SettingsError, match=r"name tasks, or leave the bound out"):
+        load_settings(settings_file, [bound])
+    assert load_settings(settings_file, [bound, "benchmark.tasks=[piqa]"]).gate.max_capability_drop
+    with pytest.raises(SettingsError, match=r"max_capability_drop.*greater than 0"):
+        load_settings(settings_file, ["gate.max_capability_drop=0", "benchmark.tasks=[piqa]"])
+
+
+def test_settings_of_a_record_take_overrides(settings_file: Path) -> None:
+    """What is recorded stays as it is."""
+    recorded = load_settings(settings_file).model_dump(mode="json")
+    changed = override_settings(recorded, ["benchmark.tasks=[piqa]", "benchmark.limit=5"], "a run")
+    assert (changed.benchmark.tasks, changed.benchmark.limit) == (("piqa",), 5)
+    assert recorded["benchmark"]["tasks"] == []
+    with pytest.raises(SettingsError, match="a run: 1 setting"):
+        override_settings(recorded, ["benchmark.limit=0"], "a run")
