@@ -257,6 +257,7 @@ class _Search:
         self._nothing = torch.zeros(directions.shape[1], device=weight.device)
         self._base_losses = [head.measure() for head in self._harmless]
         self._losses = self._base_losses
+        self._last_refusing = 0
         self._base_toxicity = self._toxicity = self._toxic.measure()
 
     @property
@@ -282,8 +283,8 @@ class _Search:
         """Take one step of each of these if together they help and stay in the budget."""
         steps = self._nothing.clone()
         steps[list(places)] = self._step
-        losses = [head.measure(steps) for head in self._harmless]
-        if self._find_increase(losses) > max_perplexity_increase:
+        losses = self._measure_losses(steps, max_perplexity_increase)
+        if losses is None:
             return False
         toxicity = self._toxic.measure(steps)
         if toxicity >= self._toxicity:
@@ -292,6 +293,17 @@ class _Search:
             head.apply(steps)
         self._losses, self._toxicity = losses, toxicity
         return True
+
+    def _measure_losses(self, steps: Tensor, max_perplexity_increase: float) -> list[float] | None:
+        """Of each kind of text; None if one is beyond the budget, likely the one before."""
+        losses = list(self._losses)
+        places = sorted(range(len(losses)), key=lambda place: place != self._last_refusing)
+        for place in places:
+            losses[place] = self._harmless[place].measure(steps)
+            if math.expm1(losses[place] - self._base_losses[place]) > max_perplexity_increase:
+                self._last_refusing = place
+                return None
+        return losses
 
     def _find_increase(self, losses: Sequence[float]) -> float:
         rises = (now - base for now, base in zip(losses, self._base_losses, strict=True))

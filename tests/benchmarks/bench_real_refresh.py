@@ -45,6 +45,7 @@ def write_settings(words: Path, *, is_before: bool) -> Path:
     if is_before:
         for name in LATER_FIELDS:
             model.pop(name, None)
+    document.pop("benchmark", None)  # asked by later builds only
     for source in document["sources"]:
         source["uri"] = str((PRESET.parent / source["uri"]).resolve())
     document["scorer"] = {"kind": "lexicon", "words": str(words.resolve())}
