@@ -29,6 +29,9 @@ ROWS_PER_BLOCK = 64
 MAX_CANDIDATES = 128
 STEPS_PER_RANKING = 4
 """Components overlap in what they do, so steps are ranked anew after so many are taken."""
+NEGLIGIBLE_GAIN = 1e-3
+"""Of the base's probability of toxic tokens: where steps one by one, at the edge of the budget,
+lower it by less, the search ends. Hundreds may cost next to nothing and bring as little."""
 MAX_TRIED = 16
 """Steps of one ranking that are tried one by one where all together do not fit."""
 MIN_COST_NATS = 5e-4
@@ -165,6 +168,8 @@ def choose_within_budget(
     search = _Search(language_model, calibration, toxic, v[:, indices], step)
     n_taken = torch.zeros(len(indices), dtype=torch.long)
     order: list[int] = []
+    refused: set[int] = set()
+    """Beyond the budget by themselves when they were last tried: they would take others along."""
 
     def list_steps() -> list[int]:
         """Candidates that may be lowered further, best first."""
@@ -181,18 +186,20 @@ def choose_within_budget(
 
     while ranking := list_steps():
         n_new = max_components - len(order)
-        together = _limit_new(ranking, n_taken, n_new)[:STEPS_PER_RANKING]
-        if search.accept(together, max_perplexity_increase):
+        fitting = [place for place in ranking if place not in refused]
+        together = _limit_new(fitting, n_taken, n_new)[:STEPS_PER_RANKING]
+        if together and search.accept(together, max_perplexity_increase):
             take(together)
             continue
-        taken = [
-            place
-            for place in _limit_new(ranking, n_taken, n_new)[:MAX_TRIED]
-            if search.accept([place], max_perplexity_increase)
-        ]
+        share_before = search.toxic_token_share
+        tried = _limit_new(ranking, n_taken, n_new)[:MAX_TRIED]
+        taken = [place for place in tried if search.accept([place], max_perplexity_increase)]
         if not taken:
             break
+        refused = set(tried).difference(taken)
         take(taken)
+        if share_before - search.toxic_token_share < NEGLIGIBLE_GAIN:
+            break
     return Choice(
         [indices[place] for place in order],
         [1.0 - step * int(n_taken[place]) for place in order],
