@@ -14,7 +14,7 @@ from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import ModelError
 from eigenshift.components import stages as components
 from eigenshift.components.choice import require_components
-from eigenshift.components.text_halves import require_both_parts
+from eigenshift.components.text_halves import require_both_parts, split_neutral
 from eigenshift.datasets import stages as datasets
 from eigenshift.datasets.reading import list_sources
 from eigenshift.evaluation import stages as evaluation
@@ -346,7 +346,13 @@ def _measure_fluency(
     settings = journal.settings
     files = list_files(journal, sources, Role.neutral)
     patches = {name: arm.patch for name, arm in arms.items()}
-    n_texts = allot_texts([file.rows or 0 for file in files], settings.evaluation.max_texts)
+
+    def count_evaluated() -> list[int]:
+        shards = map(journal.artifacts.read_table, files)
+        return [len(split_neutral(shard, for_calibration=False)) for shard in shards]
+
+    n_rows = [file.rows or 0 for file in files]
+    n_texts = allot_texts(n_rows, settings.evaluation.max_texts, count_evaluated)
     pieces = (
         (
             evaluation.FluencyInputs(model=model, texts=file, patches=patches),

@@ -135,7 +135,7 @@ def read_file(source: SourceSettings, max_characters: int, workspace: Workspace)
         "rejected": dict(sorted((reason.value, n) for reason, n in reasons.items())),
     }
     logger.info(
-        "file read: dataset=%s file=%s rows=%d rejected=%d seconds=%.2f",
+        "file read: dataset=%s file=%s rows_read=%d rejected=%d seconds=%.2f",
         source.name,
         file.uri,
         n_rows,
