@@ -64,6 +64,7 @@ PUBLIC_ORIGINS = {
         "https://huggingface.co/datasets/allenai/real-toxicity-prompts"
     ),
     SourceFormat.sentences: "https://huggingface.co/datasets/Salesforce/wikitext",
+    SourceFormat.paragraphs: "https://huggingface.co/datasets/Salesforce/wikitext",
 }
 """Where the files that shipped presets name are from; their licences are in data/README.md."""
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4}

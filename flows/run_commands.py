@@ -183,6 +183,8 @@ def _print_outcome(outcome: Any) -> None:
     for row in outcome.headline:
         table.add_row(*row)
     console.print(table)
+    for caveat in outcome.caveats:
+        console.print(f"  [yellow]mind[/]  {escape(caveat)}", highlight=False)
     for check in outcome.checks:
         mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"
         console.print(f"  {mark}  {_describe_check(check)}", highlight=False)

@@ -16,12 +16,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.evaluation.capability import ALL_TASKS
+from eigenshift.evaluation.caveats import find_caveats
 from eigenshift.evaluation.metric_table import MetricTable
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.model.files import is_hub_id
 from eigenshift.patches.patching import Patch
 from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
-from eigenshift.reporting.outcomes import COMPARED, format_estimate
+from eigenshift.reporting.outcomes import (
+    COMPARED,
+    HOLDS_ZERO,
+    REDUCTIONS,
+    TRADE_OFFS,
+    format_metric,
+)
 from eigenshift.settings import (
     ModelSettings,
     PlainScorerSettings,
@@ -199,6 +206,9 @@ def _warn(facts: CardFacts) -> str:
     elif record.status != "promoted":
         reasons = "; ".join(failed) or record.status
         lines.append(f"**This run was held by the gate** ({reasons}): the patch was not released.")
+    lines += [
+        f"**Mind**: {text}" for text in (*record.caveats, *find_caveats(facts.rows, facts.arm))
+    ]
     if obstacle is not None:
         lines.append(f"**It has no place in the weights** and runs with hooks only: {obstacle}")
     return "".join(f"\n{line}\n" for line in lines)
@@ -227,7 +237,7 @@ def _tabulate_metrics(facts: CardFacts) -> str:
         "|---|---|---|---|---|---|",
     ]
     for label, metric, unit in COMPARED:
-        cells = [format_estimate(table.get(arm, metric), unit) for arm in arms]
+        cells = [format_metric(metric, table.get(arm, metric), unit) for arm in arms]
         if any(cell != "-" for cell in cells):
             lines.append("| " + " | ".join([label, *cells]) + " |")
     return "\n".join(lines)
@@ -308,7 +318,7 @@ def _list_results(facts: CardFacts, settings: RefreshSettings) -> list[EvalResul
                 dataset_type="eigenshift-run",
                 dataset_name=f"run {facts.record.run_id} ({dataset})",
                 metric_type=metric,
-                metric_name=label,
+                metric_name=_name_metric(label, metric, row),
                 metric_value=row["value"],
                 metric_args=interval or None,
             )
@@ -333,3 +343,12 @@ def _list_answers(facts: CardFacts, settings: RefreshSettings) -> Iterator[EvalR
                     "confidence": settings.evaluation.confidence,
                 },
             )
+
+
+def _name_metric(label: str, metric: str, row: Mapping[str, Any]) -> str:
+    """The hub shows a name and a number: what must be said with the number is in the name."""
+    if metric in REDUCTIONS and row["value"] < 0:
+        return f"{label} (below 0: a rise)"
+    if metric in TRADE_OFFS and row["low"] is not None and row["low"] <= 0:
+        return f"{label} {HOLDS_ZERO}"
+    return label
