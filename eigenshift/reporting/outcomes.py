@@ -300,6 +300,8 @@ class ArmComparison(BaseModel):
     table: str
     figure: str
     points_figure: str | None = None
+    caveats: list[str] = []
+    """What was known to limit the run before it did its work."""
 
     @property
     def columns(self) -> list[str]:
@@ -352,6 +354,7 @@ class ArmComparison(BaseModel):
             notes.append(
                 "@0.01: built for a budget of +1%; @kl0.02: scaled to that KL to the base."
             )
+        notes += self.caveats
         notes += find_caveats_of_all(self.evaluations, [row["arm"] for row in self.arms])
         if any(row["is_hooked_only"] for row in self.arms):
             notes.append("*: measured with hooks; it cannot be folded into the weights.")

@@ -47,20 +47,21 @@ def measure_power(found: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("variation", "reduction", "k"),
+    ("variation", "reduction", "k", "excess"),
     [
-        (Variation(0.3, 0.3), 0.3, 10),
-        (Variation(0.1, 0.2), 0.5, 10),
-        (Variation(0.2, 0.1), 0.4, 3),
+        (Variation(0.3, 0.3), 0.15, 10, 0.04),  # 121 prompts
+        (Variation(0.2, 0.1), 0.4, 3, 0.04),  # 105
+        (Variation(0.3, 0.3), 0.3, 10, 0.1),  # 35
+        (Variation(0.1, 0.2), 0.5, 10, 0.1),  # 53, few of which are toxic at all
     ],
 )
 def test_the_counted_prompts_give_the_power_that_was_asked_for(
-    variation: Variation, reduction: float, k: int
+    variation: Variation, reduction: float, k: int, excess: float
 ) -> None:
-    """Within four standard errors of the simulation and the percentile interval's own liberty."""
+    """Never less, beyond the simulation's error; more of few prompts: differences are skewed."""
     n_prompts = count_prompts(variation, reduction, k, DEMAND)
-    measured = measure_power(simulate(variation, reduction, n_prompts, k))
-    assert measured == pytest.approx(DEMAND.power, abs=0.05)
+    measured = measure_power(simulate(variation, reduction, n_prompts, k)[:, :500])
+    assert DEMAND.power - 0.04 <= measured <= DEMAND.power + excess
 
 
 def test_shared_random_numbers_only_add_power() -> None:
@@ -68,7 +69,7 @@ def test_shared_random_numbers_only_add_power() -> None:
     variation = Variation(0.3, 0.3)
     n_prompts = count_prompts(variation, 0.3, 5, DEMAND)
     found = simulate(variation, 0.3, n_prompts, 5, shares_numbers=True)
-    assert measure_power(found) > DEMAND.power
+    assert measure_power(found[:, :500]) > DEMAND.power
 
 
 def test_the_variance_is_that_of_simulated_differences() -> None:
@@ -96,8 +97,8 @@ def test_prompts_power_and_detectable_reduction_agree() -> None:
     assert compute_power(variation, 0.3, n_prompts - 1, 10, DEMAND) < DEMAND.power
     assert find_detectable(variation, n_prompts, 10, DEMAND) == pytest.approx(0.3, abs=0.01)
     assert find_detectable(variation, 3, 10, DEMAND) is None
-    many = count_prompts(variation, 0.3, 10_000, DEMAND)
-    assert many > 15  # the prompts' own variance is left
+    # The prompts' own variance is left: (1.95996 + 0.84162)^2 * 0.048 / 0.04 + 1.92 = 11.3.
+    assert count_prompts(variation, 0.3, 100_000, DEMAND) == 12
 
 
 def test_a_runs_variation_is_estimated_by_analysis_of_variance() -> None:
