@@ -39,6 +39,7 @@ from eigenshift.settings import (
     SourceSettings,
     parse_settings,
 )
+from eigenshift.upkeep.reproduction import FILE_NAME, Reproduction
 
 README_NAME = "README.md"
 OUR_TAG = "eigenshift"
@@ -61,6 +62,7 @@ class CardFacts:
         licence: Licence fields of the base's own card, if known.
         changed: Parameter -> its digest in the export; empty if it holds none.
         benchmarks: `schemas.BENCHMARKS` rows, none if no benchmark questions were put.
+        reproduction: What repeats the run, if it lies beside the card.
     """
 
     record: RunRecord
@@ -71,6 +73,7 @@ class CardFacts:
     licence: Mapping[str, str]
     changed: Mapping[str, str]
     benchmarks: Sequence[Mapping[str, Any]] = ()
+    reproduction: Reproduction | None = None
 
 
 def write_card(facts: CardFacts, usage: str, folder: Path) -> None:
@@ -155,7 +158,7 @@ other random numbers.
 ## Data
 
 {_describe_data(settings, facts.rows)}
-
+{_describe_reproduction(facts.reproduction)}
 ## Limits
 
 The numbers hold for the run's prompts, languages, sampling and toxicity classifier, and no further.
@@ -273,6 +276,29 @@ def _describe_data(settings: RefreshSettings, rows: Sequence[Mapping[str, Any]])
             "in this folder.",
         ]
     )
+
+
+def _describe_reproduction(found: Reproduction | None) -> str:
+    """How to repeat the run, and what it read, by digest."""
+    if found is None:
+        return ""
+    lines = [
+        *("", "## Reproduce", ""),
+        f"`{FILE_NAME}` holds the settings, digests of all that was read, versions and every "
+        "number. With the same model and data,",
+        "",
+        f"    eigenshift reproduce {FILE_NAME} --set model.id=FOLDER --set sources.0.uri=FILE",
+        "",
+        "repeats the run and says which number differs by how much; other files are refused by "
+        "name.",
+        "",
+        *("| dataset | file | sha256 | rows |", "|---|---|---|---|"),
+        *(
+            f"| {item.dataset} | {item.file} | `{item.sha256}` | {item.rows_read:,} |"
+            for item in found.data
+        ),
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _describe_scorers(scorer: ScorerSettings) -> str:

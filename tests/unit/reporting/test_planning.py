@@ -22,7 +22,9 @@ def test_a_runs_base_arm_gives_rate_and_correlation(small: SmallStore) -> None:
     """Counted from its scores by hand, prompt by prompt; of no other arm."""
     basis = measure_basis(small.url, None)
     counts: dict[str, list[int]] = {}
-    scores = small.artifacts.open(small.references["scores-evaluation-base"]).read_table("scores.parquet")
+    scores = small.artifacts.open(small.references["scores-evaluation-base"]).read_table(
+        "scores.parquet"
+    )
     for row in scores.to_pylist():
         value = row["toxicity_probability"]
         if value is not None:
