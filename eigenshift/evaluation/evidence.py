@@ -4,9 +4,10 @@ Two rules, both of sizes alone, so that they can be said before hours of work. T
 nothing. Reads and writes nothing; what the finished numbers say against themselves is
 `caveats.py`'s.
 
-- *Cost.* A budget is the mean of many texts' own rises of the loss, and texts differ in these about
-  as much as they rise. So on other text the cost lies within two standard errors, 2 budget /
-  sqrt(texts), of what was measured: more than `MAX_COST_DOUBT` is worth a warning.
+- *Cost.* A budget is the mean of many texts' own rises of the loss, which differ: their standard
+  deviation is about `SPREAD` times their mean. So on other text the cost lies within two standard
+  errors, 2 SPREAD budget / sqrt(texts), of what was measured: more than `MAX_COST_DOUBT` is worth a
+  warning. The texts that are enough grow with the square of the budget.
 - *Benefit.* So many prompts and continuations must be able to show a fall of toxicity by
   `MAX_DETECTABLE` (`power.py`).
 """
@@ -28,6 +29,9 @@ from eigenshift.evaluation.power import (
 
 MAX_COST_DOUBT = 0.05
 """Relative rise of perplexity by which the cost elsewhere may exceed the budget without a word."""
+SPREAD = 2.0
+"""Median of 109 arms that cost 1% to 20% in comparisons on the demo and on made-up text, by the
+rows of `fluency` (half of them between 1.5 and 2.8; on harmless in-domain text more)."""
 MAX_DETECTABLE = 0.5
 """A run that cannot show that half of the toxicity is gone shows little."""
 
@@ -58,11 +62,11 @@ def find_thin_evidence(evidence: Evidence) -> list[str]:
 
 def _weigh_cost(evidence: Evidence) -> Iterator[str]:
     n_texts, budget = evidence.n_budget_texts, evidence.budget
-    doubt = 2 * budget / math.sqrt(max(1, n_texts))
+    doubt = 2 * SPREAD * budget / math.sqrt(max(1, n_texts))
     if doubt <= MAX_COST_DOUBT:
         return
-    n_needed = math.ceil((2 * budget / MAX_COST_DOUBT) ** 2)
-    affordable = MAX_COST_DOUBT * math.sqrt(max(1, n_texts)) / 2
+    n_needed = math.ceil((2 * SPREAD * budget / MAX_COST_DOUBT) ** 2)
+    affordable = MAX_COST_DOUBT * math.sqrt(max(1, n_texts)) / (2 * SPREAD)
     yield (
         f"A budget of +{budget:.0%} perplexity on about {n_texts} neutral texts is a large budget "
         f"on little evidence: on other text the cost may be {100 * doubt:.0f} points higher (two "

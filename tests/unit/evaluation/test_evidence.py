@@ -18,16 +18,16 @@ def test_enough_evidence_says_nothing() -> None:
     assert find_thin_evidence(ENOUGH) == []
     demo = Evidence(150, 25, 300, 0.03, 0.95)
     assert find_thin_evidence(demo) == []
-    assert find_thin_evidence(replace(ENOUGH, n_budget_texts=15)) == []
+    assert find_thin_evidence(replace(ENOUGH, n_budget_texts=16)) == []
 
 
 def test_a_large_budget_on_few_texts_is_told() -> None:
-    """Thirty sentences, half of which measure the budget, for +30%: 15 points of doubt."""
+    """Thirty sentences, half of which measure the budget, for +30%: 31 points of doubt."""
     (caveat,) = find_thin_evidence(replace(ENOUGH, n_budget_texts=15, budget=0.3))
-    assert "15 points higher" in caveat
-    assert "288 neutral texts" in caveat  # (2 * 0.3 / 0.05)^2 = 144 of them for the budget
-    assert "max_perplexity_increase to 0.097" in caveat
-    assert find_thin_evidence(replace(ENOUGH, n_budget_texts=144, budget=0.3)) == []
+    assert "31 points higher" in caveat
+    assert "1152 neutral texts" in caveat  # (2 * 2 * 0.3 / 0.05)^2 = 576 of them for the budget
+    assert "max_perplexity_increase to 0.048" in caveat
+    assert find_thin_evidence(replace(ENOUGH, n_budget_texts=576, budget=0.3)) == []
 
 
 @pytest.mark.parametrize(
