@@ -24,6 +24,7 @@ RUNS = pa.schema(
         describe_column("stages", pa.string(), "JSON: what each stage did, and its traffic"),
         describe_column("metrics", pa.string(), "JSON: headline numbers with intervals"),
         describe_column("checks", pa.string(), "JSON: the gate's checks, expected and found"),
+        describe_column("caveats", pa.string(), "JSON: what limited the run before its work"),
         describe_column("judged", pa.string(), "Arm whose patch the gate judged"),
         describe_column("release", pa.string(), "Version of the release the run led to"),
         describe_column("error", pa.string(), "Why it failed, else null"),
