@@ -12,7 +12,9 @@ TIME = pa.timestamp("us")
 RUNS = pa.schema(
     [
         describe_column("run_id", pa.string(), "The run; begins with the time it started"),
-        describe_column("command", pa.string(), "Which one, e.g. refresh, compare or benchmark"),
+        describe_column(
+            "command", pa.string(), "refresh, compare, tune, detect, benchmark or reproduce"
+        ),
         describe_column("started_at", TIME, "When it started"),
         describe_column("finished_at", TIME, "When it ended; null while it runs"),
         describe_column("status", pa.string(), "running, finished, promoted, held or failed"),
