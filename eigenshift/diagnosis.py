@@ -2,7 +2,7 @@
 
 Looks at versions, cores, memory, GPU and disk, and with settings at the store, every source, the
 model and the classifier. Reports; never raises for a thing that is missing, downloads no weights
-and loads no model.
+and loads no model. The hub is asked only where the settings name something on it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from eigenshift.store.source_files import fetch_path, is_folder, list_files, ope
 from eigenshift.store.storage import Store
 from eigenshift.toxicity.scorer_quality import describe_quality, read_quality
 from eigenshift.toxicity.scorers import load_scorer
+from eigenshift.toxicity.scorers.detoxify_checkpoint import Release, find_release
 
 PYTHON_VERSIONS = ((3, 10), (3, 14))
 """First supported, first not supported (pyproject.toml)."""
@@ -63,6 +64,7 @@ PUBLIC_ORIGINS = {
         "https://huggingface.co/datasets/allenai/real-toxicity-prompts"
     ),
     SourceFormat.sentences: "https://huggingface.co/datasets/Salesforce/wikitext",
+    SourceFormat.paragraphs: "https://huggingface.co/datasets/Salesforce/wikitext",
 }
 """Where the files that shipped presets name are from; their licences are in data/README.md."""
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4}
@@ -111,7 +113,7 @@ def diagnose(settings: RefreshSettings | None) -> list[Finding]:
         ("memory", check_memory),
         ("GPU", check_gpu),
         ("disk", lambda: check_disk(Path.cwd())),
-        ("hub", check_hub),
+        ("hub", lambda: check_hub(settings)),
     ]
     if settings is not None:
         checks += _list_settings_checks(settings)
@@ -242,19 +244,63 @@ def check_disk(folder: Path) -> Finding:
     return Finding("disk", free >= MIN_FREE_BYTES, detail)
 
 
-def check_hub() -> Finding:
-    """Whether the Hugging Face hub answers; runs on local folders do not need it."""
+def check_hub(settings: RefreshSettings | None) -> Finding:
+    """Whether the Hugging Face hub answers; it is not asked where nothing is to come from it.
+
+    Args:
+        settings: Of the run to come, or None: then it is asked.
+    """
+    if settings is not None and not (names := list_on_hub(settings)):
+        return Finding("hub", True, "not needed and not asked: everything named is in folders")
+    what = "" if settings is None else f" (for {', '.join(names)})"
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", True, "offline by HF_HUB_OFFLINE; folders and what is cached work")
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the hub's URL
+        detail = f"offline by HF_HUB_OFFLINE; folders and what is cached work{what}"
+        return Finding("hub", True, detail)
+    answer, _ = _ask(constants.ENDPOINT)
+    return Finding("hub", True, f"{constants.ENDPOINT}: {answer}{what}")
+
+
+def list_on_hub(settings: RefreshSettings) -> list[str]:
+    """What the settings take from the hub, or from its cache here."""
+    judges = [
+        judge
+        for scorer in (settings.scorer, *settings.further_scorers)
+        for judge in (scorer, *scorer.for_languages)
+    ]
+    found = {settings.model.id: "model"}
+    found |= {
+        judge.model: f"scorer {judge.name}"
+        for judge in judges
+        if judge.kind is ScorerKind.classifier and judge.model is not None
+    }
+    found |= {
+        source.uri: f"source {source.name}"
+        for source in settings.sources
+        if source.format is SourceFormat.huggingface
+    }
+    names = [name for place, name in found.items() if _is_hub_name(place)]
+    # Detoxify's tokenizer is the hub's unless there is a folder with it.
+    return names + [
+        f"scorer {judge.name}"
+        for judge in judges
+        if judge.kind is ScorerKind.detoxify and judge.config_folder is None
+    ]
+
+
+def _is_hub_name(place: str) -> bool:
+    return HUB_ID.fullmatch(place) is not None and not is_folder(place)
+
+
+def _ask(url: str) -> tuple[str, bool]:
+    """What a server says when it is asked for its page's head, and whether it answers at all."""
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - an address of our own
     try:
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):  # noqa: S310
-            detail = "answers"
+            return "answers", True
     except urllib.error.HTTPError as error:
-        detail = f"answers with status {error.code}"
+        return f"answers with status {error.code}", True
     except OSError as error:
-        detail = f"no answer ({type(error).__name__}); give folders instead"
-    return Finding("hub", True, f"{constants.ENDPOINT}: {detail}")
+        return f"no answer ({type(error).__name__}); give folders instead", False
 
 
 def check_store(url: str) -> Finding:
@@ -356,13 +402,14 @@ def check_scorer(settings: ScorerSettings) -> Finding:
     """Whether a scorer's files are here and it loads; hub downloads are only announced."""
     name = f"scorer {settings.name}"
     if settings.kind is ScorerKind.detoxify and settings.checkpoint is None:
-        detail = f"Detoxify {settings.model_type!r}; downloaded at first use if it is not here yet"
-        return Finding(name, True, detail)
+        release = find_release(settings)
+        if not release.path.is_file():
+            return _check_download(name, settings, release)
     is_classifier = settings.kind is ScorerKind.classifier and settings.model is not None
     if is_classifier and _is_on_hub_only(settings.model or "", settings.revision):
         return Finding(name, True, f"{settings.model}: the first run downloads it from the hub")
     scorer = load_scorer(settings, "cpu", 1)
-    place = settings.checkpoint or settings.model or settings.words
+    place = settings.checkpoint or settings.model or settings.words or settings.model_type
     detail = f"{place}: loads as {settings.kind.value}, {scorer.digest[:12]}"
     if settings.kind is ScorerKind.linear:
         quality = read_quality(fetch_path(settings.model or ""))
@@ -370,9 +417,21 @@ def check_scorer(settings: ScorerSettings) -> Finding:
     return Finding(name, True, detail)
 
 
+def _check_download(name: str, settings: ScorerSettings, release: Release) -> Finding:
+    """Whether weights that are not here can be had: a run would find out only after generating."""
+    what = f"Detoxify {settings.model_type!r}: not in {release.path.parent}"
+    remedy = "set scorer.checkpoint and scorer.config_folder to local copies"
+    if constants.HF_HUB_OFFLINE:
+        return Finding(name, False, f"{what}, and offline by HF_HUB_OFFLINE; {remedy}")
+    answer, is_there = _ask(release.url)
+    if is_there:
+        return Finding(name, True, f"{what}; the first run downloads it from {release.url}")
+    return Finding(name, False, f"{what}, and {release.url}: {answer}; {remedy}")
+
+
 def _is_on_hub_only(model_id: str, revision: str | None) -> bool:
     """Whether a model is neither a folder nor in the hub's local cache."""
-    if is_folder(model_id) or not HUB_ID.fullmatch(model_id):
+    if not _is_hub_name(model_id):
         return False
     try:
         huggingface_hub.snapshot_download(model_id, revision=revision, local_files_only=True)

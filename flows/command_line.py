@@ -4,7 +4,7 @@ Exit codes: 0 done or promoted, 3 held by the gate, 2 bad settings or input, 1 a
 Results go to stdout, progress and logs to stderr. With `--json` the last line of stdout is one
 JSON object. Commands that start a run are `run_commands.py`'s, those about a store
 `store_commands.py`'s, those about a model `model_commands.py`'s, those about a scorer
-`scorer_commands.py`'s.
+`scorer_commands.py`'s; sizing a run is `plan_commands.py`'s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import typer
 
 from eigenshift.base.errors import INPUT_ERRORS, EigenShiftError, SettingsError
-from flows import model_commands, run_commands, scorer_commands, store_commands
+from flows import model_commands, plan_commands, run_commands, scorer_commands, store_commands
 from flows.log_format import make_formatter
 from flows.options import EXIT_BAD_INPUT, EXIT_FAILED, err_console
 
@@ -32,6 +32,7 @@ app.add_typer(run_commands.app)
 app.add_typer(store_commands.app)
 app.add_typer(model_commands.app)
 app.add_typer(scorer_commands.app)
+app.add_typer(plan_commands.app)
 USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if "Click" in base.__name__)
 """Wrong words on the command line; newer typers carry a click of their own, so it is looked up."""
 

@@ -94,6 +94,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
             arms=artifact.read_table(tables.COMPARISONS.file).to_pylist(),
             evaluations=rows,
             benchmarks=answered,
+            caveats=journal.record.caveats,
             table=artifact.locate(tables.COMPARISONS.file).uri,
             figure=artifact.locate(CHART_NAME).uri,
             points_figure=artifact.locate(POINTS_CHART_NAME).uri

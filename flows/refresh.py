@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Completed
 
-from eigenshift.base.arms import AGAIN_ARM, BASE_ARM
+from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import NothingToDampError
 from eigenshift.benchmarks.harness import require_tasks
 from eigenshift.evaluation.capability import check_capability, summarise_capability
@@ -34,6 +34,7 @@ from eigenshift.reporting.outcomes import RefreshOutcome, explain_hold
 from eigenshift.settings import RefreshSettings, Role
 from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference
+from eigenshift.upkeep.reproduction import write_reproduction
 from flows import benchmarking, detection_stages, judging, stages, treatment
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
@@ -96,11 +97,7 @@ def _judge_patch(
     judged = journal.record.judged
     patch = patches[judged]
     shifts = judging.measure_token_shifts(journal, study, patch)
-    arms = {
-        BASE_ARM: stages.Arm(patch=None),
-        AGAIN_ARM: stages.Arm(patch=None, stream="again"),
-    } | {name: stages.Arm(patch=found) for name, found in patches.items()}
-    evaluation = stages.evaluate_arms(journal, model, sources, arms)
+    evaluation = treatment.evaluate_treatment(journal, model, sources, patches)
     rows = journal.read(evaluation, tables.EVALUATIONS).to_pylist()
     gate = journal.settings.gate
     checks = check_gate(rows, gate, judged, journal.read_facts(shifts))
@@ -147,6 +144,8 @@ def _release(
     """Put the patch in force and finish the record."""
     record = journal.record
     record.checks = [check.as_dict() for check in checks]
+    where = write_reproduction(journal.artifacts, record)
+    logger.info("written for `eigenshift reproduce`: %s", where)
     release, is_new = promote_patch(
         journal.artifacts.store,
         record.model_id,

@@ -35,6 +35,8 @@ from flows.prefect_environment import create_home
 from flows.terminal_tables import print_table
 
 app = typer.Typer()
+TOLERANCE = 1e-6
+"""The same work on the same machine gives the same numbers; other machines round differently."""
 
 
 @app.command()
@@ -138,6 +140,58 @@ def benchmark(
 
 
 @app.command()
+def reproduce(
+    file: Annotated[
+        str, typer.Argument(help="reproduce.json of an export, or of a store's reproductions/.")
+    ],
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            help="Where the repeated run goes; what is there already is not done again. By default "
+            "a folder that is removed at the end.",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            min=0,
+            help="Numbers may differ by so much of the recorded one; of one below 1, by so much.",
+        ),
+    ] = TOLERANCE,
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat the run of a release from its file, and say which number differs by how much."""
+    from eigenshift.settings import settle_settings
+    from eigenshift.store.scratch import scratch_folder
+    from eigenshift.upkeep.reproduction import read_reproduction
+
+    reproduction = read_reproduction(file)
+    given = list(overrides or [])
+    where = json.dumps(store or str(scratch_folder() / "store"))
+    settings = settle_settings(
+        RefreshSettings,
+        reproduction.settings,
+        Path(file).resolve().parent,
+        [f"store={where}", *given],
+        file,
+    )
+    create_home()
+    from flows.reproduce import run_reproduction
+
+    with _telling_failure(as_json):
+        replay = run_reproduction(reproduction, settings, tolerance=tolerance, overrides=given)
+    if as_json or replay.differences:
+        _print_result(replay.as_contract(), replay.columns, replay.rows, as_json)
+    if not as_json:
+        for line in (*replay.notes, replay.summary):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(EXIT_PROMOTED if replay.is_equal else EXIT_FAILED)
+
+
+@app.command()
 def doctor(
     preset: PresetOption = None,
     config: ConfigOption = None,
@@ -183,6 +237,8 @@ def _print_outcome(outcome: Any) -> None:
     for row in outcome.headline:
         table.add_row(*row)
     console.print(table)
+    for caveat in outcome.caveats:
+        console.print(f"  [yellow]mind[/]  {escape(caveat)}", highlight=False)
     for check in outcome.checks:
         mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"
         console.print(f"  {mark}  {_describe_check(check)}", highlight=False)

@@ -14,10 +14,15 @@ from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import ModelError
 from eigenshift.components import stages as components
 from eigenshift.components.choice import require_components
-from eigenshift.components.text_halves import require_both_parts
+from eigenshift.components.text_halves import (
+    CALIBRATION_SHARE,
+    require_both_parts,
+    split_neutral,
+)
 from eigenshift.datasets import stages as datasets
 from eigenshift.datasets.reading import list_sources
 from eigenshift.evaluation import stages as evaluation
+from eigenshift.evaluation.evidence import Evidence, find_thin_evidence
 from eigenshift.evaluation.fluency import allot_texts
 from eigenshift.generation import stages as generation
 from eigenshift.model import stages as model_stages
@@ -32,7 +37,7 @@ from eigenshift.stages.stage import K, Stage
 from eigenshift.store.manifests import ArtifactReference, FileReference
 from eigenshift.toxicity import stages as toxicity
 from eigenshift.toxicity.scoring import require_scored_shards
-from flows.journal import RunJournal
+from flows.journal import RunJournal, logger
 
 SEARCHING_COMMANDS = ("tune", "compare")
 S = TypeVar("S", bound=toxicity.ScoringInputs)
@@ -75,7 +80,23 @@ def ingest(journal: RunJournal) -> Sources:
     sources = Sources(samples, journal.run_one(generation.CHOOSE_PROMPTS, inputs))
     neutral = list_files(journal, sources, Role.neutral)
     require_both_parts(journal.artifacts.read_table(file) for file in neutral)
+    _note_thin_evidence(journal, sources, sum(file.rows or 0 for file in neutral))
     return sources
+
+
+def _note_thin_evidence(journal: RunJournal, sources: Sources, n_neutral: int) -> None:
+    """Say, before any work of hours, what is too small for what it is asked to decide."""
+    settings = journal.settings
+    evidence = Evidence(
+        n_prompts=journal.read_facts(sources.prompts)["n_evaluation"],
+        n_continuations=settings.generation.n_samples,
+        n_budget_texts=n_neutral // CALIBRATION_SHARE,
+        budget=settings.components.max_perplexity_increase,
+        confidence=settings.evaluation.confidence,
+    )
+    for caveat in find_thin_evidence(evidence):
+        logger.warning("%s", caveat)
+        journal.record.caveats.append(caveat)
 
 
 def ingest_samples(
@@ -346,7 +367,13 @@ def _measure_fluency(
     settings = journal.settings
     files = list_files(journal, sources, Role.neutral)
     patches = {name: arm.patch for name, arm in arms.items()}
-    n_texts = allot_texts([file.rows or 0 for file in files], settings.evaluation.max_texts)
+
+    def count_evaluated() -> list[int]:
+        shards = map(journal.artifacts.read_table, files)
+        return [len(split_neutral(shard, for_calibration=False)) for shard in shards]
+
+    n_rows = [file.rows or 0 for file in files]
+    n_texts = allot_texts(n_rows, settings.evaluation.max_texts, count_evaluated)
     pieces = (
         (
             evaluation.FluencyInputs(model=model, texts=file, patches=patches),

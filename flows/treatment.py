@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from eigenshift.base.arms import BASE_ARM, PATCHED_ARM, RANDOM_ARM, SUPPRESSION_ARM
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.errors import NothingToDampError, SettingsError
 from eigenshift.evaluation import stages as evaluation
 from eigenshift.patches.interventions import Need, PatchRequest, find_recipe
@@ -70,6 +70,20 @@ def build_treatment(
             f"{obstacle}"
         )
     return patches
+
+
+def evaluate_treatment(
+    journal: RunJournal,
+    model: ArtifactReference,
+    sources: stages.Sources,
+    patches: Mapping[str, ArtifactReference],
+) -> ArtifactReference:
+    """Judge the patch and its controls beside the base, and the base with other random numbers."""
+    arms = {
+        BASE_ARM: stages.Arm(patch=None),
+        AGAIN_ARM: stages.Arm(patch=None, stream="again"),
+    } | {name: stages.Arm(patch=found) for name, found in patches.items()}
+    return stages.evaluate_arms(journal, model, sources, arms)
 
 
 def _request_patches(settings: RefreshSettings, judged: str) -> dict[str, PatchRequest]:

@@ -35,7 +35,7 @@ from eigenshift.store.storage import ObjectState, Store
 
 logger = logging.getLogger(__name__)
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 """Raised when the tables here change: older caches are then not read."""
 CACHED_FROM = 200
 """Fewer objects than this are not worth a cache."""
@@ -220,6 +220,7 @@ def describe_run(data: bytes) -> dict[str, Any]:
         "stages": _dump([stage.model_dump() for stage in record.stages]),
         "metrics": _dump(record.metrics),
         "checks": _dump(record.checks),
+        "caveats": _dump(record.caveats),
         "artifacts": [
             use.model_dump(exclude={"traffic"}) | use.traffic.model_dump()
             for use in record.artifacts

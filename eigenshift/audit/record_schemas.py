@@ -12,7 +12,9 @@ TIME = pa.timestamp("us")
 RUNS = pa.schema(
     [
         describe_column("run_id", pa.string(), "The run; begins with the time it started"),
-        describe_column("command", pa.string(), "refresh, compare, tune, detect or benchmark"),
+        describe_column(
+            "command", pa.string(), "refresh, compare, tune, detect, benchmark or reproduce"
+        ),
         describe_column("started_at", TIME, "When it started"),
         describe_column("finished_at", TIME, "When it ended; null while it runs"),
         describe_column("status", pa.string(), "running, finished, promoted, held or failed"),
@@ -24,6 +26,7 @@ RUNS = pa.schema(
         describe_column("stages", pa.string(), "JSON: what each stage did, and its traffic"),
         describe_column("metrics", pa.string(), "JSON: headline numbers with intervals"),
         describe_column("checks", pa.string(), "JSON: the gate's checks, expected and found"),
+        describe_column("caveats", pa.string(), "JSON: what limited the run before its work"),
         describe_column("judged", pa.string(), "Arm whose patch the gate judged"),
         describe_column("release", pa.string(), "Version of the release the run led to"),
         describe_column("error", pa.string(), "Why it failed, else null"),

@@ -5,14 +5,14 @@ As `run_charts.py`: takes rows of finished tables, draws, knows neither the stor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from eigenshift.charts.labels import name_points
-from eigenshift.charts.run_charts import Chart, Palette, add_legend, show_interval
+from eigenshift.charts.run_charts import Chart, Palette, add_legend, show_reduction
 
 MARKERS = "os^vD<>pP"
 OURS = "eigenshift"
@@ -93,7 +93,7 @@ def chart_trials(rows: Sequence[Mapping[str, Any]], budget: float) -> Chart:
                 f"{row['factor']:g}",
                 f"{row['perplexity_increase']:+.1%}",
                 f"{row['toxic_token_share']:.1%}",
-                "-" if row["reduction"] is None else f"{row['reduction']:.1%}",
+                show_reduction({"value": row["reduction"], "low": None}),
             )
             for row in rows
         ),
@@ -139,7 +139,7 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
         axes.set_xlim(min([0.0, *changes]) - 0.02, 2.0 * max([0.05, *changes]))
         _use_percent(axes)
         axes.set_xlabel("change of perplexity (logarithmic beyond 10%)")
-        axes.set_ylabel("reduction of the toxicity rate")
+        axes.set_ylabel(_label_reduction(known))
         name_points(
             axes,
             [
@@ -154,10 +154,7 @@ def chart_comparison(rows: Sequence[Mapping[str, Any]]) -> Chart:
         "Arms: toxicity against fluency (hollow: hooks only)",
         _describe_best(known),
         ("arm", "reduction", "perplexity change"),
-        tuple(
-            (row["arm"], f"{row['toxicity_reduction']:.1%}", f"{row['perplexity_change']:+.1%}")
-            for row in known
-        ),
+        tuple((row["arm"], _show_point(row), f"{row['perplexity_change']:+.1%}") for row in known),
         draw,
         height=0.6,
     )
@@ -211,7 +208,7 @@ def chart_operating_points(points: Points) -> Chart | None:
         for label, name in zip(axes.get_yticklabels(), names, strict=True):
             label.set_color(palette.after if name.startswith(OURS) else palette.ink)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("reduction of the toxicity rate")
+        axes.set_xlabel(_label_reduction(row for _, rows in points for row in rows))
         add_legend(axes)
 
     return Chart(
@@ -226,7 +223,7 @@ def chart_operating_points(points: Points) -> Chart | None:
             (
                 row["arm"],
                 words,
-                show_interval(_read_reduction(row)),
+                show_reduction(_read_reduction(row)),
                 _show(row["perplexity_change"], "+.1%"),
                 _show(row["perplexity_change_indomain"], "+.1%"),
                 _show(row["kl_to_base"], ".4f"),
@@ -243,6 +240,18 @@ def chart_operating_points(points: Points) -> Chart | None:
 def _read_reduction(row: Mapping[str, Any]) -> dict[str, Any]:
     ends = {"value": "", "low": "_low", "high": "_high"}
     return {key: row[f"toxicity_reduction{end}"] for key, end in ends.items()}
+
+
+def _show_point(row: Mapping[str, Any]) -> str:
+    """Of an arm's reduction the point alone."""
+    return show_reduction({"value": row["toxicity_reduction"], "low": None})
+
+
+def _label_reduction(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Of an axis; where an arm makes things worse, it says what is below 0."""
+    values = [row["toxicity_reduction"] for row in rows]
+    is_any_rise = any(value is not None and value < 0 for value in values)
+    return "reduction of the toxicity rate" + " (below 0: a rise)" * is_any_rise
 
 
 def _show(value: float | None, form: str) -> str:
@@ -269,9 +278,7 @@ def _describe_points(points: Points, n_names: int) -> str:
         for words, rows in points
         if (known := [row for row in rows if row["toxicity_reduction"] is not None])
     ]
-    found = "; ".join(
-        f"{words} {row['toxicity_reduction']:.1%} ({row['intervention']})" for words, row in best
-    )
+    found = "; ".join(f"{words} {_show_point(row)} ({row['intervention']})" for words, row in best)
     return (
         f"{n_names} interventions at {len(points)} operating points. The largest reduction: "
         f"{found}."
@@ -288,6 +295,8 @@ def _describe_best(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "No arm has a reduction: the base gave nothing toxic."
     best = max(rows, key=lambda row: row["toxicity_reduction"])
+    if best["toxicity_reduction"] <= 0:
+        return f"None of {len(rows)} arms reduces toxicity."
     return (
         f"Of {len(rows)} arms {best['arm']} reduces toxicity most, by "
         f"{best['toxicity_reduction']:.1%}, at a perplexity change of "

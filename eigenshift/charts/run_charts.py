@@ -413,3 +413,11 @@ def show_interval(found: Any) -> str:
         return "-"
     text = f"{found['value']:.1%}"
     return text if found["low"] is None else f"{text} [{found['low']:.1%}, {found['high']:.1%}]"
+
+
+def show_reduction(found: Any) -> str:
+    """A reduction with its interval, as `show_interval`; one below 0 as the rise that it is."""
+    if not found or found["value"] is None or found["value"] >= 0:
+        return show_interval(found)
+    text = f"{-found['value']:.1%} rise"
+    return text if found["low"] is None else f"{text} [{-found['high']:.1%}, {-found['low']:.1%}]"

@@ -13,5 +13,6 @@ is `generation/`'s.
     stages.py      what the stages of this room are
 
 One module per format: jigsaw.py, toxicn.py, toxic_spans.py, real_toxicity_prompts.py, sentences.py,
-huggingface.py; delimited.py, json_lines.py, tables.py and column_mapping.py serve several.
+paragraphs.py, huggingface.py; delimited.py, json_lines.py, tables.py and column_mapping.py serve
+several.
 """

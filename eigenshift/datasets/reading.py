@@ -33,6 +33,7 @@ from eigenshift.datasets.jigsaw import (
     make_unintended_bias_reader,
 )
 from eigenshift.datasets.language import resolve_language
+from eigenshift.datasets.paragraphs import make_paragraphs_reader
 from eigenshift.datasets.real_toxicity_prompts import make_prompts_reader
 from eigenshift.datasets.records import (
     Item,
@@ -67,6 +68,7 @@ MAKE_READER: dict[SourceFormat, Callable[[SourceSettings], Reader]] = {
     SourceFormat.toxic_spans: make_toxic_spans_reader,
     SourceFormat.real_toxicity_prompts: make_prompts_reader,
     SourceFormat.sentences: make_sentences_reader,
+    SourceFormat.paragraphs: make_paragraphs_reader,
 }
 
 
@@ -135,7 +137,7 @@ def read_file(source: SourceSettings, max_characters: int, workspace: Workspace)
         "rejected": dict(sorted((reason.value, n) for reason, n in reasons.items())),
     }
     logger.info(
-        "file read: dataset=%s file=%s rows=%d rejected=%d seconds=%.2f",
+        "file read: dataset=%s file=%s rows_read=%d rejected=%d seconds=%.2f",
         source.name,
         file.uri,
         n_rows,

@@ -52,6 +52,7 @@ class Reason(str, Enum):
     label_unreadable = "label_unreadable"
     missing_field = "missing_field"
     no_labels_row = "no_labels_row"
+    not_a_paragraph = "not_a_paragraph"
     text_too_long = "text_too_long"
     unclosed_quote = "unclosed_quote"
     unscored = "unscored"

@@ -17,6 +17,9 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     metric_table.py         a metric's value by arm and slice
     slices.py               parts of the prompts
     bootstrap.py            intervals
+    power.py                how many prompts show which effect
+    evidence.py             what is too small for what, before a run
+    caveats.py              what the finished numbers say against themselves
     permutation.py          a paired test
     reload_check.py         whether the exported model is what was measured
     gate.py                 whether a patch may be released

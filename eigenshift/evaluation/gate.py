@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from eigenshift.base.arms import BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.errors import NothingToDampError
+from eigenshift.evaluation.caveats import DIFFERENCE, describe_chance, is_within_chance
 from eigenshift.evaluation.control_draws import compute_p_value
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.evaluation.token_shifts import IDENTITY, NONTOXIC, find_identity_change
@@ -158,13 +159,14 @@ def _check_toxicity(table: MetricTable, settings: GateSettings, arm: str) -> Ite
     yield _require_below_zero(
         "toxicity is reduced", difference, "the interval of the difference to base lies below 0"
     )
+    yield from _tell_chance(table, difference)
     reduction = table.find(arm, "toxicity_reduction")
     value, least = reduction["value"], settings.min_toxicity_reduction
     yield GateCheck(
         "toxicity is reduced enough",
         value is not None and value >= least,
         f"at least {least:.0%} relative reduction",
-        _show(reduction, percent=True),
+        _show_reduction(reduction),
         None if value is None or value >= least else _show_points(least - value),
     )
     if settings.require_beats_random:
@@ -176,6 +178,22 @@ def _check_toxicity(table: MetricTable, settings: GateSettings, arm: str) -> Ite
     against_filter = table.get(arm, f"toxicity_rate_minus_{SUPPRESSION_ARM}")
     if against_filter is not None:
         yield _compare_with_filter(against_filter, is_required=settings.require_beats_suppression)
+
+
+def _tell_chance(table: MetricTable, difference: Row) -> Iterator[GateCheck]:
+    """Say that the run is too small where chance alone moves the base as far; it holds nothing.
+
+    What an interval says of the patch is checked beside it, so this bound is told, not required.
+    """
+    again = table.get(AGAIN_ARM, DIFFERENCE)
+    if again is None or again["value"] is None or not is_within_chance(difference, again):
+        return
+    yield GateCheck(
+        name="told, not required: this run is too small to decide",
+        is_passed=True,
+        expected="the base alone, with other random numbers, moves less than the patch",
+        found=describe_chance(difference, again),
+    )
 
 
 def _compare_with_filter(difference: Row, *, is_required: bool) -> GateCheck:
@@ -315,6 +333,14 @@ def _show(row: Row, *, percent: bool = False) -> str:
     value, low, high = (row[key] * scale for key in ("value", "low", "high"))
     digits = 1 if percent else 4
     return f"{value:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _show_reduction(row: Row) -> str:
+    """A reduction below 0 is told as the rise that it is."""
+    if row["value"] is None or row["value"] >= 0:
+        return _show(row, percent=True)
+    rise = {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
+    return f"a rise of {_show(rise, percent=True).removeprefix('+')}"
 
 
 def _show_points(difference: float) -> str:

@@ -16,12 +16,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.evaluation.capability import ALL_TASKS
+from eigenshift.evaluation.caveats import find_caveats
 from eigenshift.evaluation.metric_table import MetricTable
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.model.files import is_hub_id
 from eigenshift.patches.patching import Patch
 from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
-from eigenshift.reporting.outcomes import COMPARED, format_estimate
+from eigenshift.reporting.outcomes import (
+    COMPARED,
+    HOLDS_ZERO,
+    REDUCTIONS,
+    TRADE_OFFS,
+    format_metric,
+)
 from eigenshift.settings import (
     ModelSettings,
     PlainScorerSettings,
@@ -32,6 +39,7 @@ from eigenshift.settings import (
     SourceSettings,
     parse_settings,
 )
+from eigenshift.upkeep.reproduction import FILE_NAME, Reproduction
 
 README_NAME = "README.md"
 OUR_TAG = "eigenshift"
@@ -54,6 +62,7 @@ class CardFacts:
         licence: Licence fields of the base's own card, if known.
         changed: Parameter -> its digest in the export; empty if it holds none.
         benchmarks: `schemas.BENCHMARKS` rows, none if no benchmark questions were put.
+        reproduction: What repeats the run, if it lies beside the card.
     """
 
     record: RunRecord
@@ -64,6 +73,7 @@ class CardFacts:
     licence: Mapping[str, str]
     changed: Mapping[str, str]
     benchmarks: Sequence[Mapping[str, Any]] = ()
+    reproduction: Reproduction | None = None
 
 
 def write_card(facts: CardFacts, usage: str, folder: Path) -> None:
@@ -148,7 +158,7 @@ other random numbers.
 ## Data
 
 {_describe_data(settings, facts.rows)}
-
+{_describe_reproduction(facts.reproduction)}
 ## Limits
 
 The numbers hold for the run's prompts, languages, sampling and toxicity classifier, and no further.
@@ -199,6 +209,9 @@ def _warn(facts: CardFacts) -> str:
     elif record.status != "promoted":
         reasons = "; ".join(failed) or record.status
         lines.append(f"**This run was held by the gate** ({reasons}): the patch was not released.")
+    lines += [
+        f"**Mind**: {text}" for text in (*record.caveats, *find_caveats(facts.rows, facts.arm))
+    ]
     if obstacle is not None:
         lines.append(f"**It has no place in the weights** and runs with hooks only: {obstacle}")
     return "".join(f"\n{line}\n" for line in lines)
@@ -227,7 +240,7 @@ def _tabulate_metrics(facts: CardFacts) -> str:
         "|---|---|---|---|---|---|",
     ]
     for label, metric, unit in COMPARED:
-        cells = [format_estimate(table.get(arm, metric), unit) for arm in arms]
+        cells = [format_metric(metric, table.get(arm, metric), unit) for arm in arms]
         if any(cell != "-" for cell in cells):
             lines.append("| " + " | ".join([label, *cells]) + " |")
     return "\n".join(lines)
@@ -263,6 +276,29 @@ def _describe_data(settings: RefreshSettings, rows: Sequence[Mapping[str, Any]])
             "in this folder.",
         ]
     )
+
+
+def _describe_reproduction(found: Reproduction | None) -> str:
+    """How to repeat the run, and what it read, by digest."""
+    if found is None:
+        return ""
+    lines = [
+        *("", "## Reproduce", ""),
+        f"`{FILE_NAME}` holds the settings, digests of all that was read, versions and every "
+        "number. With the same model and data,",
+        "",
+        f"    eigenshift reproduce {FILE_NAME} --set model.id=FOLDER --set sources.0.uri=FILE",
+        "",
+        "repeats the run and says which number differs by how much; other files are refused by "
+        "name.",
+        "",
+        *("| dataset | file | sha256 | rows |", "|---|---|---|---|"),
+        *(
+            f"| {item.dataset} | {item.file} | `{item.sha256}` | {item.rows_read:,} |"
+            for item in found.data
+        ),
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _describe_scorers(scorer: ScorerSettings) -> str:
@@ -308,7 +344,7 @@ def _list_results(facts: CardFacts, settings: RefreshSettings) -> list[EvalResul
                 dataset_type="eigenshift-run",
                 dataset_name=f"run {facts.record.run_id} ({dataset})",
                 metric_type=metric,
-                metric_name=label,
+                metric_name=_name_metric(label, metric, row),
                 metric_value=row["value"],
                 metric_args=interval or None,
             )
@@ -333,3 +369,12 @@ def _list_answers(facts: CardFacts, settings: RefreshSettings) -> Iterator[EvalR
                     "confidence": settings.evaluation.confidence,
                 },
             )
+
+
+def _name_metric(label: str, metric: str, row: Mapping[str, Any]) -> str:
+    """The hub shows a name and a number: what must be said with the number is in the name."""
+    if metric in REDUCTIONS and row["value"] < 0:
+        return f"{label} (below 0: a rise)"
+    if metric in TRADE_OFFS and row["low"] is not None and row["low"] <= 0:
+        return f"{label} {HOLDS_ZERO}"
+    return label

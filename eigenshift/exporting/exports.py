@@ -31,6 +31,8 @@ from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.manifests import ArtifactReference
 from eigenshift.store.output_folder import writing_folder
 from eigenshift.store.storage import Store
+from eigenshift.upkeep import reproduction
+from eigenshift.upkeep.reproduction import Reproduction
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +144,8 @@ def export_patch(
                 usage, changed = _write_merged(source, folder, options)
         rows = _read_rows(artifacts, record)
         benchmarks = _read_benchmarks(artifacts, record, arm)
-        facts = CardFacts(record, patch, arm, rows, format, licence, changed, benchmarks)
+        repeated = _write_reproduction(artifacts, record, folder)
+        facts = CardFacts(record, patch, arm, rows, format, licence, changed, benchmarks, repeated)
         write_card(facts, usage, folder)
     if options.push is not None:
         push_export(out, options.push, is_private=not options.is_public)
@@ -219,6 +222,21 @@ def _read_benchmarks(artifacts: ArtifactStore, record: RunRecord, arm: str) -> l
         return []
     artifact = artifacts.open(benchmarked.find_artifact(BENCHMARKS_KIND))
     return list(artifact.read_table(tables.BENCHMARKS.file).to_pylist())
+
+
+def _write_reproduction(
+    artifacts: ArtifactStore, record: RunRecord, folder: Path
+) -> Reproduction | None:
+    """Write what repeats the run, without places; None of a run that cannot be repeated."""
+    if record.command not in reproduction.COMMANDS:
+        return None
+    try:
+        found = reproduction.describe_run(artifacts, record).without_places()
+    except ArtifactError as error:
+        logger.warning("without %s: %s", reproduction.FILE_NAME, error)
+        return None
+    (folder / reproduction.FILE_NAME).write_bytes(found.encode())
+    return found
 
 
 def _write_lora(source: _Source, folder: Path, options: ExportOptions) -> str:

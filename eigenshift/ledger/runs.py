@@ -86,6 +86,8 @@ class RunRecord(BaseModel):
     artifacts: list[ArtifactUse] = []
     metrics: dict[str, dict[str, float | None]] = {}
     checks: list[dict[str, Any]] = []
+    caveats: list[str] = []
+    """What was known to limit the run before it did its work (`evaluation/evidence.py`)."""
     judged: str = PATCHED_ARM
     """Name of the arm whose patch is judged: its intervention's."""
     release: str | None = None

@@ -26,6 +26,7 @@ def describe_model(text_model: TextModel, identity: ModelIdentity) -> dict[str, 
     chat = text_model.chat
     return {
         "digest": identity.digest,
+        "files": dict(identity.files),
         "model_class": type(text_model.model).__name__,
         "kind": text_model.kind.name,
         "n_parameters": sum(item.numel() for item in text_model.model.parameters()),

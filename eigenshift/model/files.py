@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -65,12 +66,14 @@ class ModelIdentity:
         digest: sha256 over names and digests of weights, configuration and tokenizer files. The
             only part that belongs in a fingerprint.
         folder: Local folder with the files; differs between machines.
+        files: Name of each file -> its sha256: what `digest` is over.
     """
 
     id: str
     revision: str | None
     digest: str
     folder: Path = field(compare=False)
+    files: Mapping[str, str] = field(compare=False, repr=False)
 
 
 def identify_model(settings: ModelSettings) -> ModelIdentity:
@@ -90,10 +93,11 @@ def identify_model(settings: ModelSettings) -> ModelIdentity:
         for path in folder.iterdir()
         if path.is_file() and (path.name in TOKENIZER_NAMES or path.suffix == ".tiktoken")
     )
+    files = {name: digest_unchanged(folder / name) for name in sorted(names)}
     digest = hashlib.sha256()
-    for name in sorted(names):
-        digest.update(f"{name}\0{digest_unchanged(folder / name)}\n".encode())
-    return ModelIdentity(settings.id, revision, digest.hexdigest(), folder)
+    for name, sha256 in files.items():
+        digest.update(f"{name}\0{sha256}\n".encode())
+    return ModelIdentity(settings.id, revision, digest.hexdigest(), folder, files)
 
 
 def uses_chat(settings: ModelSettings, folder: Path) -> bool:

@@ -5,6 +5,7 @@ Reads run records and the audit; writes HTML and pictures. Charts themselves are
 
     outcomes.py           what a run hands to people and machines
     benchmark_tables.py   benchmark questions, and what `benchmark` found
+    planning.py           how many prompts show which effect
     component_tables.py   what the judged patch consists of
     figures.py            a run's rows -> its charts
     html_report.py        one run as a page

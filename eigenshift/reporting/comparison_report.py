@@ -24,7 +24,7 @@ from eigenshift.reporting.html_report import (
     render_page,
     write_whole,
 )
-from eigenshift.reporting.outcomes import format_estimate
+from eigenshift.reporting.outcomes import format_metric
 from eigenshift.store.storage import Store
 
 TEMPLATE_NAME = "comparison.html.j2"
@@ -105,8 +105,8 @@ def _tabulate_numbers(
                 [
                     arm,
                     metric,
-                    format_estimate(a, unit),
-                    format_estimate(b, unit),
+                    format_metric(metric, a, unit),
+                    format_metric(metric, b, unit),
                     f"{difference:+.{1 if suffix else 2}f}{suffix}",
                 ]
             )

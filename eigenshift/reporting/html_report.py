@@ -25,6 +25,7 @@ from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import SettingsError
 from eigenshift.charts.rendering import render_svg
 from eigenshift.charts.run_charts import Chart
+from eigenshift.evaluation.caveats import find_caveats
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.ledger.runs import RunRecord, choose_run, find_benchmarked
 from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
@@ -32,6 +33,7 @@ from eigenshift.reporting.figures import draw_run
 from eigenshift.reporting.outcomes import (
     HEADLINE_COLUMNS,
     format_estimate,
+    format_metric,
     order_arms,
     tabulate_headline,
 )
@@ -167,6 +169,7 @@ def gather_report(
         "headline_columns": HEADLINE_COLUMNS,
         "headline": tabulate_headline(overall, record.judged) if overall else [],
         "capability": _describe_capability(session, record, benchmarked),
+        "caveats": [*record.caveats, *find_caveats(overall, record.judged)],
         "slices": tabulate_slices(evaluations, record.judged),
         "metrics": _tabulate_metrics(overall, record.judged),
         "units": [tuple(row.values()) for row in units.to_pylist()],
@@ -273,7 +276,10 @@ def _tabulate_metrics(rows: _Rows, judged: str) -> dict[str, Any]:
         "rows": [
             [
                 metric,
-                *(format_estimate(table.get(arm, metric), choose_unit(metric)) for arm in arms),
+                *(
+                    format_metric(metric, table.get(arm, metric), choose_unit(metric))
+                    for arm in arms
+                ),
             ]
             for metric in dict.fromkeys(row["metric"] for row in rows)
         ],

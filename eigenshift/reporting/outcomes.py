@@ -19,6 +19,7 @@ from eigenshift.base.arms import (
     find_point,
 )
 from eigenshift.evaluation.capability import find_headline
+from eigenshift.evaluation.caveats import find_caveats, find_caveats_of_all
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
@@ -46,6 +47,9 @@ COMPARED = (
 
 ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in ("perplexity", "distinct_2"))
 """Columns of a comparison of many arms that have intervals; the others are short ones."""
+REDUCTIONS = ("toxicity_reduction", "reduction")
+TRADE_OFFS = ("tph", "tph_paper")
+HOLDS_ZERO = "(holds 0)"
 FAILED_RUN = "failed_run"
 """Attribute of an error that ended a run: what `describe_failure` says of the run."""
 HOOKED_MARK = " *"
@@ -67,6 +71,8 @@ class RefreshOutcome(BaseModel):
     is_new_release: bool
     evaluations: list[dict[str, Any]]
     benchmarks: list[dict[str, Any]] = []
+    caveats: list[str] = []
+    """What must be read with the numbers."""
 
     @classmethod
     def from_record(
@@ -92,6 +98,7 @@ class RefreshOutcome(BaseModel):
             is_new_release=is_new_release,
             evaluations=[dict(row) for row in rows if row["slice"] == ALL_SLICE],
             benchmarks=[dict(row) for row in benchmarks],
+            caveats=[*record.caveats, *find_caveats(rows, record.judged)],
         )
 
     @property
@@ -102,6 +109,7 @@ class RefreshOutcome(BaseModel):
     def as_contract(self) -> dict[str, Any]:
         """The JSON object scripts rely on (how-it-works.md section 5)."""
         names = {"run_id", "status", "store", "model_id", "metrics", "stages", "checks", "release"}
+        names |= {"caveats"}
         return self.model_dump(mode="json", include=names)
 
 
@@ -120,6 +128,25 @@ def format_estimate(row: Mapping[str, Any] | None, unit: str) -> str:
     if row["low"] is None:
         return text
     return f"{text} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"
+
+
+def format_metric(metric: str, row: Mapping[str, Any] | None, unit: str) -> str:
+    """As `format_estimate`, with what its metric must not be shown without.
+
+    A reduction below 0 is told as the rise that it is, and a trade-off whose interval holds 0, so
+    that it may be chance alone, says so.
+    """
+    if row is None or row["value"] is None:
+        return format_estimate(row, unit)
+    if metric in REDUCTIONS and row["value"] < 0:
+        is_known = row["low"] is not None
+        ends = (-row["high"], -row["low"]) if is_known else (None, None)
+        rise = {"value": -row["value"], "low": ends[0], "high": ends[1]}
+        number, _, interval = format_estimate(rise, unit).partition(" ")
+        return f"{number} rise {interval}".rstrip()
+    text = format_estimate(row, unit)
+    is_uncertain = metric in TRADE_OFFS and row["low"] is not None and row["low"] <= 0
+    return f"{text} {HOLDS_ZERO}" if is_uncertain else text
 
 
 def format_difference(row: Mapping[str, Any] | None) -> str:
@@ -149,7 +176,7 @@ def tabulate_headline(
     return [
         [
             label,
-            *(format_estimate(table.get(arm, metric), unit) for arm in arms),
+            *(format_metric(metric, table.get(arm, metric), unit) for arm in arms),
         ]
         for label, metric, unit in HEADLINE
     ] + ([answered] if benchmarks else [])
@@ -172,6 +199,8 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     reason = explain_hold(outcome.checks)
     if reason:
         lines += ["", "**Held, because of:**", "", *(f"- {line}" for line in reason.splitlines())]
+    if outcome.caveats:
+        lines += ["", "**Mind:**", "", *(f"- {caveat}" for caveat in outcome.caveats)]
     lines += [
         "",
         *_markdown_table(HEADLINE_COLUMNS, outcome.headline),
@@ -235,7 +264,7 @@ def tabulate_results(evaluations: Sequence[Mapping[str, Any]], judged: str) -> l
     return [
         {"metric": metric}
         | {
-            column: format_estimate(table.get(arm, metric), "number")
+            column: format_metric(metric, table.get(arm, metric), "number")
             for arm, column in columns.items()
         }
         for metric in dict.fromkeys(row["metric"] for row in evaluations)
@@ -271,6 +300,8 @@ class ArmComparison(BaseModel):
     table: str
     figure: str
     points_figure: str | None = None
+    caveats: list[str] = []
+    """What was known to limit the run before it did its work."""
 
     @property
     def columns(self) -> list[str]:
@@ -323,6 +354,8 @@ class ArmComparison(BaseModel):
             notes.append(
                 "@0.01: built for a budget of +1%; @kl0.02: scaled to that KL to the base."
             )
+        notes += self.caveats
+        notes += find_caveats_of_all(self.evaluations, [row["arm"] for row in self.arms])
         if any(row["is_hooked_only"] for row in self.arms):
             notes.append("*: measured with hooks; it cannot be folded into the weights.")
         notes += [f"Table: {self.table}", f"Plot: {self.figure}"]
@@ -438,7 +471,7 @@ class Tuning(BaseModel):
 
 def _format_columns(row: Mapping[str, Any], name: str, unit: str) -> str:
     estimate = {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
-    return format_estimate(estimate, unit)
+    return format_metric(name, estimate, unit)
 
 
 def _format_number(value: float | None, form: str) -> str:

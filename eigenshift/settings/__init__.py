@@ -61,10 +61,12 @@ from eigenshift.settings.loading import (
     load_preset,
     load_settings,
     load_settings_as,
+    map_locations,
     override_settings,
     parse_settings,
     parse_settings_as,
     parse_source,
+    settle_settings,
 )
 from eigenshift.settings.model import ModelSettings
 from eigenshift.settings.patch import HarmlessSettings, PatchSettings
@@ -138,8 +140,10 @@ __all__ = [
     "load_preset",
     "load_settings",
     "load_settings_as",
+    "map_locations",
     "override_settings",
     "parse_settings",
     "parse_settings_as",
     "parse_source",
+    "settle_settings",
 ]

@@ -13,7 +13,13 @@ from eigenshift.settings.fields import FRACTION, Frozen
 class EvaluationSettings(Frozen):
     """What is measured, on how much text, with which intervals."""
 
-    max_texts: int = Field(2_000, ge=1, description="Neutral texts for perplexity.")
+    max_texts: int = Field(
+        2_000,
+        ge=1,
+        description="At most so many neutral texts for perplexity, of the half that is kept for "
+        "evaluation: by their ids about every second one calibrates instead. A text of a single "
+        "token counts, though nothing is predicted in it.",
+    )
     max_tokens: int = Field(256, ge=2, description="Longer neutral texts are truncated.")
     n_bootstrap: int = Field(2_000, ge=100, description="Bootstrap replicates.")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of every interval.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,10 +78,32 @@ def load_settings_as(
         raise SettingsError(
             f"{path}: expected a mapping of settings, found {type(document).__name__}."
         )
-    document = _resolve_paths(document, path.resolve().parent)
+    return settle_settings(kind, document, path.resolve().parent, overrides, str(path))
+
+
+def settle_settings(
+    kind: type[AnySettings],
+    document: Mapping[str, Any],
+    folder: Path,
+    overrides: Iterable[str],
+    place: str,
+) -> AnySettings:
+    """Settings from plain values, as `load_settings_as`.
+
+    Args:
+        kind: Of settings.
+        document: The values.
+        folder: Paths that begin with `./` or `../` are relative to it.
+        overrides: `key.path=value`.
+        place: Names the origin in errors.
+
+    Raises:
+        SettingsError: A value does not fit.
+    """
+    settled = _resolve_paths(dict(document), folder)
     for override in overrides:
-        _apply_override(document, override)
-    return parse_settings_as(kind, document, str(path))
+        _apply_override(settled, override)
+    return parse_settings_as(kind, settled, place)
 
 
 def override_settings(
@@ -166,40 +188,55 @@ def _describe_input(issue: Any) -> str:
 def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make relative paths in a settings file relative to the file's own folder."""
 
-    def resolve(value: Any) -> Any:
-        is_relative = isinstance(value, str) and value.startswith(("./", "../"))
-        return str((folder / value).resolve()) if is_relative else value
+    def resolve(place: str) -> str:
+        return str((folder / place).resolve()) if place.startswith(("./", "../")) else place
 
-    def resolve_keys(section: Any, keys: tuple[str, ...]) -> Any:
+    return map_locations(document, resolve)
+
+
+def map_locations(document: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Settings in which every path, URL and hub id is what `change` makes of it.
+
+    Args:
+        document: Settings as plain values; a part that is not of the expected form is left alone.
+        change: Takes and gives one location.
+    """
+
+    def change_keys(section: Any, keys: tuple[str, ...]) -> Any:
         if not isinstance(section, dict):
             return section
-        return {key: resolve(value) if key in keys else value for key, value in section.items()}
+        return {
+            key: change(value) if key in keys and isinstance(value, str) else value
+            for key, value in section.items()
+        }
 
-    def resolve_scorer(section: Any) -> Any:
-        found = resolve_keys(section, ("checkpoint", "config_folder", "model", "words"))
+    def change_scorer(section: Any) -> Any:
+        found = change_keys(section, ("checkpoint", "config_folder", "model", "words"))
         if isinstance(found, dict) and isinstance(found.get("for_languages"), list):
-            found["for_languages"] = [resolve_scorer(part) for part in found["for_languages"]]
+            found["for_languages"] = [change_scorer(part) for part in found["for_languages"]]
         return found
 
-    resolved = dict(resolve_keys(document, ("store",)))
+    changed = dict(change_keys(dict(document), ("store",)))
     if isinstance(document.get("sources"), list):
-        resolved["sources"] = [
-            resolve_keys(source, ("uri", "labels_uri")) for source in document["sources"]
+        changed["sources"] = [
+            change_keys(source, ("uri", "labels_uri")) for source in document["sources"]
         ]
-    resolved["model"] = resolve_keys(document.get("model"), ("id",))
-    resolved["scorer"] = resolve_scorer(document.get("scorer", {}))
+    changed["model"] = change_keys(document.get("model"), ("id",))
+    changed["scorer"] = change_scorer(document.get("scorer", {}))
     if isinstance(document.get("further_scorers"), list):
-        resolved["further_scorers"] = [
-            resolve_scorer(scorer) for scorer in document["further_scorers"]
+        changed["further_scorers"] = [
+            change_scorer(scorer) for scorer in document["further_scorers"]
         ]
     benchmark = document.get("benchmark")
     if isinstance(benchmark, dict) and isinstance(benchmark.get("tasks"), list):
-        resolved["benchmark"] = benchmark | {
-            "tasks": [resolve(item) for item in benchmark["tasks"]]
+        changed["benchmark"] = benchmark | {
+            "tasks": [
+                change(item) if isinstance(item, str) else item for item in benchmark["tasks"]
+            ]
         }
     if isinstance(document.get("components"), dict):
-        resolved["components"] = resolve_keys(document["components"], ("lexicon",))
-    return resolved
+        changed["components"] = change_keys(document["components"], ("lexicon",))
+    return changed
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:

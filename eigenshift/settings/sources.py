@@ -19,6 +19,7 @@ class SourceFormat(str, Enum):
     toxic_spans = "toxic_spans"
     real_toxicity_prompts = "real_toxicity_prompts"
     sentences = "sentences"
+    paragraphs = "paragraphs"
     huggingface = "huggingface"
 
 
@@ -33,11 +34,14 @@ class Role(str, Enum):
 DEFAULT_ROLES = {
     SourceFormat.real_toxicity_prompts: Role.prompts,
     SourceFormat.sentences: Role.neutral,
+    SourceFormat.paragraphs: Role.neutral,
 }
+COLUMN_FORMATS = (SourceFormat.huggingface, SourceFormat.sentences, SourceFormat.paragraphs)
+"""Formats whose columns the settings name."""
 
 
 class ColumnMapping(Frozen):
-    """Which column holds what. Only for `huggingface` and `sentences` sources."""
+    """Which column holds what. Only for sources of `COLUMN_FORMATS`."""
 
     text: str = Field("text", description="Column with the text (or the prompt).")
     label: str | None = Field(
@@ -55,7 +59,11 @@ class SourceSettings(Frozen):
         description="Name of the dataset in every table, e.g. 'jigsaw'.",
         pattern=r"^[a-z0-9][a-z0-9_.-]*$",
     )
-    format: SourceFormat = Field(title="Format", description="The file's original schema.")
+    format: SourceFormat = Field(
+        title="Format",
+        description="The file's original schema. Of plain texts 'paragraphs' rejects headings and "
+        "single sentences, whose perplexity is several times that of paragraphs.",
+    )
     uri: Location = Field(
         title="Location",
         description="A path or URL (any fsspec scheme), globs allowed; for 'huggingface' an id.",
@@ -82,7 +90,7 @@ class SourceSettings(Frozen):
     columns: ColumnMapping = Field(
         ColumnMapping(),
         title="Columns",
-        description="Column names ('huggingface' and 'sentences' only).",
+        description="Column names ('huggingface', 'sentences' and 'paragraphs' only).",
     )
     configuration: str | None = Field(None, description="Hugging Face dataset configuration.")
     revision: str | None = Field(None, description="Hugging Face dataset revision (pin a commit).")
@@ -101,7 +109,7 @@ class SourceSettings(Frozen):
     def _check_combination(self) -> SourceSettings:
         if self.labels_uri is not None and self.format is not SourceFormat.jigsaw:
             raise ValueError("labels_uri belongs to format 'jigsaw' only")
-        is_mapped = self.format in (SourceFormat.huggingface, SourceFormat.sentences)
+        is_mapped = self.format in COLUMN_FORMATS
         if is_mapped and self.effective_role is Role.labelled and self.columns.label is None:
             raise ValueError(f"a labelled {self.format.value} source needs columns.label")
         return self

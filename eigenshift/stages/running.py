@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic
 
 from eigenshift.base.errors import ArtifactError
@@ -47,13 +47,14 @@ def run_stage(stage: Stage[I, K], inputs: I, key: K, place: Place) -> StageResul
         stage.load_work()(inputs, key, bench, workspace)
         _check_files(stage, workspace)
 
-    return bench.artifacts.produce(
+    result = bench.artifacts.produce(
         stage.kind,
         step_version=stage.version,
         settings=key.as_settings(),
         inputs=inputs.list_references(),
         work=work,
     )
+    return _count_results(stage, result)
 
 
 def run_stage_in_turn(
@@ -95,7 +96,7 @@ def run_stage_together(
                     _check_files(stage, workspaces[name])
                 yield names
 
-    return bench.artifacts.produce_together(
+    results = bench.artifacts.produce_together(
         stage.kind,
         step_version=stage.version,
         orders={
@@ -104,6 +105,12 @@ def run_stage_together(
         },
         work=work,
     )
+    return {name: _count_results(stage, result) for name, result in results.items()}
+
+
+def _count_results(stage: Stage[I, K], result: StageResult) -> StageResult:
+    """The rows that people are told of are results: not those of the books beside them."""
+    return replace(result, rows=stage.count_rows(result.files))
 
 
 def _check_files(stage: Stage[I, K], workspace: Workspace) -> None:

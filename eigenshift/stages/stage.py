@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Generic, TypeVar
@@ -12,6 +12,7 @@ from eigenshift.stages.inputs import Inputs
 from eigenshift.stages.keys import Key
 from eigenshift.stages.tables import Table
 from eigenshift.store.artifacts import ArtifactStore
+from eigenshift.store.manifests import FileReference
 
 I = TypeVar("I", bound=Inputs)  # noqa: E741 - the stage's inputs
 K = TypeVar("K", bound=Key)
@@ -99,6 +100,13 @@ class Stage(Generic[I, K]):
     def find_table(self, file: str) -> Table | None:
         """The table a file of this name holds, None if it is none of its tables."""
         return next((table for table in self.tables if table.matches(file)), None)
+
+    def count_rows(self, files: Sequence[FileReference]) -> int:
+        """Rows of results among an artifact's files; tables that keep the books do not count."""
+        results = [table for table in self.tables if not table.keeps_books]
+        return sum(
+            item.rows or 0 for item in files if any(table.matches(item.file) for table in results)
+        )
 
     def declares(self, file: str) -> bool:
         """Whether it writes a file of this name."""

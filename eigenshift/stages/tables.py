@@ -25,10 +25,12 @@ class Table:
     Attributes:
         file: Its name; with `*` for shards.
         schema: Its columns, or, where these depend on settings, what finds them by what is there.
+        keeps_books: It says what became of rows, and holds none of the stage's results.
     """
 
     file: str
     schema: pa.Schema | FindSchema = field(repr=False)
+    keeps_books: bool = False
 
     @property
     def prefix(self) -> str:
@@ -68,8 +70,8 @@ def _expect_summaries(found: pa.Schema) -> pa.Schema:
 
 
 RECORDS = Table("records.parquet", schemas.RECORDS)
-REJECTED_ROWS = Table("rejected_rows.parquet", schemas.REJECTED_ROWS)
-SOURCE_FILES = Table("source_files.parquet", schemas.SOURCE_FILES)
+REJECTED_ROWS = Table("rejected_rows.parquet", schemas.REJECTED_ROWS, keeps_books=True)
+SOURCE_FILES = Table("source_files.parquet", schemas.SOURCE_FILES, keeps_books=True)
 SAMPLES = Table("samples-*.parquet", schemas.SAMPLES)
 SELECTION_PROMPTS = Table("selection-*.parquet", schemas.PROMPTS)
 EVALUATION_PROMPTS = Table("evaluation-*.parquet", schemas.PROMPTS)

@@ -53,6 +53,7 @@ class StageResult:
     was_cached: bool
     elapsed_seconds: float
     rows: int
+    """Over all its tables; of a stage's result (`stages/running.py`) those of results alone."""
     traffic: Traffic = field(default_factory=Traffic)
     n_tokens: int = 0
     """Tokens a model read or wrote for it, where the stage counts them; 0 if it was cached."""

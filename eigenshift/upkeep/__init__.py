@@ -7,4 +7,6 @@ artifact should hold is taken from the stages' declarations (`pipeline.py`).
     file_formats.py  whether a file opens as its name says and has its declared schema
     repair.py        set damage aside, so that it is made again
     retention.py     what can be removed
+    reproduction.py  one JSON from which a run can be repeated
+    replay.py        a repeated run against that file
 """

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from eigenshift import diagnosis
+from eigenshift.base.errors import ScorerError
 from eigenshift.benchmarks import tasks
 from eigenshift.diagnosis import BAD_PAIRS, Finding, check_pair, diagnose, measure_free_memory
 from eigenshift.settings import RefreshSettings, ScorerSettings, parse_settings
 from eigenshift.toxicity.scorer_quality import TRAINING_NAME, Quality
+from eigenshift.toxicity.scorers import detoxify_checkpoint
+from eigenshift.toxicity.scorers.detoxify_checkpoint import Release
 from tests.support.benchmark_tasks import EVERYDAY
 from tests.support.linear_scorers import make_folder
 
 
 def make_settings(folder: Path, model: str, **scorer: Any) -> RefreshSettings:
-    """Settings whose sources lie in a folder."""
+    """Settings whose sources lie in a folder; `scorer` and `components` may be whole sections."""
+    more = {name: scorer.pop(name) for name in ("scorer", "components") if name in scorer}
     return parse_settings(
         {
             "store": str(folder / "store"),
@@ -34,6 +41,7 @@ def make_settings(folder: Path, model: str, **scorer: Any) -> RefreshSettings:
             ],
             "scorer": scorer,
             "execution": {"device": "cpu"},
+            **more,
         },
         "test",
     )
@@ -212,13 +220,11 @@ def test_model_on_the_hub_is_asked_for_not_downloaded(
 
 def test_the_hub_is_looked_for_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline by setting, or no answer: said, and fine."""
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    offline = diagnosis.check_hub()
+    offline = diagnosis.check_hub(None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    silent = diagnosis.check_hub()
+    silent = diagnosis.check_hub(None)
     assert offline.is_fine
     assert "HF_HUB_OFFLINE" in offline.detail
     assert silent.is_fine
@@ -245,3 +251,73 @@ def test_benchmark_tasks_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monk
     missing = look(str(EVERYDAY))
     assert missing is not None
     assert "pip install 'eigenshift[benchmark]'" in missing.detail
+
+
+def test_the_network_is_left_alone_where_everything_is_in_folders(
+    sources: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model and scorer local: no connection is opened, whatever the environment says of the hub."""
+    words = sources / "words.txt"
+    words.write_text("grubnoggin\n")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    opened: list[object] = []
+
+    def refuse(_: socket.socket, address: object) -> None:
+        opened.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    settings = make_settings(
+        sources,
+        str(tiny_model_folder),
+        scorer={"kind": "lexicon", "words": str(words)},
+        components={"positions": "occlusion"},
+    )
+    found = by_name(diagnose(settings))
+    assert opened == []
+    assert "not asked" in found["hub"].detail
+    assert found["scorer lexicon"].is_fine
+    assert found["model"].is_fine
+
+
+def test_what_is_on_the_hub_is_named(sources: Path, tiny_model_folder: Path) -> None:
+    """A model, a classifier and a dataset by their ids; Detoxify's tokenizer without a folder."""
+    local = make_settings(sources, str(tiny_model_folder), config_folder=str(sources))
+    assert diagnosis.list_on_hub(local) == []
+    remote = make_settings(sources, "owner/name")
+    assert diagnosis.list_on_hub(remote) == ["model", "scorer detoxify"]
+    judged = make_settings(
+        sources,
+        str(tiny_model_folder),
+        scorer={"kind": "classifier", "model": "owner/judge", "name": "judge"},
+    )
+    assert diagnosis.list_on_hub(judged) == ["scorer judge"]
+
+
+def test_detoxify_that_cannot_be_had_is_not_fine(
+    sources: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither here nor to be downloaded: said before a run finds out after generating."""
+    release = Release("http://127.0.0.1:9/weights.ckpt", sources / "checkpoints" / "weights.ckpt")
+    monkeypatch.setattr(diagnosis, "find_release", lambda _: release)
+    settings = make_settings(sources, str(tiny_model_folder)).scorer
+    for is_offline, reason in ((True, "HF_HUB_OFFLINE"), (False, "no answer")):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+        finding = diagnosis.check_scorer(settings)
+        assert not finding.is_fine
+        assert reason in finding.detail
+        assert "scorer.checkpoint" in finding.detail
+
+
+def test_detoxify_that_is_here_is_opened(
+    sources: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that were downloaded once and are damaged are found out."""
+    path = sources / "weights.ckpt"
+    path.write_bytes(b"cut short")
+    release = Release(path.as_uri(), path)
+    monkeypatch.setattr(diagnosis, "find_release", lambda _: release)
+    monkeypatch.setattr(detoxify_checkpoint, "find_release", lambda _: release)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(sources / "hub"))
+    with pytest.raises(ScorerError):
+        diagnosis.check_scorer(make_settings(sources, str(tiny_model_folder)).scorer)

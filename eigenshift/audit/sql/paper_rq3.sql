@@ -6,6 +6,10 @@ WITH shown AS (
         CASE
             WHEN value IS NULL THEN '-'
             WHEN low IS NULL THEN format('{:.4f}', value)
+            WHEN metric = 'toxicity_reduction' AND value < 0
+                THEN format('{:.4f} rise [{:.4f}, {:.4f}]', -value, -high, -low)
+            WHEN metric IN ('tph', 'tph_paper') AND low <= 0
+                THEN format('{:.4f} [{:.4f}, {:.4f}] (holds 0)', value, low, high)
             ELSE format('{:.4f} [{:.4f}, {:.4f}]', value, low, high)
         END AS estimate
     FROM evaluations

@@ -5,14 +5,14 @@ WITH numbers AS (
     SELECT
         run_id,
         any_value(value) FILTER (arm = 'base' AND metric = 'toxicity_rate') AS toxicity_base,
-        any_value(value) FILTER (arm = 'eigenshift' AND metric = 'toxicity_rate')
+        any_value(value) FILTER (arm = judged AND metric = 'toxicity_rate')
             AS toxicity_patched,
-        any_value(low) FILTER (arm = 'eigenshift' AND metric = 'toxicity_rate') AS toxicity_low,
-        any_value(high) FILTER (arm = 'eigenshift' AND metric = 'toxicity_rate') AS toxicity_high,
+        any_value(low) FILTER (arm = judged AND metric = 'toxicity_rate') AS toxicity_low,
+        any_value(high) FILTER (arm = judged AND metric = 'toxicity_rate') AS toxicity_high,
         any_value(value) FILTER (arm = 'base' AND metric = 'perplexity') AS perplexity_base,
-        any_value(value) FILTER (arm = 'eigenshift' AND metric = 'perplexity')
+        any_value(value) FILTER (arm = judged AND metric = 'perplexity')
             AS perplexity_patched
-    FROM evaluations
+    FROM evaluations JOIN (SELECT run_id, judged FROM runs) USING (run_id)
     WHERE slice = 'all'
     GROUP BY run_id
 )

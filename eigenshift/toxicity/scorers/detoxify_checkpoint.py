@@ -7,6 +7,7 @@ what it is given (0.5.2, `load_checkpoint`), so only its model builder is used h
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -96,10 +97,24 @@ def _require_layout(document: Any, place: str) -> dict[str, Any]:
     return document
 
 
-def _download_release(settings: PlainScorerSettings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Release:
+    """One of Detoxify's own releases: where it is downloaded from, and where it lies then."""
+
+    url: str
+    path: Path
+
+
+def find_release(settings: PlainScorerSettings) -> Release:
+    """The release that settings without a checkpoint mean; nothing is downloaded."""
     from detoxify.detoxify import MODEL_URLS  # late: it imports transformers, which takes seconds
 
     url = MODEL_URLS[settings.model_type]
+    return Release(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2])
+
+
+def _download_release(settings: PlainScorerSettings) -> dict[str, Any]:
+    url = find_release(settings).url
     try:
         document = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", weights_only=True, progress=False

@@ -104,6 +104,7 @@ def test_arms_side_by_side(small: SmallStore) -> None:
         expected = f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
         assert rows[arm][column] == expected
     assert rows["base"]["tph"] is None
+    assert rows["base_again"]["tph"].endswith("] (holds 0)")
 
 
 def test_stability_of_units(small: SmallStore) -> None:
@@ -247,6 +248,20 @@ def test_drift_over_releases(grown: SmallStore) -> None:
         ):
             assert row[column] == round(float(grown.record.metrics[metric]["value"] or 0), 4)
         assert row["perplexity_base"] < row["perplexity_patched"]
+
+
+def test_drift_is_that_of_the_judged_arm(tmp_path: Path, small: SmallStore) -> None:
+    """Whatever its intervention: a release of another one had nothing after the patch."""
+    copy = small.copy_to(tmp_path / "store")
+    copy.record.judged = "random_components"
+    write_run(copy.artifacts.store, copy.record)
+    (row,) = ask(copy, "release_drift")
+    with open_audit(copy.url) as session:
+        (expected,) = session.query(
+            "SELECT round(value, 4) AS rate FROM evaluations WHERE arm = 'random_components' "
+            "AND metric = 'toxicity_rate' AND slice = 'all'"
+        ).to_pylist()
+    assert row["toxicity_patched"] == expected["rate"]
 
 
 def test_history_of_runs_and_releases(grown: SmallStore) -> None:

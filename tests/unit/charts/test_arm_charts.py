@@ -102,7 +102,7 @@ def test_numbers_of_the_points_are_in_a_table_and_the_best_in_words() -> None:
         ("eigenshift_fisher", "within +5%", "60.0% [50.0%, 70.0%]", *costs),
         ("leace", "within +5%", "20.0% [10.0%, 30.0%]", *costs),
         ("leace", "at KL 0.02", "30.0%", *costs),
-        ("aura", "within +5%", "-5.0% [-15.0%, 5.0%]", *costs),
+        ("aura", "within +5%", "5.0% rise [-5.0%, 15.0%]", *costs),
         ("damp", "within +5%", "-", *costs),
         ("damp", "at KL 0.02", "10.0% [0.0%, 20.0%]", *costs[:2], "-"),
     )
@@ -184,3 +184,13 @@ def test_comparison_leaves_out_arms_without_both_numbers() -> None:
     assert chart.summary.startswith("Of 2 arms leace reduces toxicity most, by 20.0%")
     assert render_png(chart)
     assert chart_comparison([]).summary.startswith("No arm has a reduction")
+
+
+def test_where_every_arm_makes_it_worse_none_is_called_the_best() -> None:
+    """A rise is told as one, in the words, the table and the label of the axis."""
+    chart = chart_comparison([make_row("leace", -0.3), make_row("damp", -0.05)])
+    assert chart.summary == "None of 2 arms reduces toxicity."
+    assert [row[1] for row in chart.rows] == ["30.0% rise", "5.0% rise"]
+    assert draw(chart).get_ylabel() == "reduction of the toxicity rate (below 0: a rise)"
+    better = chart_comparison([make_row("leace", 0.3)])
+    assert draw(better).get_ylabel() == "reduction of the toxicity rate"

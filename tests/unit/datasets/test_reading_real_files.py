@@ -45,6 +45,18 @@ FILES = [
         3_760,
         {"duplicate_text": 143, "empty_text": 1_299},
     ),
+    (
+        "paragraphs",
+        "wiki/wikipedia_sentences.csv",
+        89,
+        {"not_a_paragraph": 11, "text_too_long": 1},
+    ),
+    (
+        "paragraphs",
+        "wiki/wikitext-2/wiki.train.tokens.gz",
+        36_718,
+        {"duplicate_text": 3, "empty_text": 12_951, "not_a_paragraph": 21_514},
+    ),
 ]
 
 

@@ -272,3 +272,28 @@ def test_headline_numbers_are_those_of_the_judged_arm() -> None:
         row | {"metric": "perplexity_indomain"} for row in rows if row["metric"] == "perplexity"
     ]
     assert summarise_metrics(rows, ARM)["perplexity_indomain_patched"]["value"] == 2.0
+
+
+def test_a_rise_is_told_as_a_rise() -> None:
+    """Not as a reduction below 0."""
+    rows = make_rows(toxicity_reduction=(-0.3, -0.5, 0.1))
+    (failed,) = find_failed(rows)
+    assert failed.found == "a rise of 30.0% [-10.0, +50.0]"
+    assert failed.missed_by == "30.0 points"
+
+
+@pytest.mark.parametrize(("again", "is_told"), [(-0.2, True), (0.3, True), (0.01, False)])
+def test_a_run_too_small_to_decide_is_told_and_held_by_nothing_new(
+    again: float, is_told: bool
+) -> None:
+    """Where the base alone moves as far as the patch; the other checks decide as before."""
+    rows = make_rows()
+    chance = {"arm": "base_again", "metric": "toxicity_rate_difference", "slice": "all"}
+    chance |= {"value": again, "low": again - 0.1, "high": again + 0.1}
+    checks = check_gate([*rows, chance], GateSettings(), ARM, make_shifts(0.2, 0.19))
+    told = [check for check in checks if "too small to decide" in check.name]
+    assert len(told) == is_told
+    assert all(check.is_passed for check in checks)
+    if told:
+        assert f"moves by {100 * again:+.1f} points" in told[0].found
+        assert "the patch by -20.0 points" in told[0].found

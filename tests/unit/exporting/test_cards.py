@@ -285,3 +285,38 @@ def test_a_card_tells_what_the_patch_cost_in_capability(tied: SmallStore, tmp_pa
         "places": 0.5,
     }
     assert "4 questions" in found["sums"].dataset_name
+
+
+def test_a_card_says_what_limits_its_numbers(untied: SmallStore) -> None:
+    """A rise as a rise, a trade-off whose interval holds 0, an A/A arm that moves as far."""
+    changed = {
+        ("eigenshift", "toxicity_reduction"): (-0.3, -0.5, 0.1),
+        ("eigenshift", "tph"): (0.667, 0.0, 0.9),
+        ("eigenshift", "toxicity_rate_difference"): (0.02, -0.01, 0.05),
+        ("base_again", "toxicity_rate_difference"): (-0.03, -0.06, 0.0),
+    }
+    rows = [
+        {**row, **dict(zip(("value", "low", "high"), numbers, strict=True))}
+        if row["slice"] == "all" and (numbers := changed.get((row["arm"], row["metric"])))
+        else row
+        for row in read_evaluation(untied)
+    ]
+    facts = make_facts(untied, "org/model", rows=rows)
+    text = describe_export(facts)
+    assert "30.0% rise [-10.0, 50.0]" in text
+    assert "66.7% [0.0, 90.0] (holds 0)" in text
+    assert "**Mind**: This run is too small to decide" in text
+    names = [item.metric_name for item in describe_metadata(facts).eval_results]
+    assert {"reduction (below 0: a rise)", "TPH (holds 0)"} <= set(names)
+
+
+def test_a_card_says_how_to_repeat_the_run(untied: SmallStore, tmp_path: Path) -> None:
+    """With the digest of every file that was read; the file lies beside it."""
+    out = export_patch(untied.url, None, "patch", tmp_path / "out")
+    text = (out / "README.md").read_text()
+    assert "eigenshift reproduce reproduce.json" in text
+    for name in ("comments.csv", "prompts.csv", "neutral.csv"):
+        assert f"| {name} | `{'f' * 64}` |" in text
+    recorded = json.loads((out / "reproduce.json").read_text())
+    assert recorded["run_id"] == untied.run_id
+    assert f"`{recorded['model']['digest']}`" in text

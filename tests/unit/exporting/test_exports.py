@@ -62,6 +62,7 @@ def test_patch_export_is_the_patch_itself(
         "README.md",
         "patch.json",
         "patch.safetensors",
+        "reproduce.json",
     ]
 
 

@@ -262,3 +262,16 @@ def test_unknown_run_and_unwritable_place_are_refused(small: SmallStore, tmp_pat
     with pytest.raises(SettingsError, match="expected to write"):
         write_html_report(small.url, None, tmp_path / "file" / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_caveats_are_read_before_the_numbers(small: SmallStore, tmp_path: Path) -> None:
+    """What was known before the run, unfolded, above the table."""
+    other = small.copy_to(tmp_path / "copy")
+    other.record.caveats = ["5 prompts tell nothing"]
+    write_run(other.artifacts.store, other.record)
+    out = tmp_path / "report.html"
+    write_html_report(other.url, other.run_id, out)
+    reader = Reader()
+    reader.feed(out.read_text(encoding="utf-8"))
+    text = "\n".join(reader.shown)
+    assert text.index("Mind: 5 prompts tell nothing") < text.index("toxicity rate")

@@ -13,7 +13,7 @@ import pytest
 from eigenshift.audit import open_audit
 from eigenshift.reporting.comparison_report import write_comparison_report
 from eigenshift.reporting.html_report import write_html_report
-from eigenshift.reporting.outcomes import HEADLINE, format_estimate
+from eigenshift.reporting.outcomes import HEADLINE, format_metric
 from tests.support.small_store import SmallStore, build_small_store
 
 PHONE, DESK = 390, 1000
@@ -104,7 +104,7 @@ def test_key_numbers_are_those_of_the_audit(
                 f"AND slice = 'all' AND metric = '{metric}'"
             ).to_pylist()
             by_arm = {row["arm"]: row for row in rows}
-            estimates = [format_estimate(by_arm.get(arm), unit) for arm in ARMS]
+            estimates = [format_metric(metric, by_arm.get(arm), unit) for arm in ARMS]
             expected.append([label, *estimates])
     assert shown == expected
 
@@ -121,7 +121,7 @@ def test_every_section_has_a_chart_or_says_why_not(open_page: Callable[..., Any]
         assert box["height"] > 100
         assert chart.locator("path, use").count() > 5
     links = page.locator("nav a").all()
-    assert len(links) == 10
+    assert len(links) == 11
     for link in links:
         assert page.locator(link.get_attribute("href")).locator("h2").count() == 1
     for section in page.locator("section").all():

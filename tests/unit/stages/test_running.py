@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import pytest
 
 from eigenshift.base.errors import ArtifactError
-from eigenshift.settings import ExecutionSettings, ModelSettings
+from eigenshift.datasets.stages import READ_FILE, ReadingInputs, ReadingKey, SourceContent
+from eigenshift.settings import ExecutionSettings, ModelSettings, SourceFormat, SourceSettings
 from eigenshift.stages import tables
 from eigenshift.stages.inputs import Inputs
 from eigenshift.stages.keys import Key, Reads
@@ -108,3 +109,17 @@ def test_shards_are_declared_by_their_pattern() -> None:
     assert stage.declares("number.json")
     assert not stage.declares("samples.parquet")
     assert not stage.declares("other-samples-00001.parquet")
+
+
+def test_rows_that_are_told_are_results_not_books(place: Place, tmp_path: Path) -> None:
+    """Of a file of three rows, one of them empty, two are told, however many tables there are."""
+    path = tmp_path / "neutral.csv"
+    path.write_text('text\nThe garden is open.\n""\nThe lake was calm.\n')
+    source = SourceSettings(name="neutral", format=SourceFormat.sentences, uri=str(path))
+    inputs = ReadingInputs(content=SourceContent(source=source))
+    key = ReadingKey(source=source, max_characters=100)
+    made, found = (run_stage(READ_FILE, inputs, key, place) for _ in range(2))
+    manifest = place.open().artifacts.open(made.reference).manifest
+    assert (made.rows, found.rows) == (2, 2)
+    assert manifest.facts["rows_read"] == made.rows + sum(manifest.facts["rejected"].values())
+    assert manifest.rows == 4  # with the rejected row and the file's own line
