@@ -179,6 +179,8 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
         found = resolve_keys(section, ("checkpoint", "config_folder", "model", "words"))
         if isinstance(found, dict) and isinstance(found.get("for_languages"), list):
             found["for_languages"] = [resolve_scorer(part) for part in found["for_languages"]]
+        if isinstance(found, dict) and "judge" in found:
+            found["judge"] = resolve_keys(found["judge"], ("prompt_file",))
         return found
 
     resolved = dict(resolve_keys(document, ("store",)))

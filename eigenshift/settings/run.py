@@ -20,7 +20,7 @@ from eigenshift.settings.fields import Frozen, Location
 from eigenshift.settings.generation import GenerationSettings, PromptSettings
 from eigenshift.settings.model import ModelSettings
 from eigenshift.settings.patch import HarmlessSettings, PatchSettings
-from eigenshift.settings.scorers import ScorerKind, ScorerSettings
+from eigenshift.settings.scorers import ScorerSettings
 from eigenshift.settings.sources import IngestionSettings, Role, SourceSettings
 
 
@@ -129,12 +129,12 @@ class RefreshSettings(Frozen):
     def _check_gradients(self) -> None:
         judges = (self.scorer, *self.scorer.for_languages)
         needs_gradients = self.components.positions is PositionSource.attribution
-        has_lexicon = any(judge.kind is ScorerKind.lexicon for judge in judges)
+        without = next((judge.kind for judge in judges if not judge.kind.has_gradients), None)
         generates = Role.prompts in self.required_roles
-        if generates and needs_gradients and has_lexicon:
+        if generates and needs_gradients and without is not None:
             raise ValueError(
                 "components.positions 'attribution' needs gradients, which a scorer of kind "
-                "'lexicon' has not; set components.positions to 'occlusion' or 'lexicon'"
+                f"{without.value!r} has not; set components.positions to 'occlusion' or 'lexicon'"
             )
 
     def sources_for(self, role: Role) -> tuple[SourceSettings, ...]:
