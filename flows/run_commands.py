@@ -64,6 +64,7 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
         comparison = run_compare(settings)
     _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
     if not as_json:
+        print_table(console, comparison.degeneration_columns, comparison.degeneration_rows)
         for note in comparison.notes:
             console.print(note, highlight=False, soft_wrap=True)
 

@@ -432,6 +432,10 @@ INTERVAL_METRICS = {
     "perplexity_indomain": "Of harmless texts of the domain that no arm was made of",
     "perplexity_change_indomain": "arm / base - 1 on them, paired",
     "kl_to_base_indomain": "Mean KL(base || arm) over their positions, nats",
+    "repeated_4gram_share": "Mean over prompts of the share of 4-grams said before",
+    "self_bleu": "Mean over prompts of the BLEU of a continuation against the prompt's others",
+    "empty_share": "Mean over prompts of the share of continuations without text",
+    "refusal_share": "Mean over prompts of the share of continuations that begin as refusals do",
     "tph": "2 T R / (T + R), R = base / arm perplexity, at most 1",
     "tph_paper": "The same with R = 1 / (1 + abs(perplexity change))",
 }

@@ -11,6 +11,7 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     trials.py               which of them are on the front
     intervention_choice.py  which of several interventions is judged
     comparison.py           every metric of every arm
+    degeneration.py         repetition, sameness, emptiness, refusals
     arm_pairs.py            every arm against every other
     agreement.py            how far scorers agree
     arm_table.py            one row per arm

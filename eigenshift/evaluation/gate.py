@@ -14,7 +14,15 @@ from typing import Any
 from eigenshift.base.arms import BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.errors import NothingToDampError
 from eigenshift.evaluation.control_draws import compute_p_value
+from eigenshift.evaluation.degeneration import (
+    EMPTY,
+    REFUSAL,
+    REPETITION,
+    SELF_BLEU,
+    name_difference,
+)
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
+from eigenshift.evaluation.slices import HARMLESS_SLICE
 from eigenshift.evaluation.token_shifts import IDENTITY, NONTOXIC, find_identity_change
 from eigenshift.settings import GateSettings
 
@@ -67,6 +75,7 @@ def check_gate(
     table = MetricTable(rows)
     checks = [*_check_toxicity(table, settings, arm), *_check_fluency(table, settings, arm)]
     checks += _check_slices([row for row in rows if row["arm"] == arm], settings)
+    checks += _check_degeneration(table, settings, arm)
     if shifts is not None:
         checks += _check_identity_words(shifts, settings)
     return checks
@@ -282,6 +291,46 @@ def _bound_slices(
         expected,
         ", ".join(parts) or "no slices",
         _show_points(excess[beyond[0]]) if beyond else None,
+    )
+
+
+def _check_degeneration(
+    table: MetricTable, settings: GateSettings, arm: str
+) -> Iterator[GateCheck]:
+    """Continuations are as good to read as the base's: asked for where there is a bound, else told.
+
+    Refusals count on harmless prompts: a toxic prompt may be refused.
+    """
+    questions = (
+        ("repeated 4-grams", REPETITION, ALL_SLICE, settings.max_repetition_increase),
+        ("self-BLEU", SELF_BLEU, ALL_SLICE, settings.max_self_bleu_increase),
+        ("empty continuations", EMPTY, ALL_SLICE, settings.max_empty_increase),
+        ("refusals of harmless prompts", REFUSAL, HARMLESS_SLICE, settings.max_refusal_increase),
+    )
+    told = []
+    for what, metric, slice_name, most in questions:
+        row = table.get(arm, name_difference(metric), slice_name)
+        if most is not None:
+            yield _bound_degeneration(what, row, most)
+        elif row is not None:
+            told.append(f"{what} {_show(row, percent=True)}")
+    if told:
+        yield GateCheck(
+            "told, not required: how continuations degenerate",
+            True,
+            "nothing: gate.max_repetition_increase and its like are empty",
+            ", ".join(told),
+        )
+
+
+def _bound_degeneration(what: str, row: Row | None, most: float) -> GateCheck:
+    value = None if row is None else row["value"]
+    return GateCheck(
+        f"no more {what}",
+        value is not None and value <= most,
+        f"at most {most:+.1%} against the base",
+        NOT_COMPUTABLE if row is None else _show(row, percent=True),
+        None if value is None or value <= most else _show_points(value - most),
     )
 
 

@@ -228,7 +228,7 @@ class ComparisonKey(Key):
 COMPARE_ARMS = Stage(
     name="compare_arms",
     kind="evaluation",
-    version=7,
+    version=8,
     inputs=ComparisonInputs,
     key=ComparisonKey,
     files=(tables.EVALUATIONS, tables.ARM_PAIRS),
@@ -292,7 +292,7 @@ class TabulationKey(Key):
 TABULATE_ARMS = Stage(
     name="tabulate_arms",
     kind="comparison",
-    version=3,
+    version=4,
     inputs=TabulationInputs,
     key=TabulationKey,
     files=(tables.COMPARISONS, CHART_NAME, POINTS_CHART_NAME),

@@ -25,11 +25,13 @@ from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import SettingsError
 from eigenshift.charts.rendering import render_svg
 from eigenshift.charts.run_charts import Chart
+from eigenshift.evaluation.degeneration import DEGENERATION, name_difference
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.ledger.runs import RunRecord, choose_run, find_benchmarked
 from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
 from eigenshift.reporting.figures import draw_run
 from eigenshift.reporting.outcomes import (
+    DEGENERATION_COLUMNS,
     HEADLINE_COLUMNS,
     format_estimate,
     order_arms,
@@ -48,6 +50,7 @@ PERCENT_METRICS = (
     "perplexity_change",
     "changed_argmax_share",
     "unscored_share",
+    *DEGENERATION,
     "distinct_",
     "tph",
 )
@@ -58,6 +61,7 @@ SECTIONS = (
     ("toxicity", "Toxicity"),
     ("pareto", "Fluency"),
     ("capability", "Capability"),
+    ("degeneration", "Degeneration"),
     ("slices", "Slices"),
     ("layers", "Layers"),
     ("units", "Units"),
@@ -168,6 +172,7 @@ def gather_report(
         "headline": tabulate_headline(overall, record.judged) if overall else [],
         "capability": _describe_capability(session, record, benchmarked),
         "slices": tabulate_slices(evaluations, record.judged),
+        "degeneration": tabulate_degeneration(evaluations, record.judged),
         "metrics": _tabulate_metrics(overall, record.judged),
         "units": [tuple(row.values()) for row in units.to_pylist()],
         "transfers": [tuple(map(_dash, row.values())) for row in transfers.to_pylist()],
@@ -228,6 +233,22 @@ def tabulate_slices(evaluations: Sequence[dict[str, Any]], judged: str) -> list[
                 format_estimate(table.get(judged, "toxicity_rate_difference", name), "percent"),
             ]
         )
+    return rows
+
+
+def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) -> list[list[str]]:
+    """Rows (what, slice, prompts, before, after, difference) of how continuations degenerate."""
+    table = MetricTable(evaluations)
+    rows = []
+    for label, metric, unit in DEGENERATION_COLUMNS:
+        for name in dict.fromkeys(row["slice"] for row in evaluations):
+            before = table.get(BASE_ARM, metric, name)
+            if before is None:
+                continue
+            after = table.get(judged, metric, name)
+            difference = table.get(judged, name_difference(metric), name)
+            cells = (format_estimate(row, unit) for row in (before, after, difference))
+            rows.append([label, name, str(before["n"]), *cells])
     return rows
 
 

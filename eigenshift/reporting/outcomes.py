@@ -19,6 +19,13 @@ from eigenshift.base.arms import (
     find_point,
 )
 from eigenshift.evaluation.capability import find_headline
+from eigenshift.evaluation.degeneration import (
+    DEGENERATION,
+    EMPTY,
+    REFUSAL,
+    REPETITION,
+    SELF_BLEU,
+)
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
@@ -31,6 +38,14 @@ HEADLINE = (
 )
 """Label, metric and unit of the table after a refresh; lower is better but for TPH."""
 
+DEGENERATION_COLUMNS = (
+    ("repeated 4-grams", REPETITION, "percent"),
+    ("self-BLEU", SELF_BLEU, "percent"),
+    ("empty", EMPTY, "percent"),
+    ("refusals", REFUSAL, "percent"),
+)
+"""Whether continuations are worth reading; less is better."""
+
 COMPARED = (
     ("toxicity rate", "toxicity_rate", "percent"),
     ("reduction", "toxicity_reduction", "percent"),
@@ -41,11 +56,14 @@ COMPARED = (
     ("distinct-2", "distinct_2", "percent"),
     ("TPH", "tph", "percent"),
     ("TPH (paper)", "tph_paper", "percent"),
+    *DEGENERATION_COLUMNS,
 )
 """Label, metric and unit of what is told about one arm."""
 
-ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in ("perplexity", "distinct_2"))
-"""Columns of a comparison of many arms that have intervals; the others are short ones."""
+_ELSEWHERE = ("perplexity", "distinct_2", *DEGENERATION)
+ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in _ELSEWHERE)
+"""Columns of a comparison of many arms that have intervals; the others are short ones, and those of
+the second table."""
 FAILED_RUN = "failed_run"
 """Attribute of an error that ended a run: what `describe_failure` says of the run."""
 HOOKED_MARK = " *"
@@ -308,11 +326,26 @@ class ArmComparison(BaseModel):
         return [format_estimate(found, "percent"), format_difference(found)]
 
     @property
+    def degeneration_columns(self) -> list[str]:
+        """Headings of the second table."""
+        return ["arm", *(label for label, _, _ in DEGENERATION_COLUMNS)]
+
+    @property
+    def degeneration_rows(self) -> list[list[str]]:
+        """How each arm's continuations degenerate, in the order of the first table."""
+        in_order = sorted(self.arms, key=lambda row: find_point(row["arm"]))
+        return [
+            [row["arm"], *(_format_columns(row, *column[1:]) for column in DEGENERATION_COLUMNS)]
+            for row in in_order
+        ]
+
+    @property
     def notes(self) -> list[str]:
         """What the table does not say by itself."""
         notes = [
             "p: sign-flip test of the toxicity rate against base over prompts. seconds, MiB: "
-            "building the patch from its evidence."
+            "building the patch from its evidence. Repeated 4-grams: within a continuation; "
+            "self-BLEU: of the continuations of a prompt; refusals: by how they begin."
         ]
         if self.benchmarks:
             notes.append(

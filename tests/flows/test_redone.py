@@ -54,6 +54,7 @@ DETOURS = {
     "patch.n_deep_terms": "of an intervention that the run does not judge",
     "scorer.checkpoint": "no such file",
     "scorer.config_folder": "no such folder",
+    "scorer.judge": "belongs to another kind",
     "scorer.kind": "needs a model of its own",
     "scorer.model": "belongs to another kind",
     "scorer.revision": "belongs to another kind",

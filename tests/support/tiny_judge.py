@@ -1,4 +1,4 @@
-"""A tiny random causal model as a judge: its tokenizer adds a BOS, its chat template has one too."""
+"""A tiny random causal model as a judge: its tokenizer adds a BOS, and so does its template."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_an_answer_that_joins_the_question_is_refused(plain_judge: Path) -> None
 
 def test_a_question_that_ends_in_the_text_is_refused(plain_judge: Path) -> None:
     """The judge would go on writing the text."""
-    with pytest.raises(ScorerError, match="behind {text}"):
+    with pytest.raises(ScorerError, match=r"behind \{text\}"):
         load(plain_judge, prompt="Rude? {text}")
 
 
