@@ -54,6 +54,7 @@ STAGES: tuple[Stage[Any, Any], ...] = (
     evaluation.COMPARE_SCORERS,
     benchmarks.ANSWER_QUESTIONS,
     benchmarks.COMPARE_ANSWERS,
+    evaluation.MEASURE_SCORERS,
     evaluation.CHECK_RELOAD,
     evaluation.SCREEN_TRIALS,
     evaluation.CONFIRM_TRIALS,

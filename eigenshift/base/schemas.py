@@ -561,6 +561,33 @@ SCORER_AGREEMENT = pa.schema(
     ]
 )
 
+SCORER_QUALITY = pa.schema(
+    [
+        describe_column("scorer", pa.string(), "Name of the scorer"),
+        describe_column(
+            "basis",
+            pa.string(),
+            "labelled: texts of the run's own data; functional: cases that each test one thing",
+        ),
+        describe_column("subject", pa.string(), "Data set or functionality, or 'all' of the basis"),
+        describe_column("language", pa.string(), "Language of the texts, or 'all'"),
+        describe_column("n", pa.int64(), "Texts that were scored"),
+        describe_column("n_toxic", pa.int64(), "Of these labelled toxic"),
+        describe_column("n_unscored", pa.int64(), "Texts without a score, left out"),
+        describe_column("auroc", pa.float64(), "Of the probabilities; null with fewer than 2 each"),
+        describe_column("auroc_low", pa.float64(), "Lower end of its interval (DeLong)"),
+        describe_column("auroc_high", pa.float64(), "Upper end of its interval (DeLong)"),
+        describe_column("accuracy", pa.float64(), "Share judged as labelled, at the threshold"),
+        describe_column("accuracy_low", pa.float64(), "Lower end of its interval (Wilson)"),
+        describe_column("accuracy_high", pa.float64(), "Upper end of its interval (Wilson)"),
+        describe_column("recall", pa.float64(), "Share of the toxic texts that it calls toxic"),
+        describe_column(
+            "false_alarm_share", pa.float64(), "Share of the other texts that it calls toxic"
+        ),
+        describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
 TOKEN_SHIFTS = pa.schema(
     [
         describe_column("positions", pa.string(), "toxic or nontoxic: the head states meant"),

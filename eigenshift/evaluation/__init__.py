@@ -14,6 +14,7 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     degeneration.py         repetition, sameness, emptiness, refusals
     arm_pairs.py            every arm against every other
     agreement.py            how far scorers agree
+    scorer_quality.py       how well the scorers themselves do
     arm_table.py            one row per arm
     metric_table.py         a metric's value by arm and slice
     slices.py               parts of the prompts

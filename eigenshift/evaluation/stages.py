@@ -22,7 +22,12 @@ from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
 from eigenshift.store.manifests import ArtifactReference, FileReference
-from eigenshift.toxicity.stages import Classifier, name_scorer_bounds
+from eigenshift.toxicity.stages import (
+    CaseFile,
+    Classifier,
+    name_scorer_bounds,
+    name_scorer_fields,
+)
 
 CHART_NAME = "chart.png"
 POINTS_CHART_NAME = "operating_points.png"
@@ -272,6 +277,70 @@ COMPARE_SCORERS = Stage(
     key=AgreementKey,
     files=(tables.SCORER_AGREEMENT,),
     work="eigenshift.evaluation.agreement:carry_out",
+)
+
+
+class QualityInputs(Inputs):
+    """Scorers, the labelled samples of the run, and functional cases, if there are any."""
+
+    scorers: Annotated[
+        tuple[Classifier, ...],
+        Reads(
+            "scorer",
+            fields=(*name_scorer_fields("scorer"), *name_scorer_fields("further_scorers[]")),
+        ),
+    ]
+    samples: SampleFiles
+    cases: Annotated[CaseFile | None, Reads("scorer_quality.functional_cases")] = None
+
+
+class JudgedScorerKey(Key):
+    """What a scorer is called, and above which probability it calls a text toxic."""
+
+    scorer: str
+    toxic_threshold: float
+
+    @classmethod
+    def of_scorer(cls, scorer: ScorerSettings) -> JudgedScorerKey:
+        """Of one scorer, the deciding one or another."""
+        return cls(scorer=scorer.name, toxic_threshold=scorer.toxic_threshold)
+
+
+class QualityKey(Key):
+    """The scorers in the order of the inputs, which texts they judge, and the intervals."""
+
+    scorers: Annotated[
+        tuple[JudgedScorerKey, ...],
+        Reads(
+            "further_scorers",
+            fields=tuple(
+                f"{section}.{name}"
+                for section in ("scorer", "further_scorers[]")
+                for name in ("name", "toxic_threshold")
+            ),
+        ),
+    ]
+    n_texts: Annotated[int, Reads("scorer_quality.n_texts")]
+    seed: Annotated[int, Reads("scorer_quality.seed")]
+    confidence: Annotated[float, Reads("evaluation.confidence")]
+
+    @classmethod
+    def of(cls, settings: RefreshSettings, **given: Any) -> Self:  # type: ignore[override]
+        """The deciding scorer, then all others."""
+        scorers = (settings.scorer, *settings.further_scorers)
+        given = {"scorers": tuple(map(JudgedScorerKey.of_scorer, scorers))} | given
+        return super().of(settings, **given)
+
+
+MEASURE_SCORERS = Stage(
+    name="measure_scorers",
+    kind="scorer_quality",
+    version=1,
+    inputs=QualityInputs,
+    key=QualityKey,
+    files=(tables.SCORER_QUALITY,),
+    work="eigenshift.evaluation.scorer_quality:carry_out",
+    runs_model=True,
 )
 
 

@@ -21,7 +21,7 @@ from eigenshift.ledger.runs import RunRecord
 from eigenshift.model.files import is_hub_id
 from eigenshift.patches.patching import Patch
 from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
-from eigenshift.reporting.outcomes import COMPARED, format_estimate
+from eigenshift.reporting.outcomes import COMPARED, describe_quality, format_estimate
 from eigenshift.settings import (
     ModelSettings,
     PlainScorerSettings,
@@ -54,6 +54,7 @@ class CardFacts:
         licence: Licence fields of the base's own card, if known.
         changed: Parameter -> its digest in the export; empty if it holds none.
         benchmarks: `schemas.BENCHMARKS` rows, none if no benchmark questions were put.
+        quality: `schemas.SCORER_QUALITY` rows, none if the run measured none.
     """
 
     record: RunRecord
@@ -64,6 +65,7 @@ class CardFacts:
     licence: Mapping[str, str]
     changed: Mapping[str, str]
     benchmarks: Sequence[Mapping[str, Any]] = ()
+    quality: Sequence[Mapping[str, Any]] = ()
 
 
 def write_card(facts: CardFacts, usage: str, folder: Path) -> None:
@@ -140,7 +142,7 @@ interval. "Random components" is as many others damped as far, or a random chang
 other random numbers.
 
 {_tabulate_metrics(facts)}
-
+{_tell_quality(facts)}
 ## Capability
 
 {_tabulate_answers(facts)}
@@ -240,6 +242,12 @@ def _tabulate_answers(facts: CardFacts) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", EXPLANATION])
+
+
+def _tell_quality(facts: CardFacts) -> str:
+    """How well the scorers do, on which the toxicity rates rest."""
+    lines = [f"- {line}" for line in describe_quality(facts.quality)]
+    return "\n".join(["", "How well the scorers do:", "", *lines, ""]) if lines else ""
 
 
 def _describe_data(settings: RefreshSettings, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -142,7 +142,10 @@ def export_patch(
                 usage, changed = _write_merged(source, folder, options)
         rows = _read_rows(artifacts, record)
         benchmarks = _read_benchmarks(artifacts, record, arm)
-        facts = CardFacts(record, patch, arm, rows, format, licence, changed, benchmarks)
+        quality = _read_quality(artifacts, record)
+        facts = CardFacts(
+            record, patch, arm, rows, format, licence, changed, benchmarks, quality
+        )
         write_card(facts, usage, folder)
     if options.push is not None:
         push_export(out, options.push, is_private=not options.is_public)
@@ -219,6 +222,18 @@ def _read_benchmarks(artifacts: ArtifactStore, record: RunRecord, arm: str) -> l
         return []
     artifact = artifacts.open(benchmarked.find_artifact(BENCHMARKS_KIND))
     return list(artifact.read_table(tables.BENCHMARKS.file).to_pylist())
+
+
+def _read_quality(artifacts: ArtifactStore, record: RunRecord) -> list[dict[str, Any]]:
+    """How well the run's scorers did, none if it did not measure them."""
+    return [
+        row
+        for use in record.artifacts
+        if use.kind == "scorer_quality"
+        for row in artifacts.open(ArtifactReference(kind=use.kind, fingerprint=use.fingerprint))
+        .read_table("scorer_quality.parquet")
+        .to_pylist()
+    ]
 
 
 def _write_lora(source: _Source, folder: Path, options: ExportOptions) -> str:

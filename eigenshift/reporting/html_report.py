@@ -33,6 +33,7 @@ from eigenshift.reporting.figures import draw_run
 from eigenshift.reporting.outcomes import (
     DEGENERATION_COLUMNS,
     HEADLINE_COLUMNS,
+    describe_quality,
     format_estimate,
     order_arms,
     tabulate_headline,
@@ -101,6 +102,12 @@ EXTRA_TABLES = (
         "Agreement of scorers",
         "arm, language, scorer_a, scorer_b",
         "The run has one scorer, or none was compared.",
+    ),
+    ExtraTable(
+        "scorer_quality",
+        "How well scorers do",
+        "scorer, basis DESC, accuracy",
+        "No scorer was measured (scorer_quality.n_texts).",
     ),
 )
 """Adding one is one entry."""
@@ -172,6 +179,7 @@ def gather_report(
         "headline": tabulate_headline(overall, record.judged) if overall else [],
         "capability": _describe_capability(session, record, benchmarked),
         "slices": tabulate_slices(evaluations, record.judged),
+        "quality": find_quality(session, record.run_id),
         "degeneration": tabulate_degeneration(evaluations, record.judged),
         "metrics": _tabulate_metrics(overall, record.judged),
         "units": [tuple(row.values()) for row in units.to_pylist()],
@@ -234,6 +242,17 @@ def tabulate_slices(evaluations: Sequence[dict[str, Any]], judged: str) -> list[
             ]
         )
     return rows
+
+
+def find_quality(session: AuditSession, run_id: str) -> list[str]:
+    """What is said beside a toxicity rate: how well the scorers do; none where not measured."""
+    return describe_quality(
+        ask(
+            session,
+            f"SELECT * FROM scorer_quality WHERE run_id = {quote(run_id)} "
+            "ORDER BY scorer, basis DESC, subject, language",
+        )
+    )
 
 
 def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) -> list[list[str]]:

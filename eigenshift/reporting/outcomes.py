@@ -27,6 +27,7 @@ from eigenshift.evaluation.degeneration import (
     SELF_BLEU,
 )
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
+from eigenshift.evaluation.scorer_quality import LABELLED, is_whole
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
 
@@ -85,6 +86,8 @@ class RefreshOutcome(BaseModel):
     is_new_release: bool
     evaluations: list[dict[str, Any]]
     benchmarks: list[dict[str, Any]] = []
+    quality: list[dict[str, Any]] = []
+    """`schemas.SCORER_QUALITY` rows: how well the scorers themselves do."""
 
     @classmethod
     def from_record(
@@ -95,6 +98,7 @@ class RefreshOutcome(BaseModel):
         benchmarks: Sequence[Mapping[str, Any]] = (),
         *,
         is_new_release: bool,
+        quality: Sequence[Mapping[str, Any]] = (),
     ) -> RefreshOutcome:
         """Gather a finished refresh."""
         return cls(
@@ -110,6 +114,7 @@ class RefreshOutcome(BaseModel):
             is_new_release=is_new_release,
             evaluations=[dict(row) for row in rows if row["slice"] == ALL_SLICE],
             benchmarks=[dict(row) for row in benchmarks],
+            quality=[dict(row) for row in quality],
         )
 
     @property
@@ -173,6 +178,52 @@ def tabulate_headline(
     ] + ([answered] if benchmarks else [])
 
 
+def describe_quality(quality: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each scorer and basis: what a toxicity rate by this scorer is worth.
+
+    Args:
+        quality: `schemas.SCORER_QUALITY` rows, in the order the scorers are to be told.
+    """
+    lines = []
+    for row in filter(is_whole, quality):
+        if row["basis"] == LABELLED:
+            lines.append(
+                f"{row['scorer']} on {row['n']} labelled texts of this run: "
+                f"AUROC {_format_auroc(row)}; calls {_format_share(row['recall'])} of the toxic "
+                f"ones toxic, and {_format_share(row['false_alarm_share'])} of the others"
+            )
+            continue
+        parts = [
+            part
+            for part in quality
+            if part["basis"] == row["basis"]
+            and part["scorer"] == row["scorer"]
+            and part["accuracy"] is not None
+            and not is_whole(part)
+        ]
+        worst = min(parts, key=lambda part: part["accuracy"], default=row)
+        right = {name: row[f"accuracy{end}"] for name, end in _ENDS}
+        lines.append(
+            f"{row['scorer']} on {row['n']} functional cases: "
+            f"{format_estimate(right, 'percent')} right; worst {worst['subject']}, "
+            f"{_format_share(worst['accuracy'])}"
+        )
+    return lines
+
+
+_ENDS = (("value", ""), ("low", "_low"), ("high", "_high"))
+
+
+def _format_auroc(row: Mapping[str, Any]) -> str:
+    if row["auroc"] is None:
+        return f"not computable ({row['reason']})"
+    return f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+
+
+def _format_share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
 def order_arms(judged: str) -> tuple[str, ...]:
     """The arms of a refresh in the order they are shown."""
     return BASE_ARM, judged, RANDOM_ARM, SUPPRESSION_ARM, AGAIN_ARM
@@ -194,6 +245,9 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
         "",
         *_markdown_table(HEADLINE_COLUMNS, outcome.headline),
     ]
+    if outcome.quality:
+        lines += ["", "How well the scorers do:", ""]
+        lines += [f"- {line}" for line in describe_quality(outcome.quality)]
     lines += ["", "## Gate", ""]
     lines += _markdown_table(
         ("check", "passed", "expected", "found", "missed by"),
@@ -278,6 +332,7 @@ class ArmComparison(BaseModel):
         table: Where the Parquet file of `arms` is.
         figure: Where the plot is.
         points_figure: Where that of the operating points is; None: there is but one point.
+        quality: `schemas.SCORER_QUALITY` rows: how well the scorers themselves do.
     """
 
     run_id: str
@@ -289,6 +344,7 @@ class ArmComparison(BaseModel):
     table: str
     figure: str
     points_figure: str | None = None
+    quality: list[dict[str, Any]] = []
 
     @property
     def columns(self) -> list[str]:
@@ -358,6 +414,7 @@ class ArmComparison(BaseModel):
             )
         if any(row["is_hooked_only"] for row in self.arms):
             notes.append("*: measured with hooks; it cannot be folded into the weights.")
+        notes += describe_quality(self.quality)
         notes += [f"Table: {self.table}", f"Plot: {self.figure}"]
         if self.points_figure is not None:
             notes.append(f"Operating points: {self.points_figure}")

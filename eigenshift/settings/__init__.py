@@ -48,6 +48,7 @@ from eigenshift.settings.evaluation import (
     CompareSettings,
     EvaluationSettings,
     GateSettings,
+    ScorerQualitySettings,
     TuneSettings,
 )
 from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
@@ -128,6 +129,7 @@ __all__ = [
     "Role",
     "Runner",
     "ScorerKind",
+    "ScorerQualitySettings",
     "ScorerSettings",
     "Site",
     "SitePooling",

@@ -199,6 +199,8 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
         resolved["benchmark"] = benchmark | {
             "tasks": [resolve(item) for item in benchmark["tasks"]]
         }
+    if isinstance(document.get("scorer_quality"), dict):
+        resolved["scorer_quality"] = resolve_keys(document["scorer_quality"], ("functional_cases",))
     if isinstance(document.get("components"), dict):
         resolved["components"] = resolve_keys(document["components"], ("lexicon",))
     return resolved

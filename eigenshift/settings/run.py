@@ -13,6 +13,7 @@ from eigenshift.settings.evaluation import (
     CompareSettings,
     EvaluationSettings,
     GateSettings,
+    ScorerQualitySettings,
     TuneSettings,
 )
 from eigenshift.settings.execution import ExecutionSettings
@@ -59,6 +60,11 @@ class RefreshSettings(Frozen):
         title="Further scorers",
         description="They judge the evaluation continuations too: metrics of their own, and a "
         "table of how far scorers agree. They decide nothing.",
+    )
+    scorer_quality: ScorerQualitySettings = Field(
+        ScorerQualitySettings(),
+        title="Scorer quality",
+        description="How well the scorers themselves do.",
     )
     components: ComponentSettings = Field(
         ComponentSettings(),

@@ -68,6 +68,21 @@ class WordFile(Outside):
         return digest_file(self.uri)
 
 
+class CaseFile(Outside):
+    """A file of functional cases."""
+
+    kind: ClassVar[str] = "cases"
+    uri: str
+
+    def identify(self) -> str:
+        """Digest of the file."""
+        from eigenshift.store.source_files import digest_file
+        from eigenshift.toxicity.functional_cases import require_case_file
+
+        require_case_file(self.uri)
+        return digest_file(self.uri)
+
+
 class ScoringInputs(Inputs):
     """The scorer that decides, and one shard of continuations."""
 

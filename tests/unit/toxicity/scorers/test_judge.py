@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
 from eigenshift.base.errors import ScorerError
@@ -107,13 +108,13 @@ def test_a_question_may_lie_in_a_file(chat_judge: Path, tmp_path: Path) -> None:
     """Relative to the settings file; it is the same judge as with the question written out."""
     (tmp_path / "question.txt").write_text(f"{PROMPT}\n", encoding="utf-8")
     document = load_preset("demo").model_dump(mode="json")
-    (tmp_path / "mine.yaml").write_text(
-        "model: {id: org/model}\n"
-        f"sources: {document['sources']}\n"
-        "components: {positions: occlusion}\n"
-        f"scorer: {{kind: judge, model: {chat_judge}, judge: {{prompt_file: ./question.txt, "
-        "yes: ['yes', 'Yes'], no: ['no']}}}\n"
-    )
+    document["components"] = {"positions": "occlusion"}
+    document["scorer"] = {
+        "kind": "judge",
+        "model": str(chat_judge),
+        "judge": {"prompt_file": "./question.txt", **ANSWERS},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     settings = load_settings(tmp_path / "mine.yaml")
     assert identify_scorer(settings.scorer) == identify_scorer(describe(chat_judge))
 
@@ -187,21 +188,28 @@ def test_what_decides_the_scores_decides_the_digest(
     assert len({identify_scorer(settings) for settings in others}) == len(others)
 
 
-def test_toxic_words_are_found_by_leaving_words_out(chat_judge: Path) -> None:
-    """The first is the one whose removal lowers the judge's verdict most."""
-    text = "The yellow kettle stood near the old mill."
+def test_toxic_words_are_found_by_leaving_words_out(
+    chat_judge: Path, neutral_texts: list[str]
+) -> None:
+    """The first is the one whose removal lowers the judge's verdict most, by a tenth or more."""
     judge = load(chat_judge)
-    (whole,) = judge.score([text])
-    falls = {
-        span: whole.probability - judge.score([blank(text, span)])[0].probability
-        for span in list_words(text)
-    }
-    threshold = whole.probability - 1e-6
-    row = {"continuation": text, "toxicity_probability": whole.probability}
-    (found,), facts = OcclusionFinder(judge, threshold, 1e-6).find([row])
-    assert facts == {"n_toxic_continuations": 1}
-    assert found[0].span == max(falls, key=lambda span: falls[span])
-    assert found[0].fall == pytest.approx(max(falls.values()), abs=1e-5)
+    n_found = 0
+    for text in neutral_texts[:20]:
+        (whole,) = judge.score([text])
+        falls = {
+            span: whole.probability - judge.score([blank(text, span)])[0].probability
+            for span in list_words(text)
+        }
+        best = max(falls, key=lambda span: falls[span])
+        if falls[best] < 0.11 * whole.probability:
+            continue  # words that are each enough are told apart otherwise
+        row = {"continuation": text, "toxicity_probability": whole.probability}
+        (found,), facts = OcclusionFinder(judge, whole.probability - 1e-6, 1e-6).find([row])
+        assert facts == {"n_toxic_continuations": 1}
+        assert found[0].span == best
+        assert found[0].fall == pytest.approx(falls[best], abs=1e-5)
+        n_found += 1
+    assert n_found > 2
 
 
 @pytest.mark.parametrize(
