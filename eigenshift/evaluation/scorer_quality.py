@@ -235,7 +235,7 @@ def carry_out(inputs: QualityInputs, key: QualityKey, bench: Bench, workspace: W
         for classifier, judged in zip(inputs.scorers, key.scorers, strict=True)
     ]
     texts: list[LabelledText] = []
-    if key.n_texts:
-        texts = draw_texts(bench.artifacts.read_files(inputs.samples), key.n_texts, key.seed)
+    if key.n_drawn:
+        texts = draw_texts(bench.artifacts.read_files(inputs.samples), key.n_drawn, key.seed)
     cases = [] if inputs.cases is None else read_cases(inputs.cases.uri)
     measure_scorers(scorers, texts, cases, key.confidence, workspace)

@@ -320,7 +320,7 @@ class QualityKey(Key):
             ),
         ),
     ]
-    n_texts: Annotated[int, Reads("scorer_quality.n_texts")]
+    n_drawn: Annotated[int, Reads("scorer_quality.n_texts")]
     seed: Annotated[int, Reads("scorer_quality.seed")]
     confidence: Annotated[float, Reads("evaluation.confidence")]
 

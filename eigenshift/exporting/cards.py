@@ -291,7 +291,8 @@ def _describe_scorer(scorer: PlainScorerSettings) -> str:
     is_on_hub = is_hub_id(scorer.model)
     name = scorer.model if is_on_hub else PurePath(scorer.model.rstrip("/")).name
     revision = f"@{scorer.revision}" if scorer.revision else ""
-    return f"{scorer.name} ({name}{revision})"
+    asked = ", a language model that is asked" if scorer.kind is ScorerKind.judge else ""
+    return f"{scorer.name} ({name}{revision}{asked})"
 
 
 def _name_source(source: SourceSettings) -> str:
