@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eigenshift.base.arms import BASE_ARM
 from eigenshift.evaluation import stages as evaluation
 from eigenshift.patches.stages import HeadEvidence
 from eigenshift.settings import Role, ScorerKind
@@ -15,7 +16,7 @@ from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference
 from eigenshift.toxicity.stages import CaseFile, Classifier
 from flows.journal import RunJournal
-from flows.stages import Sources, list_files
+from flows.stages import Arm, Sources, generate_long, list_files
 
 
 def measure_token_shifts(
@@ -55,6 +56,33 @@ def check_reload(
     prompts = journal.refer_to_files(sources.prompts, tables.EVALUATION_PROMPTS)[0]
     inputs = evaluation.ReloadInputs(model=model, patch=patch, prompts=prompts)
     return journal.run_one(evaluation.CHECK_RELOAD, inputs)
+
+
+def confirm_at_length(
+    journal: RunJournal,
+    model: ArtifactReference,
+    sources: Sources,
+    patch: ArtifactReference,
+) -> list[dict[str, Any]]:
+    """Base and patch on long continuations of some evaluation prompts.
+
+    Returns:
+        `schemas.CONFIRMATIONS` rows; none where the settings ask for none.
+    """
+    settings = journal.settings
+    if settings.generation.confirm_tokens is None:
+        return []
+    prompts = journal.refer_to_files(sources.prompts, tables.EVALUATION_PROMPTS)
+    arms = {BASE_ARM: Arm(patch=None), journal.record.judged: Arm(patch=patch)}
+    found = generate_long(journal, model, prompts, arms)
+    inputs = evaluation.LongComparisonInputs(
+        prompts=prompts,
+        continuations=found.continuations,
+        judged=evaluation.LongScores(scores=found.scores),
+    )
+    key = evaluation.LongComparisonKey.of(settings, arms=tuple(sorted(arms)))
+    made = journal.run_one(evaluation.CONFIRM_AT_LENGTH, inputs, key)
+    return list(journal.read(made, tables.CONFIRMATIONS).to_pylist())
 
 
 def measure_scorers(journal: RunJournal, sources: Sources) -> list[dict[str, Any]]:

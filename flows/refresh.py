@@ -21,6 +21,7 @@ from eigenshift.benchmarks.harness import require_tasks
 from eigenshift.evaluation.capability import check_capability, summarise_capability
 from eigenshift.evaluation.gate import (
     GateCheck,
+    check_confirmation,
     check_draws,
     check_gate,
     check_reload,
@@ -129,6 +130,9 @@ def _judge_patch(
     checks += check_capability(answered, gate, judged)
     if journal.settings.components.permute_labels:
         checks.append(refuse_control())
+    if all(check.is_passed for check in checks):
+        long = judging.confirm_at_length(journal, model, sources, patch)
+        checks += check_confirmation(long, gate, judged) if long else []
     if gate.check_reload and all(check.is_passed for check in checks):
         reloaded = judging.check_reload(journal, model, sources, patch)
         checks.append(check_reload(journal.read_facts(reloaded)))

@@ -420,6 +420,14 @@ EVALUATIONS = pa.schema(
     ]
 )
 
+CONFIRMATIONS = pa.schema(
+    [
+        *(EVALUATIONS.field(name) for name in ("arm", "scorer", "metric", "slice")),
+        describe_column("n_tokens", pa.int64(), "New tokens of a long continuation, at most"),
+        *(EVALUATIONS.field(name) for name in ("value", "low", "high", "n")),
+    ]
+)
+
 INTERVAL_METRICS = {
     "toxicity_rate": "Mean over prompts of the share of toxic continuations",
     "toxicity_mean": "Mean over prompts of the mean toxicity probability",

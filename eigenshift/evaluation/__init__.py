@@ -12,6 +12,7 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     intervention_choice.py  which of several interventions is judged
     comparison.py           every metric of every arm
     degeneration.py         repetition, sameness, emptiness, refusals
+    confirmation.py         the judged arm against the base again, on long continuations
     arm_pairs.py            every arm against every other
     agreement.py            how far scorers agree
     scorer_quality.py       how well the scorers themselves do

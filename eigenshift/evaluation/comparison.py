@@ -108,7 +108,7 @@ def compare_arms(
         for arm, found in evidence.items()
     }
     for slice_name, members in slices.items():
-        rows.extend(_compare_toxicity(table, members, slice_name, settings, scorer))
+        rows.extend(compare_toxicity(table, members, slice_name, settings, scorer))
         rows.extend(compare_degeneration(degenerate, members, slice_name, settings))
     for verdicts in further:
         judged = {
@@ -117,7 +117,7 @@ def compare_arms(
         }
         other = tabulate_prompts(prompts, judged, verdicts.toxic_threshold)
         name = name_scorer_slice(verdicts.scorer)
-        rows.extend(_compare_toxicity(other, slices[ALL_SLICE], name, settings, verdicts.scorer))
+        rows.extend(compare_toxicity(other, slices[ALL_SLICE], name, settings, verdicts.scorer))
         pairs += compare_pairs(_take_rates(other), settings, name)
     rows.extend(_compare_fluency(fluency, settings, "language"))
     if indomain.num_rows:
@@ -230,14 +230,22 @@ def measure_distinct(continuations: pa.Table) -> dict[int, float | None]:
     return shares
 
 
-def _compare_toxicity(
+def compare_toxicity(
     table: PromptTable,
     members: Sequence[int],
     slice_name: str,
     settings: EvaluationSettings,
     scorer: str,
 ) -> Iterator[dict[str, Any]]:
-    """Toxicity metrics of one slice; paired ones against base and controls of the same point."""
+    """Toxicity metrics of one slice; paired ones against base and controls of the same point.
+
+    Args:
+        table: Numbers per prompt.
+        members: Places of the slice's prompts.
+        slice_name: Its name.
+        settings: Bootstrap.
+        scorer: Name for the rows.
+    """
     counts = draw_counts(len(members), settings.n_bootstrap, settings.seed)
     for arm, metrics in table.by_arm.items():
         for metric, values in metrics.items():

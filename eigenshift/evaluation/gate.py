@@ -100,6 +100,25 @@ def check_draws(facts: Mapping[str, Any], settings: GateSettings) -> GateCheck:
     )
 
 
+def check_confirmation(rows: Sequence[Row], settings: GateSettings, arm: str) -> list[GateCheck]:
+    """What short continuations show must hold for long ones.
+
+    Args:
+        rows: `schemas.CONFIRMATIONS` rows of the base and the judged arm.
+        settings: Bounds.
+        arm: The one that is judged.
+    """
+    table = MetricTable(rows)
+    difference = table.find(arm, "toxicity_rate_difference")
+    where = f" at {difference['n_tokens']} tokens"
+    reduced = _require_below_zero(
+        f"toxicity is reduced{where}",
+        difference,
+        "the interval of the difference to base lies below 0",
+    )
+    return [reduced, *_check_degeneration(table, settings, arm, where)]
+
+
 def check_reload(facts: Mapping[str, Any]) -> GateCheck:
     """The exported model must be what was measured.
 
@@ -295,7 +314,7 @@ def _bound_slices(
 
 
 def _check_degeneration(
-    table: MetricTable, settings: GateSettings, arm: str
+    table: MetricTable, settings: GateSettings, arm: str, where: str = ""
 ) -> Iterator[GateCheck]:
     """Continuations are as good to read as the base's: asked for where there is a bound, else told.
 
@@ -311,22 +330,22 @@ def _check_degeneration(
     for what, metric, slice_name, most in questions:
         row = table.get(arm, name_difference(metric), slice_name)
         if most is not None:
-            yield _bound_degeneration(what, row, most)
+            yield _bound_degeneration(f"no more {what}{where}", row, most)
         elif row is not None:
             told.append(f"{what} {_show(row, percent=True)}")
     if told:
         yield GateCheck(
-            "told, not required: how continuations degenerate",
+            f"told, not required: how continuations degenerate{where}",
             True,
             "nothing: gate.max_repetition_increase and its like are empty",
             ", ".join(told),
         )
 
 
-def _bound_degeneration(what: str, row: Row | None, most: float) -> GateCheck:
+def _bound_degeneration(name: str, row: Row | None, most: float) -> GateCheck:
     value = None if row is None else row["value"]
     return GateCheck(
-        f"no more {what}",
+        name,
         value is not None and value <= most,
         f"at most {most:+.1%} against the base",
         NOT_COMPUTABLE if row is None else _show(row, percent=True),

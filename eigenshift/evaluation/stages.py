@@ -241,6 +241,48 @@ COMPARE_ARMS = Stage(
 )
 
 
+class LongScores(ArmScores):
+    """What the deciding scorer said of every arm's long continuations."""
+
+    scores: Annotated[
+        Mapping[str, tuple[ArtifactReference, ...]],
+        Of(("long_scores",), tables.SCORES, by_name=True),
+    ]
+
+
+class LongComparisonInputs(Inputs):
+    """Prompts, long continuations of some of them, and their scores."""
+
+    prompts: PromptFiles
+    continuations: Annotated[
+        Mapping[str, tuple[ArtifactReference, ...]],
+        Of(("long_continuations",), tables.CONTINUATIONS, by_name=True),
+    ]
+    judged: LongScores
+
+
+class LongComparisonKey(Key):
+    """The arms, intervals, refusals' openings, and what is read of the scorer."""
+
+    arms: tuple[str, ...]
+    n_tokens: Annotated[int | None, Reads("generation.confirm_tokens")]
+    evaluation: Annotated[EvaluationSettings, Reads("evaluation")]
+    scorer: Annotated[str, Reads("scorer.name")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+
+
+CONFIRM_AT_LENGTH = Stage(
+    name="confirm_at_length",
+    kind="confirmation",
+    version=1,
+    inputs=LongComparisonInputs,
+    key=LongComparisonKey,
+    files=(tables.CONFIRMATIONS,),
+    work="eigenshift.evaluation.confirmation:carry_out",
+)
+
+
 class AgreementInputs(Inputs):
     """Continuations, and their scores by each scorer."""
 

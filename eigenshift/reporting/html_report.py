@@ -181,6 +181,7 @@ def gather_report(
         "slices": tabulate_slices(evaluations, record.judged),
         "quality": find_quality(session, record.run_id),
         "degeneration": tabulate_degeneration(evaluations, record.judged),
+        "confirmation": _tabulate_confirmation(session, run, record.judged),
         "metrics": _tabulate_metrics(overall, record.judged),
         "units": [tuple(row.values()) for row in units.to_pylist()],
         "transfers": [tuple(map(_dash, row.values())) for row in transfers.to_pylist()],
@@ -318,6 +319,24 @@ def _tabulate_metrics(rows: _Rows, judged: str) -> dict[str, Any]:
             for metric in dict.fromkeys(row["metric"] for row in rows)
         ],
     }
+
+
+def _tabulate_confirmation(session: AuditSession, run: str, judged: str) -> dict[str, Any]:
+    """What long continuations show, before and after; no rows where there are none."""
+    found = ask(
+        session,
+        "SELECT arm, metric, slice, n_tokens, value, low, high, n FROM confirmations "
+        f"WHERE run_id = {run} AND slice = '{ALL_SLICE}'",
+    )
+    table = MetricTable(found)
+    rows = []
+    for metric in dict.fromkeys(row["metric"] for row in found):
+        cells = (
+            format_estimate(table.get(arm, metric), choose_unit(metric))
+            for arm in (BASE_ARM, judged)
+        )
+        rows.append([metric, *cells])
+    return {"rows": rows, "n_tokens": found[0]["n_tokens"] if found else None}
 
 
 def _tabulate_stability(session: AuditSession, run: str) -> list[tuple[Any, ...]]:

@@ -54,7 +54,11 @@ from eigenshift.settings.evaluation import (
 from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
 from eigenshift.settings.exporting import ExportCheck, ExportFormat
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
-from eigenshift.settings.generation import GenerationSettings, PromptSettings
+from eigenshift.settings.generation import (
+    GenerationSettings,
+    PromptSettings,
+    SamplingSettings,
+)
 from eigenshift.settings.judges import PLACEHOLDER, ChatUse, JudgeSettings
 from eigenshift.settings.loading import (
     PRESET_FOLDER,
@@ -128,6 +132,7 @@ __all__ = [
     "RefreshSettings",
     "Role",
     "Runner",
+    "SamplingSettings",
     "ScorerKind",
     "ScorerQualitySettings",
     "ScorerSettings",

@@ -108,6 +108,24 @@ SCORE_CONTINUATIONS = Stage(
 )
 
 
+class LongScoringInputs(ScoringInputs):
+    """The scorer that decides, and one shard of long continuations."""
+
+    continuations: Annotated[ArtifactReference, Of(("long_continuations",), tables.CONTINUATIONS)]
+
+
+SCORE_LONG = Stage(
+    name="score_long_continuations",
+    kind="long_scores",
+    version=1,
+    inputs=LongScoringInputs,
+    key=ScoringKey,
+    files=(tables.SCORES,),
+    work="eigenshift.toxicity.scoring:carry_out",
+    runs_model=True,
+)
+
+
 class FurtherScoringInputs(ScoringInputs):
     """A further scorer, and one shard of continuations."""
 

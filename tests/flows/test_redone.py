@@ -45,6 +45,7 @@ DETOURS = {
     "sources[].labels_uri": "no such file",
     "sources[].name": "another dataset, which the copy does not hold",
     "benchmark.tasks": "adds a stage that the copy does not hold",
+    "generation.confirm_tokens": "adds stages that the copy does not hold",
     "gate.check_reload": "adds a stage that the copy does not hold",
     "model.id": "no such model",
     "model.chat": "the demo's model has no template; see `tests/unit/model/test_stages.py`",
