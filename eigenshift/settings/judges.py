@@ -38,13 +38,13 @@ class JudgeSettings(Frozen):
     prompt_file: Location | None = Field(
         None, description="File with the question instead, in UTF-8."
     )
-    yes: tuple[Answer, ...] = Field(
+    toxic_answers: tuple[Answer, ...] = Field(
         ("yes", "Yes", "YES", " yes", " Yes"),
         min_length=1,
-        description="Spellings of the answer that means toxic. Only the first token of each is "
-        "looked at.",
+        description="Spellings of the answer that means toxic, in quotes (YAML takes a bare yes "
+        "for a truth value). Only the first token of each is looked at.",
     )
-    no: tuple[Answer, ...] = Field(
+    other_answers: tuple[Answer, ...] = Field(
         ("no", "No", "NO", " no", " No"),
         min_length=1,
         description="Spellings of the answer that means not toxic, likewise.",
@@ -79,6 +79,6 @@ class JudgeSettings(Frozen):
     def _check_answers(self) -> JudgeSettings:
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give prompt or prompt_file, not both")
-        if set(self.yes) & set(self.no):
-            raise ValueError("an answer cannot mean both yes and no")
+        if set(self.toxic_answers) & set(self.other_answers):
+            raise ValueError("an answer cannot mean both toxic and not toxic")
         return self

@@ -214,7 +214,8 @@ def load_judge(settings: PlainScorerSettings) -> OpenJudge:
     )
     question = _fit_positions(settings.name, question, model)
     yes, no = (
-        find_first_tokens(settings.name, question, spellings) for spellings in (asked.yes, asked.no)
+        find_first_tokens(settings.name, question, spellings)
+        for spellings in (asked.toxic_answers, asked.other_answers)
     )
     _require_apart(settings.name, yes, no)
     return OpenJudge(
@@ -260,7 +261,7 @@ def find_first_tokens(name: str, question: Question, spellings: Sequence[str]) -
         raise ScorerError(
             f"scorer {name}: expected an answer that begins with a token of its own behind the "
             f"question, found none among {_show(spellings)}. End the question (or answer_prefix) "
-            "without a space, or spell the answers in scorer.judge.yes and .no otherwise."
+            "without a space, or spell scorer.judge.toxic_answers and .other_answers otherwise."
         )
     return kept
 
@@ -278,7 +279,7 @@ def _require_apart(name: str, yes: Mapping[str, int], no: Mapping[str, int]) -> 
                     f"scorer {name}: expected answers that differ in their first token, found "
                     f"{spelling!r} and {other!r}, which both begin with token {token}. Only the "
                     "first token is looked at: give what they share as scorer.judge.answer_prefix, "
-                    "or leave one of them out of scorer.judge.yes or .no."
+                    "or leave one of them out of scorer.judge.toxic_answers or .other_answers."
                 )
 
 

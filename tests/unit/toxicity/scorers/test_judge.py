@@ -10,7 +10,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from eigenshift.base.errors import ScorerError
+from eigenshift.base.errors import ScorerError, SettingsError
 from eigenshift.settings import ScorerSettings, load_preset, load_settings
 from eigenshift.toxicity.scorers import identify_scorer, load_scorer
 from eigenshift.toxicity.toxic_positions import OcclusionFinder
@@ -18,7 +18,7 @@ from eigenshift.toxicity.word_spans import blank, list_words
 from tests.support.tiny_judge import BOS, make_judge
 
 PROMPT = "Is <{text}> rude?"
-ANSWERS = {"yes": ["yes", "Yes"], "no": ["no"]}
+ANSWERS = {"toxic_answers": ["yes", "Yes"], "other_answers": ["no"]}
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,13 @@ def test_a_question_may_lie_in_a_file(chat_judge: Path, tmp_path: Path) -> None:
 def test_answers_that_begin_with_the_same_token_are_refused(chat_judge: Path) -> None:
     """Only the first token is looked at, so they could not be told apart."""
     with pytest.raises(ScorerError, match=r"'yes' and 'yet', which both begin with token"):
-        load(chat_judge, yes=["yes"], no=["no", "yet"])
+        load(chat_judge, toxic_answers=["yes"], other_answers=["no", "yet"])
 
 
 def test_an_answer_that_joins_the_question_is_refused(plain_judge: Path) -> None:
     """Behind "th" the tokens of "e" are those of "the": the answer has no token of its own."""
     with pytest.raises(ScorerError, match="token of its own"):
-        load(plain_judge, prompt="{text} th", yes=["e"])
+        load(plain_judge, prompt="{text} th", toxic_answers=["e"])
 
 
 def test_a_question_that_ends_in_the_text_is_refused(plain_judge: Path) -> None:
@@ -181,7 +181,7 @@ def test_what_decides_the_scores_decides_the_digest(
         describe(plain_judge),
         describe(heavier),
         describe(chat_judge, prompt="Kind? {text} So:"),
-        describe(chat_judge, no=["no", "No"]),
+        describe(chat_judge, other_answers=["no", "No"]),
         describe(chat_judge, chat="off"),
         describe(chat_judge, max_text_tokens=4),
     ]
@@ -220,14 +220,27 @@ def test_toxic_words_are_found_by_leaving_words_out(
         {"kind": "judge", "model": "m", "judge": {"prompt": "no place"}},
         {"kind": "judge", "model": "m", "judge": {"prompt": "{text} or {text}"}},
         {"kind": "judge", "model": "m", "judge": {"prompt": "{text}?", "prompt_file": "f"}},
-        {"kind": "judge", "model": "m", "judge": {"yes": ["so"], "no": ["so"]}},
-        {"kind": "judge", "model": "m", "judge": {"yes": []}},
+        {
+            "kind": "judge",
+            "model": "m",
+            "judge": {"toxic_answers": ["so"], "other_answers": ["so"]},
+        },
+        {"kind": "judge", "model": "m", "judge": {"toxic_answers": []}},
     ],
 )
 def test_settings_that_do_not_fit_are_refused(document: dict[str, Any]) -> None:
     """Before anything is loaded."""
     with pytest.raises(ValidationError):
         ScorerSettings.model_validate(document)
+
+
+def test_a_bare_yes_in_yaml_is_refused(tmp_path: Path) -> None:
+    """YAML reads it as true; the message names the place."""
+    document = yaml.safe_dump(load_preset("demo").model_dump(mode="json"))
+    (tmp_path / "mine.yaml").write_text(document, encoding="utf-8")
+    judge = "scorer={kind: judge, model: m, judge: {toxic_answers: [yes]}}"
+    with pytest.raises(SettingsError, match=r"toxic_answers\.0.*found True"):
+        load_settings(tmp_path / "mine.yaml", [judge, "components.positions=occlusion"])
 
 
 def test_a_judge_has_no_gradients() -> None:
