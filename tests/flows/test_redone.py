@@ -62,6 +62,7 @@ DETOURS = {
     "scorer.words": "belongs to another kind",
     "scorer.verdict": "belongs to another kind",
     "scorer.for_languages": "made of settings of its own",
+    "scorer_quality.functional_cases": "no such file",
     "scorer.label": "made of the checkpoint's labels",
     "further_scorers": "made of settings of its own",
     "store": "another store has nothing in it",
