@@ -29,7 +29,7 @@ from eigenshift.evaluation.gate import (
     refuse_patch,
     summarise_metrics,
 )
-from eigenshift.evaluation.scorer_quality import summarise_quality
+from eigenshift.evaluation.scorer_measurement import summarise_quality
 from eigenshift.ledger.releases import promote_patch
 from eigenshift.ledger.runs import finish_run
 from eigenshift.patches.stages import HeadEvidence

@@ -178,13 +178,13 @@ def _telling_failure(as_json: bool) -> Iterator[None]:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, describe_quality
+    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, describe_scorers
 
     table = Table(*HEADLINE_COLUMNS, title=f"{outcome.model_id}: {outcome.status}")
     for row in outcome.headline:
         table.add_row(*row)
     console.print(table)
-    for line in describe_quality(outcome.quality):
+    for line in describe_scorers(outcome.quality):
         console.print(f"  scorer  {escape(line)}", highlight=False)
     for check in outcome.checks:
         mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"

@@ -381,7 +381,7 @@ MEASURE_SCORERS = Stage(
     inputs=QualityInputs,
     key=QualityKey,
     files=(tables.SCORER_QUALITY,),
-    work="eigenshift.evaluation.scorer_quality:carry_out",
+    work="eigenshift.evaluation.scorer_measurement:carry_out",
     runs_model=True,
 )
 

@@ -21,7 +21,7 @@ from eigenshift.ledger.runs import RunRecord
 from eigenshift.model.files import is_hub_id
 from eigenshift.patches.patching import Patch
 from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
-from eigenshift.reporting.outcomes import COMPARED, describe_quality, format_estimate
+from eigenshift.reporting.outcomes import COMPARED, describe_scorers, format_estimate
 from eigenshift.settings import (
     ModelSettings,
     PlainScorerSettings,
@@ -246,7 +246,7 @@ def _tabulate_answers(facts: CardFacts) -> str:
 
 def _tell_quality(facts: CardFacts) -> str:
     """How well the scorers do, on which the toxicity rates rest."""
-    lines = [f"- {line}" for line in describe_quality(facts.quality)]
+    lines = [f"- {line}" for line in describe_scorers(facts.quality)]
     return "\n".join(["", "How well the scorers do:", "", *lines, ""]) if lines else ""
 
 

@@ -33,7 +33,7 @@ from eigenshift.reporting.figures import draw_run
 from eigenshift.reporting.outcomes import (
     DEGENERATION_COLUMNS,
     HEADLINE_COLUMNS,
-    describe_quality,
+    describe_scorers,
     format_estimate,
     order_arms,
     tabulate_headline,
@@ -247,7 +247,7 @@ def tabulate_slices(evaluations: Sequence[dict[str, Any]], judged: str) -> list[
 
 def find_quality(session: AuditSession, run_id: str) -> list[str]:
     """What is said beside a toxicity rate: how well the scorers do; none where not measured."""
-    return describe_quality(
+    return describe_scorers(
         ask(
             session,
             f"SELECT * FROM scorer_quality WHERE run_id = {quote(run_id)} "

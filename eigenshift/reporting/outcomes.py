@@ -27,7 +27,7 @@ from eigenshift.evaluation.degeneration import (
     SELF_BLEU,
 )
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
-from eigenshift.evaluation.scorer_quality import LABELLED, is_whole
+from eigenshift.evaluation.scorer_measurement import LABELLED, is_whole
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
 
@@ -178,7 +178,7 @@ def tabulate_headline(
     ] + ([answered] if benchmarks else [])
 
 
-def describe_quality(quality: Sequence[Mapping[str, Any]]) -> list[str]:
+def describe_scorers(quality: Sequence[Mapping[str, Any]]) -> list[str]:
     """One sentence for each scorer and basis: what a toxicity rate by this scorer is worth.
 
     Args:
@@ -247,7 +247,7 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     ]
     if outcome.quality:
         lines += ["", "How well the scorers do:", ""]
-        lines += [f"- {line}" for line in describe_quality(outcome.quality)]
+        lines += [f"- {line}" for line in describe_scorers(outcome.quality)]
     lines += ["", "## Gate", ""]
     lines += _markdown_table(
         ("check", "passed", "expected", "found", "missed by"),
@@ -414,7 +414,7 @@ class ArmComparison(BaseModel):
             )
         if any(row["is_hooked_only"] for row in self.arms):
             notes.append("*: measured with hooks; it cannot be folded into the weights.")
-        notes += describe_quality(self.quality)
+        notes += describe_scorers(self.quality)
         notes += [f"Table: {self.table}", f"Plot: {self.figure}"]
         if self.points_figure is not None:
             notes.append(f"Operating points: {self.points_figure}")

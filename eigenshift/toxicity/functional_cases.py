@@ -2,7 +2,7 @@
 
 In the manner of HateCheck (Röttger et al. 2021, arXiv 2012.15606): negation, reclaimed words,
 counter speech, spellings. Reads a file of text, label and functionality; how a scorer does on them
-is `evaluation/scorer_quality.py`'s. Texts never leave this room but to a scorer.
+is `evaluation/scorer_measurement.py`'s. Texts never leave this room but to a scorer.
 """
 
 from __future__ import annotations

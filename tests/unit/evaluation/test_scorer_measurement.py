@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from eigenshift.base import schemas
 from eigenshift.components.text_halves import is_calibration_text
-from eigenshift.evaluation.scorer_quality import (
+from eigenshift.evaluation.scorer_measurement import (
     JudgedTexts,
     LabelledText,
     draw_texts,

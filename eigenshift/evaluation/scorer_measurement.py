@@ -19,8 +19,8 @@ import scipy.stats
 
 from eigenshift.base import schemas
 from eigenshift.base.arrays import FloatArray
+from eigenshift.base.auroc import estimate_auroc
 from eigenshift.components.text_halves import is_calibration_text
-from eigenshift.detection.probes import estimate_auroc
 from eigenshift.evaluation.stages import QualityInputs, QualityKey
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
