@@ -1,9 +1,9 @@
 """How well scorers tell toxic text from other text: what every toxicity rate rests on.
 
-Reads labelled samples of the run, of the half that calibrates nothing, and functional cases; writes
-`scorer_quality.parquet` (`schemas.SCORER_QUALITY`). Whether a scorer saw these texts when it was
-trained is not known here: a classifier trained on the data set it is judged on looks better than it
-is on others.
+Reads labelled samples of the run and functional cases; writes `scorer_quality.parquet`
+(`schemas.SCORER_QUALITY`). Of a linear scorer trained by this library the samples are those it was
+not trained on. Of others this is not known, and the samples are of the half that calibrates
+nothing: a classifier trained on the data set it is judged on looks better than it is on others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 import scipy.stats
 
 from eigenshift.base import schemas
-from eigenshift.base.arrays import FloatArray
+from eigenshift.base.arrays import BoolArray, FloatArray
 from eigenshift.base.auroc import estimate_auroc
 from eigenshift.components.text_halves import is_calibration_text
 from eigenshift.evaluation.stages import QualityInputs, QualityKey
@@ -26,6 +26,7 @@ from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
 from eigenshift.toxicity.functional_cases import FunctionalCase, read_cases
+from eigenshift.toxicity.scorer_training import find_heldout
 from eigenshift.toxicity.scorers import Scorer, open_scorer
 
 ALL = "all"
@@ -64,7 +65,7 @@ class JudgedTexts:
     """
 
     probabilities: FloatArray
-    is_toxic: Any
+    is_toxic: BoolArray
     toxic_threshold: float
 
     def keep(self, members: Any) -> JudgedTexts:
@@ -74,20 +75,26 @@ class JudgedTexts:
         )
 
 
-def draw_texts(samples: pa.Table, n_texts: int, seed: int) -> list[LabelledText]:
+def draw_texts(
+    samples: pa.Table, n_texts: int, seed: int, is_heldout: BoolArray | None = None
+) -> list[LabelledText]:
     """Draw texts of each data set, half of them toxic, the same whatever the order of the files.
 
     Args:
-        samples: `schemas.SAMPLES` rows; those without a label are left out, and those that
-            calibrate.
+        samples: `schemas.SAMPLES` rows; those without a label are left out.
         n_texts: At most so many of a data set.
         seed: Of the draw.
+        is_heldout: Which of the samples may be drawn, shape (sample,); None: those that calibrate
+            nothing.
     """
     columns = ["sample_id", "dataset", "language", "is_toxic", "text"]
+    found = samples.select(columns).to_pylist()
+    if is_heldout is None:
+        is_heldout = np.array([not is_calibration_text(row["sample_id"]) for row in found])
     rows = [
         row
-        for row in samples.select(columns).to_pylist()
-        if row["is_toxic"] is not None and not is_calibration_text(row["sample_id"])
+        for row, may_be_drawn in zip(found, is_heldout.tolist(), strict=True)
+        if may_be_drawn and row["is_toxic"] is not None
     ]
     rows.sort(
         key=lambda row: hashlib.sha256(f"quality:{seed}:{row['sample_id']}".encode()).digest()
@@ -104,32 +111,45 @@ def draw_texts(samples: pa.Table, n_texts: int, seed: int) -> list[LabelledText]
     return drawn
 
 
+@dataclass(frozen=True)
+class MeasuredScorer:
+    """A scorer that is to be measured.
+
+    Attributes:
+        scorer: The scorer.
+        toxic_threshold: Above this probability it calls a text toxic.
+        texts: Labelled ones that it judges.
+    """
+
+    scorer: Scorer
+    toxic_threshold: float
+    texts: Sequence[LabelledText]
+
+
 def measure_scorers(
-    scorers: Sequence[tuple[Scorer, float]],
-    texts: Sequence[LabelledText],
+    scorers: Sequence[MeasuredScorer],
     cases: Sequence[FunctionalCase],
     confidence: float,
     workspace: Workspace,
 ) -> None:
-    """Have every scorer judge all texts and cases.
+    """Have every scorer judge its texts and all cases.
 
     Args:
-        scorers: Each with the probability above which it calls a text toxic.
-        texts: Labelled ones.
+        scorers: What is measured, on what.
         cases: Functional ones.
         confidence: Level of the intervals.
         workspace: Receives the table.
     """
     functional = [LabelledText(case.text, case.is_toxic, case.functionality) for case in cases]
     rows: list[dict[str, Any]] = []
-    for scorer, threshold in scorers:
-        for basis, found in ((LABELLED, texts), (FUNCTIONAL, functional)):
+    for item in scorers:
+        for basis, found in ((LABELLED, item.texts), (FUNCTIONAL, functional)):
             if found:
-                rows += _judge_basis(scorer, threshold, basis, found, confidence)
+                rows += _judge_basis(item, basis, found, confidence)
     workspace.write_rows(tables.SCORER_QUALITY.file, rows, schemas.SCORER_QUALITY)
     workspace.facts = {
-        "scorers": [scorer.name for scorer, _ in scorers],
-        "n_labelled": len(texts),
+        "scorers": [item.scorer.name for item in scorers],
+        "n_labelled": sum(len(item.texts) for item in scorers),
         "n_cases": len(cases),
     }
 
@@ -185,22 +205,18 @@ def is_whole(row: Mapping[str, Any]) -> bool:
 
 
 def _judge_basis(
-    scorer: Scorer,
-    threshold: float,
-    basis: str,
-    texts: Sequence[LabelledText],
-    confidence: float,
+    item: MeasuredScorer, basis: str, texts: Sequence[LabelledText], confidence: float
 ) -> Iterator[dict[str, Any]]:
     """Rows of all texts, then of each subject and each language if there are several."""
-    scores = scorer.score([text.text for text in texts])
+    scores = item.scorer.score([text.text for text in texts])
     judged = JudgedTexts(
         np.array([np.nan if s.probability is None else s.probability for s in scores]),
         np.array([text.is_toxic for text in texts]),
-        threshold,
+        item.toxic_threshold,
     )
     for subject, language, members in _list_parts(texts):
         yield {
-            "scorer": scorer.name,
+            "scorer": item.scorer.name,
             "basis": basis,
             "subject": subject,
             "language": language,
@@ -225,17 +241,15 @@ def _list_parts(texts: Sequence[LabelledText]) -> Iterator[tuple[str, str, Any]]
 
 def carry_out(inputs: QualityInputs, key: QualityKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `measure_scorers`."""
-    scorers = [
-        (
-            open_scorer(
-                classifier.settings.model_copy(update={"name": judged.scorer}), bench.execution
-            ),
-            judged.toxic_threshold,
-        )
-        for classifier, judged in zip(inputs.scorers, key.scorers, strict=True)
-    ]
-    texts: list[LabelledText] = []
-    if key.n_drawn:
-        texts = draw_texts(bench.artifacts.read_files(inputs.samples), key.n_drawn, key.seed)
+    samples = bench.artifacts.read_files(inputs.samples) if key.n_drawn else None
+    measured = []
+    for classifier, judged in zip(inputs.scorers, key.scorers, strict=True):
+        settings = classifier.settings.model_copy(update={"name": judged.scorer})
+        texts: list[LabelledText] = []
+        if samples is not None:
+            is_heldout = find_heldout(settings, samples["text"].to_pylist())
+            texts = draw_texts(samples, key.n_drawn, key.seed, is_heldout)
+        scorer = open_scorer(settings, bench.execution)
+        measured.append(MeasuredScorer(scorer, judged.toxic_threshold, texts))
     cases = [] if inputs.cases is None else read_cases(inputs.cases.uri)
-    measure_scorers(scorers, texts, cases, key.confidence, workspace)
+    measure_scorers(measured, cases, key.confidence, workspace)

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenshift.base.errors import DatasetError, ScorerError
+from eigenshift.base.errors import DatasetError, ModelError, ScorerError
+from eigenshift.model.chat import ChatFormat
+from eigenshift.model.encoding import find_frame
 from eigenshift.model.tokens import pad_tokens, read_positions
 from eigenshift.settings import PLACEHOLDER, ChatUse, JudgeSettings, PlainScorerSettings
 from eigenshift.settings.judges import DEFAULT_PROMPT
@@ -30,7 +32,7 @@ from eigenshift.toxicity.scorers.text_classifier import identify_classifier
 
 logger = logging.getLogger(__name__)
 
-PROBE = "A garden."
+PROBE = "A garden of 4711 kettles."
 """A text with which a question is tried out."""
 SPARE_TOKENS = 8
 """Left free of the positions: tokens around a text may join otherwise than around the probe."""
@@ -38,64 +40,57 @@ SPARE_TOKENS = 8
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is asked.
+    """What a judge is asked, rendered: all that stands around the text.
 
     Attributes:
         tokenizer: The judge's.
-        before: Of the text.
-        after: Of the text.
-        is_chat: Put through the chat template, as the user's message.
-        prefix: Beginning of every answer.
+        start: Tokens that come first, such as BOS where no template writes it.
+        before: Of the text; with a chat template what that writes before it.
+        after: Of the text, up to where the answer can be told: the template's end and what every
+            answer begins with.
         max_text_tokens: Of longer texts only the beginning is shown.
     """
 
     tokenizer: Any
+    start: tuple[int, ...]
     before: str
     after: str
-    is_chat: bool
-    prefix: str
     max_text_tokens: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the question about a text, up to where the answer begins.
+        """Token ids of the question about a text.
 
-        BOS and whatever else a text begins with is put once: by the template where there is one,
-        else by the tokenizer.
+        The names of control tokens in the text are text: it cannot end the question.
         """
-        return self.encode_asked(self.render(self._prepare(text)))
+        shown = self._shorten(text)
+        special = (token.content for token in self.tokenizer.added_tokens_decoder.values())
+        if any(name in shown for name in special):
+            parts = [(self.before, False), (shown, True), (self.after, False)]
+        else:  # in one go, so that tokens may reach over the seams
+            parts = [(self.before + shown + self.after, False)]
+        return [
+            *self.start,
+            *(token for part, is_text in parts for token in self._tokenize(part, is_text)),
+        ]
 
-    def render(self, text: str) -> str:
-        """The question as one string, without what the tokenizer puts around texts."""
-        content = f"{self.before}{text}{self.after}"
-        if not self.is_chat:
-            return content + self.prefix
-        asked: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    def encode_answered(self, answer: str) -> list[int]:
+        """Token ids of the question about the probe with what is said to it."""
+        return [*self.start, *self._tokenize(self.before + PROBE + self.after + answer, False)]
+
+    def _tokenize(self, text: str, is_text: bool) -> list[int]:
+        found: list[int] = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=is_text, verbose=False
+        )["input_ids"]
+        return found
+
+    def _shorten(self, text: str) -> str:
+        token_ids = self._tokenize(text, True)
+        if len(token_ids) <= self.max_text_tokens:
+            return text
+        kept: str = self.tokenizer.decode(
+            token_ids[: self.max_text_tokens], clean_up_tokenization_spaces=False
         )
-        return asked + self.prefix
-
-    def encode_asked(self, asked: str) -> list[int]:
-        """Token ids of a rendered question."""
-        plain: list[int] = self.tokenizer(asked, add_special_tokens=False)["input_ids"]
-        start = self.tokenizer.bos_token_id
-        if self.is_chat or start is None or plain[:1] == [start]:
-            return plain
-        # What is put behind a text, such as EOS, would stand between question and answer.
-        whole: list[int] = self.tokenizer(asked)["input_ids"]
-        return [start, *plain] if whole[:1] == [start] else plain
-
-    def _prepare(self, text: str) -> str:
-        """A text cut to its length, in which nothing reads as the judge's own control tokens."""
-        token_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(token_ids) > self.max_text_tokens:
-            text = self.tokenizer.decode(
-                token_ids[: self.max_text_tokens], clean_up_tokenization_spaces=False
-            )
-        for token in self.tokenizer.added_tokens_decoder.values():
-            content = token.content
-            if token.special and len(content) > 1 and content in text:
-                text = text.replace(content, f"{content[0]} {content[1:]}")
-        return text
+        return kept
 
 
 @dataclass(frozen=True)
@@ -195,23 +190,7 @@ def load_judge(settings: PlainScorerSettings) -> OpenJudge:
     """
     asked = settings.judge or JudgeSettings()
     model, tokenizer = _load_model(settings, asked.dtype)
-    before, _, after = _read_prompt(settings).partition(PLACEHOLDER)
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if asked.chat is ChatUse.on and not has_template:
-        raise ScorerError(
-            f"scorer {settings.name}: expected a chat template with the tokenizer of "
-            f"{settings.model}, found none. Set scorer.judge.chat: off, or choose another judge."
-        )
-    is_chat = has_template and asked.chat is not ChatUse.off
-    if not is_chat and not after + asked.answer_prefix:
-        raise ScorerError(
-            f"scorer {settings.name}: expected something behind {PLACEHOLDER} in the question, "
-            "found nothing: the judge would go on with the text instead of answering. Add a word "
-            "such as 'Answer:'."
-        )
-    question = Question(
-        tokenizer, before, after, is_chat, asked.answer_prefix, asked.max_text_tokens
-    )
+    question = _render_question(settings, asked, tokenizer)
     question = _fit_positions(settings.name, question, model)
     yes, no = (
         find_first_tokens(settings.name, question, spellings)
@@ -241,12 +220,11 @@ def find_first_tokens(name: str, question: Question, spellings: Sequence[str]) -
     Raises:
         ScorerError: None is left.
     """
-    asked = question.render(PROBE)
-    start = question.encode_asked(asked)
+    start = question.encode_answered("")
     unknown = question.tokenizer.unk_token_id
     found: dict[str, int] = {}
     for spelling in spellings:
-        whole = question.encode_asked(asked + spelling)
+        whole = question.encode_answered(spelling)
         if whole[: len(start)] == start and len(whole) > len(start):
             found[spelling] = whole[len(start)]
     kept = {spelling: token for spelling, token in found.items() if token != unknown}
@@ -338,25 +316,65 @@ def _load_model(settings: PlainScorerSettings, dtype: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _render_question(
+    settings: PlainScorerSettings, asked: JudgeSettings, tokenizer: Any
+) -> Question:
+    """The question as the judge reads it, through its chat template where it is asked so.
+
+    Raises:
+        ScorerError: There is no template where one is asked for, it does not take the question or
+            leaves a thought open, or nothing stands behind the text.
+    """
+    before, _, after = _read_prompt(settings).partition(PLACEHOLDER)
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if asked.chat is ChatUse.on and not has_template:
+        raise ScorerError(
+            f"scorer {settings.name}: expected a chat template with the tokenizer of "
+            f"{settings.model}, found none. Set scorer.judge.chat: off, or choose another judge."
+        )
+    start: list[int] = []
+    if has_template and asked.chat is not ChatUse.off:
+        before, after = _frame_by_template(settings.name, tokenizer, before, after)
+    else:
+        start = find_frame(tokenizer).before
+        own = tokenizer(before, add_special_tokens=False)["input_ids"]
+        start = [] if own[: len(start)] == start else start
+    after += asked.answer_prefix
+    if not after:
+        raise ScorerError(
+            f"scorer {settings.name}: expected something behind {PLACEHOLDER} in the question, "
+            "found nothing: the judge would go on with the text instead of answering. Add a word "
+            "such as 'Answer:'."
+        )
+    return Question(tokenizer, tuple(start), before, after, asked.max_text_tokens)
+
+
+def _frame_by_template(name: str, tokenizer: Any, before: str, after: str) -> tuple[str, str]:
+    """What the chat template writes before and after the text in the question."""
+    chat = ChatFormat(tokenizer, f"scorer {name}")
+    try:
+        chat.check()
+        found = chat.render(before + PROBE + after).partition(PROBE)
+    except ModelError as error:
+        raise ScorerError(str(error).replace("model.chat", "scorer.judge.chat")) from error
+    if not found[1]:
+        raise ScorerError(
+            f"scorer {name}: expected the question in what the chat template writes, found it "
+            "changed. Set scorer.judge.chat: off and write the template's marks into the question."
+        )
+    return found[0], found[2]
+
+
 def _fit_positions(name: str, question: Question, model: Any) -> Question:
     """Shorten texts to what the model's positions leave beside the question.
 
     Raises:
-        ScorerError: The template does not take the question, or there is no room for a text.
+        ScorerError: There is no room for a text.
     """
-    from jinja2 import TemplateError
-
-    try:
-        n_around = len(question.encode(PROBE)) + SPARE_TOKENS
-    except (TemplateError, ValueError, TypeError) as error:
-        raise ScorerError(
-            f"scorer {name}: expected a chat template that takes one message of a user, found "
-            f"{type(error).__name__}. Set scorer.judge.chat: off and write the template's marks "
-            "into the question."
-        ) from error
     positions = read_positions(model)
     if positions is None:
         return question
+    n_around = len(question.encode(PROBE)) + SPARE_TOKENS
     n_left = positions - n_around
     if n_left < 1:
         raise ScorerError(

@@ -15,6 +15,7 @@ from eigenshift.components.text_halves import is_calibration_text
 from eigenshift.evaluation.scorer_measurement import (
     JudgedTexts,
     LabelledText,
+    MeasuredScorer,
     draw_texts,
     measure_quality,
     measure_scorers,
@@ -59,6 +60,22 @@ def test_texts_are_drawn_from_the_half_that_calibrates_nothing() -> None:
     }
     assert set(counts.values()) == {10}
     assert not any(is_calibration_text(text.text.replace(" ", "-")) for text in drawn)
+
+
+def test_of_a_trained_scorer_the_texts_are_those_it_was_not_trained_on() -> None:
+    """Whether they calibrate anything does not matter then."""
+    samples = make_samples()
+    is_heldout = np.arange(samples.num_rows) % 3 == 0
+    drawn = draw_texts(samples, 1000, seed=0, is_heldout=is_heldout)
+    labelled = samples["is_toxic"].is_valid().to_pylist()
+    allowed = {
+        text
+        for text, is_in, has_label in zip(
+            samples["text"].to_pylist(), is_heldout, labelled, strict=True
+        )
+        if is_in and has_label
+    }
+    assert {text.text for text in drawn} == allowed
 
 
 def test_the_auroc_is_scikit_learns_and_its_interval_covers() -> None:
@@ -125,8 +142,8 @@ def measure(workspace: Workspace, *scorers: Any) -> list[dict[str, Any]]:
         FunctionalCase("zorbfool", True, "plain"),
         FunctionalCase("no zorbfool", False, "negated"),
     ]
-    pairs = [(scorer, 0.5) for scorer in scorers]
-    measure_scorers(pairs, texts, cases, 0.95, workspace)
+    measured = [MeasuredScorer(scorer, 0.5, texts) for scorer in scorers]
+    measure_scorers(measured, cases, 0.95, workspace)
     return pq.read_table(workspace.path("scorer_quality.parquet")).to_pylist()
 
 
