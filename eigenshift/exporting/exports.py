@@ -143,9 +143,7 @@ def export_patch(
         rows = _read_rows(artifacts, record)
         benchmarks = _read_benchmarks(artifacts, record, arm)
         quality = _read_quality(artifacts, record)
-        facts = CardFacts(
-            record, patch, arm, rows, format, licence, changed, benchmarks, quality
-        )
+        facts = CardFacts(record, patch, arm, rows, format, licence, changed, benchmarks, quality)
         write_card(facts, usage, folder)
     if options.push is not None:
         push_export(out, options.push, is_private=not options.is_public)
