@@ -23,6 +23,7 @@ DOCUMENTS = {
         "The store": "docs/storage.md",
         "Audit and reports": "docs/audit.md",
         "Capability": "docs/capability.md",
+        "Verdicts": "docs/verdicts.md",
         "Exports": "docs/exports.md",
         "Devices": "docs/devices.md",
         "Scale": "docs/scale.md",

@@ -49,6 +49,7 @@ OUTSIDE = {
     "classifier": "classifier files",
     "lexicon": "word list",
     "benchmark_task": "benchmark tasks",
+    "cases": "functional cases",
 }
 
 

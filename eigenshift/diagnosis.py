@@ -42,6 +42,7 @@ from eigenshift.settings import (
 from eigenshift.store.manifests import describe_versions
 from eigenshift.store.source_files import fetch_path, is_folder, list_files, open_file
 from eigenshift.store.storage import Store
+from eigenshift.toxicity.functional_cases import read_cases
 from eigenshift.toxicity.scorer_quality import describe_quality, read_quality
 from eigenshift.toxicity.scorers import load_scorer
 from eigenshift.toxicity.scorers.detoxify_checkpoint import Release, find_release
@@ -133,6 +134,8 @@ def _list_settings_checks(
         yield "benchmark", lambda: check_benchmark(settings.benchmark.tasks)
     for scorer in (settings.scorer, *settings.further_scorers):
         yield f"scorer {scorer.name}", lambda scorer=scorer: check_scorer(scorer)  # type: ignore[misc]
+    if (cases := settings.scorer_quality.functional_cases) is not None:
+        yield "functional cases", lambda: check_cases(cases)
 
 
 def _attempt(name: str, check: Callable[[], Finding]) -> Finding:
@@ -427,6 +430,14 @@ def _check_download(name: str, settings: ScorerSettings, release: Release) -> Fi
     if is_there:
         return Finding(name, True, f"{what}; the first run downloads it from {release.url}")
     return Finding(name, False, f"{what}, and {release.url}: {answer}; {remedy}")
+
+
+def check_cases(uri: str) -> Finding:
+    """Whether the functional cases can be read."""
+    cases = read_cases(uri)
+    n_functionalities = len({case.functionality for case in cases})
+    detail = f"{uri}: {len(cases)} cases of {n_functionalities} functionalities"
+    return Finding("functional cases", True, detail)
 
 
 def _is_on_hub_only(model_id: str, revision: str | None) -> bool:

@@ -37,7 +37,7 @@ from eigenshift.reporting.outcomes import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role
 from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference
-from flows import benchmarking, detection_stages, stages, trials
+from flows import benchmarking, detection_stages, judging, stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 from flows.publication import publish_comparison
@@ -87,6 +87,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
         artifact = journal.artifacts.open(_tabulate_arms(journal, evaluation, arms))
         rows = journal.read(evaluation, tables.EVALUATIONS).to_pylist()
         answered = benchmarking.measure_benchmarks(journal, model, {BASE_ARM: None, **patches})
+        quality = judging.measure_scorers(journal, sources)
         comparison = ArmComparison(
             run_id=journal.record.run_id,
             store=journal.root,
@@ -100,6 +101,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
             points_figure=artifact.locate(POINTS_CHART_NAME).uri
             if POINTS_CHART_NAME in artifact.file_names
             else None,
+            quality=quality,
         )
     publish_comparison(comparison)
     return comparison

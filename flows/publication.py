@@ -159,6 +159,14 @@ def publish_comparison(comparison: ArmComparison) -> None:
         table=[dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows],
         description="All arms on the same prompts, seeds and texts. " + comparison.notes[0],
     )
+    create_table_artifact(
+        key="arm-degeneration",
+        table=[
+            dict(zip(comparison.degeneration_columns, row, strict=True))
+            for row in comparison.degeneration_rows
+        ],
+        description="Whether continuations are worth reading: less is better.",
+    )
     _publish_pictures("arm-picture", comparison.store, comparison.run_id)
 
 

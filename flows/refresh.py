@@ -7,6 +7,7 @@ a `RefreshOutcome`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from prefect import flow
@@ -20,6 +21,7 @@ from eigenshift.benchmarks.harness import require_tasks
 from eigenshift.evaluation.capability import check_capability, summarise_capability
 from eigenshift.evaluation.gate import (
     GateCheck,
+    check_confirmation,
     check_draws,
     check_gate,
     check_reload,
@@ -27,6 +29,7 @@ from eigenshift.evaluation.gate import (
     refuse_patch,
     summarise_metrics,
 )
+from eigenshift.evaluation.scorer_measurement import summarise_quality
 from eigenshift.ledger.releases import promote_patch
 from eigenshift.ledger.runs import finish_run
 from eigenshift.patches.stages import HeadEvidence
@@ -44,6 +47,21 @@ from flows.runners import run_tasks
 
 HELD = "Held"
 """Name of the final state of a run whose patch the gate held."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a refresh measured.
+
+    Attributes:
+        rows: `schemas.EVALUATIONS` rows.
+        quality: `schemas.SCORER_QUALITY` rows.
+        answered: `schemas.BENCHMARKS` rows.
+    """
+
+    rows: Sequence[Mapping[str, Any]] = ()
+    quality: Sequence[Mapping[str, Any]] = ()
+    answered: Sequence[Mapping[str, Any]] = ()
 
 
 @flow(name="refresh", flow_run_name="refresh-{settings.model.model_id}", result_serializer="json")
@@ -77,7 +95,7 @@ def _refresh(settings: RefreshSettings) -> RefreshOutcome:
             study = stages.study_components(journal, model, sources)
             outcome = _judge_patch(journal, model, sources, study)
         except NothingToDampError as error:
-            outcome = _hold(journal, [refuse_patch(error)], [])
+            outcome = _hold(journal, [refuse_patch(error)], Measured())
     publish_refresh(outcome, settings, journal.record)
     return outcome
 
@@ -99,6 +117,7 @@ def _judge_patch(
     shifts = judging.measure_token_shifts(journal, study, patch)
     evaluation = treatment.evaluate_treatment(journal, model, sources, patches)
     rows = journal.read(evaluation, tables.EVALUATIONS).to_pylist()
+    quality = judging.measure_scorers(journal, sources)
     gate = journal.settings.gate
     checks = check_gate(rows, gate, judged, journal.read_facts(shifts))
     if gate.n_random_draws:
@@ -108,22 +127,22 @@ def _judge_patch(
     checks += check_capability(answered, gate, judged)
     if journal.settings.components.permute_labels:
         checks.append(refuse_control())
+    if all(check.is_passed for check in checks):
+        long = judging.confirm_at_length(journal, model, sources, patch)
+        checks += check_confirmation(long, gate, judged) if long else []
     if gate.check_reload and all(check.is_passed for check in checks):
         reloaded = judging.check_reload(journal, model, sources, patch)
         checks.append(check_reload(journal.read_facts(reloaded)))
-    known = summarise_capability(answered, judged)
-    journal.record.metrics = {**summarise_metrics(rows, judged), **known}
+    journal.record.metrics = summarise_metrics(rows, judged)
+    journal.record.metrics |= summarise_capability(answered, judged)
+    journal.record.metrics |= summarise_quality(quality, journal.settings.scorer.name)
+    measured = Measured(rows, quality, answered)
     if all(check.is_passed for check in checks):
-        return _release(journal, checks, rows, answered, patch)
-    return _hold(journal, checks, rows, answered)
+        return _release(journal, checks, measured, patch)
+    return _hold(journal, checks, measured)
 
 
-def _hold(
-    journal: RunJournal,
-    checks: Sequence[GateCheck],
-    rows: Sequence[Mapping[str, Any]],
-    answered: Sequence[Mapping[str, Any]] = (),
-) -> RefreshOutcome:
+def _hold(journal: RunJournal, checks: Sequence[GateCheck], measured: Measured) -> RefreshOutcome:
     """Release nothing, and say why."""
     record = journal.record
     record.checks = [check.as_dict() for check in checks]
@@ -131,14 +150,13 @@ def _hold(
         if not check.is_passed:
             logger.warning("held: %s", check.explain())
     finish_run(record, "held")
-    return RefreshOutcome.from_record(record, journal.root, rows, answered, is_new_release=False)
+    return _gather(journal, measured, is_new_release=False)
 
 
 def _release(
     journal: RunJournal,
     checks: Sequence[GateCheck],
-    rows: Sequence[Mapping[str, Any]],
-    answered: Sequence[Mapping[str, Any]],
+    measured: Measured,
     patch: ArtifactReference,
 ) -> RefreshOutcome:
     """Put the patch in force and finish the record."""
@@ -157,7 +175,18 @@ def _release(
     record.release = release.version
     logger.info("released %s%s", release.version, "" if is_new else " (already in force)")
     finish_run(record, "promoted")
-    return RefreshOutcome.from_record(record, journal.root, rows, answered, is_new_release=is_new)
+    return _gather(journal, measured, is_new_release=is_new)
+
+
+def _gather(journal: RunJournal, measured: Measured, *, is_new_release: bool) -> RefreshOutcome:
+    return RefreshOutcome.from_record(
+        journal.record,
+        journal.root,
+        measured.rows,
+        measured.answered,
+        quality=measured.quality,
+        is_new_release=is_new_release,
+    )
 
 
 def _give_reason(checks: Sequence[GateCheck]) -> str:

@@ -66,6 +66,7 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
         comparison = run_compare(settings)
     _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
     if not as_json:
+        print_table(console, comparison.degeneration_columns, comparison.degeneration_rows)
         for note in comparison.notes:
             console.print(note, highlight=False, soft_wrap=True)
 
@@ -231,7 +232,7 @@ def _telling_failure(as_json: bool) -> Iterator[None]:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS
+    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, describe_scorers
 
     table = Table(*HEADLINE_COLUMNS, title=f"{outcome.model_id}: {outcome.status}")
     for row in outcome.headline:
@@ -239,6 +240,8 @@ def _print_outcome(outcome: Any) -> None:
     console.print(table)
     for caveat in outcome.caveats:
         console.print(f"  [yellow]mind[/]  {escape(caveat)}", highlight=False)
+    for line in describe_scorers(outcome.quality):
+        console.print(f"  scorer  {escape(line)}", highlight=False)
     for check in outcome.checks:
         mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"
         console.print(f"  {mark}  {_describe_check(check)}", highlight=False)

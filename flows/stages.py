@@ -183,6 +183,34 @@ def generate(
     return Generated(found, scores)
 
 
+def generate_long(
+    journal: RunJournal,
+    model: ArtifactReference,
+    prompts: Sequence[FileReference],
+    arms: Mapping[str, Arm],
+) -> Generated:
+    """Continue some prompts of each shard at length with all arms, and score the continuations."""
+    settings = journal.settings
+    n_rows = [shard.rows or 0 for shard in prompts]
+    shares = allot_texts(n_rows, settings.generation.confirm_prompts, lambda: n_rows)
+
+    def order(shard: FileReference, n_prompts: int, arm: Arm) -> generation.LongArmPiece:
+        inputs = generation.ContinuationInputs(model=model, prompts=shard, patch=arm.patch)
+        key = generation.LongContinuationKey.of(settings, stream=arm.stream, n_prompts=n_prompts)
+        return Piece(inputs, key)
+
+    passes = (
+        {name: order(shard, share, arm) for name, arm in arms.items()}
+        for shard, share in zip(prompts, shares, strict=True)
+        if share
+    )
+    made = journal.run_together(generation.GENERATE_LONG, passes)
+    found = {name: tuple(shard[name] for shard in made) for name in arms}
+    key = toxicity.ScoringKey.of(settings)
+    scores = _score(journal, toxicity.SCORE_LONG, key, settings.scorer, of=found)
+    return Generated(found, scores)
+
+
 def _score(
     journal: RunJournal,
     stage: Stage[S, K],

@@ -125,6 +125,8 @@ FILE_TABLES: dict[str, FileTable] = {
     "scorer_agreement": FileTable(evaluation.COMPARE_SCORERS, tables.SCORER_AGREEMENT),
     "benchmarks": FileTable(benchmarks.COMPARE_ANSWERS, tables.BENCHMARKS),
     "answers": FileTable(benchmarks.ANSWER_QUESTIONS, tables.BENCHMARK_ANSWERS, is_view=False),
+    "scorer_quality": FileTable(evaluation.MEASURE_SCORERS, tables.SCORER_QUALITY),
+    "confirmations": FileTable(evaluation.CONFIRM_AT_LENGTH, tables.CONFIRMATIONS),
     "token_shifts": FileTable(evaluation.MEASURE_TOKEN_SHIFTS, tables.TOKEN_SHIFTS),
 }
 

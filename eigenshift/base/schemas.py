@@ -420,6 +420,14 @@ EVALUATIONS = pa.schema(
     ]
 )
 
+CONFIRMATIONS = pa.schema(
+    [
+        *(EVALUATIONS.field(name) for name in ("arm", "scorer", "metric", "slice")),
+        describe_column("n_tokens", pa.int64(), "New tokens of a long continuation, at most"),
+        *(EVALUATIONS.field(name) for name in ("value", "low", "high", "n")),
+    ]
+)
+
 INTERVAL_METRICS = {
     "toxicity_rate": "Mean over prompts of the share of toxic continuations",
     "toxicity_mean": "Mean over prompts of the mean toxicity probability",
@@ -432,6 +440,10 @@ INTERVAL_METRICS = {
     "perplexity_indomain": "Of harmless texts of the domain that no arm was made of",
     "perplexity_change_indomain": "arm / base - 1 on them, paired",
     "kl_to_base_indomain": "Mean KL(base || arm) over their positions, nats",
+    "repeated_4gram_share": "Mean over prompts of the share of 4-grams said before",
+    "self_bleu": "Mean over prompts of the BLEU of a continuation against the prompt's others",
+    "empty_share": "Mean over prompts of the share of continuations without text",
+    "refusal_share": "Mean over prompts of the share of continuations that begin as refusals do",
     "tph": "2 T R / (T + R), R = base / arm perplexity, at most 1",
     "tph_paper": "The same with R = 1 / (1 + abs(perplexity change))",
 }
@@ -553,6 +565,33 @@ SCORER_AGREEMENT = pa.schema(
         describe_column("disagreement_share", pa.float64(), "Share on which the verdicts differ"),
         describe_column("toxic_share_a", pa.float64(), "Share that the one calls toxic"),
         describe_column("toxic_share_b", pa.float64(), "Share that the other calls toxic"),
+        describe_column("reason", pa.string(), "Why a number is null, else null"),
+    ]
+)
+
+SCORER_QUALITY = pa.schema(
+    [
+        describe_column("scorer", pa.string(), "Name of the scorer"),
+        describe_column(
+            "basis",
+            pa.string(),
+            "labelled: texts of the run's own data; functional: cases that each test one thing",
+        ),
+        describe_column("subject", pa.string(), "Data set or functionality, or 'all' of the basis"),
+        describe_column("language", pa.string(), "Language of the texts, or 'all'"),
+        describe_column("n", pa.int64(), "Texts that were scored"),
+        describe_column("n_toxic", pa.int64(), "Of these labelled toxic"),
+        describe_column("n_unscored", pa.int64(), "Texts without a score, left out"),
+        describe_column("auroc", pa.float64(), "Of the probabilities; null with fewer than 2 each"),
+        describe_column("auroc_low", pa.float64(), "Lower end of its interval (DeLong)"),
+        describe_column("auroc_high", pa.float64(), "Upper end of its interval (DeLong)"),
+        describe_column("accuracy", pa.float64(), "Share judged as labelled, at the threshold"),
+        describe_column("accuracy_low", pa.float64(), "Lower end of its interval (Wilson)"),
+        describe_column("accuracy_high", pa.float64(), "Upper end of its interval (Wilson)"),
+        describe_column("recall", pa.float64(), "Share of the toxic texts that it calls toxic"),
+        describe_column(
+            "false_alarm_share", pa.float64(), "Share of the other texts that it calls toxic"
+        ),
         describe_column("reason", pa.string(), "Why a number is null, else null"),
     ]
 )

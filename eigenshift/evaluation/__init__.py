@@ -11,8 +11,11 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     trials.py               which of them are on the front
     intervention_choice.py  which of several interventions is judged
     comparison.py           every metric of every arm
+    degeneration.py         repetition, sameness, emptiness, refusals
+    confirmation.py         the judged arm against the base again, on long continuations
     arm_pairs.py            every arm against every other
     agreement.py            how far scorers agree
+    scorer_measurement.py   how well the scorers themselves do
     arm_table.py            one row per arm
     metric_table.py         a metric's value by arm and slice
     slices.py               parts of the prompts

@@ -24,6 +24,7 @@ from eigenshift.evaluation.stages import (
     AgreementKey,
     ArmScores,
     ComparisonKey,
+    LongComparisonKey,
     ScorerKey,
 )
 from eigenshift.stages import tables
@@ -149,7 +150,7 @@ def _list_languages(languages: Any) -> Iterator[tuple[str, Any]]:
 
 
 def read_scores(
-    artifacts: ArtifactStore, scores: ArmScores, key: ScorerKey | ComparisonKey
+    artifacts: ArtifactStore, scores: ArmScores, key: ScorerKey | ComparisonKey | LongComparisonKey
 ) -> ScoredArms:
     """Read what one scorer said of every arm.
 

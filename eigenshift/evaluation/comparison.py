@@ -4,8 +4,9 @@ Reads scored continuations and fluency sums; writes `evaluations.parquet` (`sche
 and the paired differences between arms, `arm_pairs.parquet` (`schemas.ARM_PAIRS`).
 Metrics: toxicity rate (mean over prompts of the share of continuations above the threshold), mean
 toxicity, expected maximum, share of prompts with any; corpus and sentence perplexity, KL to base,
-changed argmax tokens; distinct-n; and, against base, differences and both TPH forms. Toxicity also
-per slice (`slices.py`) and under further scorers, fluency also per language.
+changed argmax tokens; distinct-n; degeneration (`degeneration.py`); and, against base, differences
+and both TPH forms. Toxicity and degeneration also per slice (`slices.py`), toxicity under further
+scorers, fluency per language.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from eigenshift.base.errors import EvaluationError
 from eigenshift.evaluation.agreement import ScoredArms, read_scores
 from eigenshift.evaluation.arm_pairs import compare_pairs
 from eigenshift.evaluation.bootstrap import Estimate, average, draw_counts, summarise
-from eigenshift.evaluation.metric_table import ALL_SLICE
+from eigenshift.evaluation.degeneration import compare_degeneration, tabulate_degeneration
+from eigenshift.evaluation.metric_table import ALL_SLICE, describe_metric
 from eigenshift.evaluation.permutation import compute_p_value
 from eigenshift.evaluation.slices import find_slices, name_scorer_slice
 from eigenshift.evaluation.stages import ComparisonInputs, ComparisonKey
@@ -100,8 +102,14 @@ def compare_arms(
     slices = find_slices(table.prompts, toxic_threshold)
     rows: list[dict[str, Any]] = []
     pairs = compare_pairs(_take_rates(table), settings)
+    ids = [row["prompt_id"] for row in table.prompts]
+    degenerate = {
+        arm: tabulate_degeneration(found.continuations, ids, settings)
+        for arm, found in evidence.items()
+    }
     for slice_name, members in slices.items():
-        rows.extend(_compare_toxicity(table, members, slice_name, settings, scorer))
+        rows.extend(compare_toxicity(table, members, slice_name, settings, scorer))
+        rows.extend(compare_degeneration(degenerate, members, slice_name, settings))
     for verdicts in further:
         judged = {
             arm: ArmEvidence(found.continuations, verdicts.scores[arm])
@@ -109,7 +117,7 @@ def compare_arms(
         }
         other = tabulate_prompts(prompts, judged, verdicts.toxic_threshold)
         name = name_scorer_slice(verdicts.scorer)
-        rows.extend(_compare_toxicity(other, slices[ALL_SLICE], name, settings, verdicts.scorer))
+        rows.extend(compare_toxicity(other, slices[ALL_SLICE], name, settings, verdicts.scorer))
         pairs += compare_pairs(_take_rates(other), settings, name)
     rows.extend(_compare_fluency(fluency, settings, "language"))
     if indomain.num_rows:
@@ -222,26 +230,36 @@ def measure_distinct(continuations: pa.Table) -> dict[int, float | None]:
     return shares
 
 
-def _compare_toxicity(
+def compare_toxicity(
     table: PromptTable,
     members: Sequence[int],
     slice_name: str,
     settings: EvaluationSettings,
     scorer: str,
 ) -> Iterator[dict[str, Any]]:
-    """Toxicity metrics of one slice; paired ones against base and controls of the same point."""
+    """Toxicity metrics of one slice; paired ones against base and controls of the same point.
+
+    Args:
+        table: Numbers per prompt.
+        members: Places of the slice's prompts.
+        slice_name: Its name.
+        settings: Bootstrap.
+        scorer: Name for the rows.
+    """
     counts = draw_counts(len(members), settings.n_bootstrap, settings.seed)
     for arm, metrics in table.by_arm.items():
         for metric, values in metrics.items():
             draws = average(values[list(members)], counts)
             estimate = summarise(draws, settings.confidence)
-            yield _describe(arm, scorer, metric, slice_name, estimate, len(members))
+            yield describe_metric(arm, scorer, metric, slice_name, estimate, len(members))
             if arm == BASE_ARM or metric != "toxicity_rate":
                 continue
             base = average(table.by_arm[BASE_ARM][metric][list(members)], counts)
             differences = (values - table.by_arm[BASE_ARM][metric])[list(members)]
             p_value = Estimate(compute_p_value(differences, settings.seed), None, None)
-            yield _describe(arm, scorer, "toxicity_p_value", slice_name, p_value, len(members))
+            yield describe_metric(
+                arm, scorer, "toxicity_p_value", slice_name, p_value, len(members)
+            )
             paired_draws = {
                 "toxicity_rate_difference": draws - base,
                 "toxicity_reduction": _divide(base - draws, base),
@@ -253,7 +271,7 @@ def _compare_toxicity(
                     paired_draws[f"toxicity_rate_minus_{control}"] = draws - others
             for name, paired in paired_draws.items():
                 estimate = summarise(paired, settings.confidence)
-                yield _describe(arm, scorer, name, slice_name, estimate, len(members))
+                yield describe_metric(arm, scorer, name, slice_name, estimate, len(members))
 
 
 def _compare_fluency(
@@ -283,7 +301,7 @@ def _compare_fluency(
                 if suffix and metric not in INDOMAIN_METRICS:
                     continue
                 estimate = summarise(draws, settings.confidence)
-                yield _describe(arm, None, f"{metric}{suffix}", slice_name, estimate, n_texts)
+                yield describe_metric(arm, None, f"{metric}{suffix}", slice_name, estimate, n_texts)
 
 
 def _compare(
@@ -310,7 +328,7 @@ def _weigh_cost(
         forms = compute_tph(_divide(base_rate - rate, base_rate), perplexity / base_perplexity)
         for metric, draws in zip(("tph", "tph_paper"), forms, strict=True):
             estimate = summarise(draws, settings.confidence)
-            yield _describe(arm, scorer, metric, ALL_SLICE, estimate, n_prompts)
+            yield describe_metric(arm, scorer, metric, ALL_SLICE, estimate, n_prompts)
 
 
 def _describe_continuations(
@@ -321,12 +339,12 @@ def _describe_continuations(
         n_rows = found.continuations.num_rows
         for order, share in measure_distinct(found.continuations).items():
             estimate = Estimate(share, None, None)
-            yield _describe(arm, None, f"distinct_{order}", ALL_SLICE, estimate, n_rows)
+            yield describe_metric(arm, None, f"distinct_{order}", ALL_SLICE, estimate, n_rows)
         lengths = found.continuations["token_ids"].combine_chunks().value_lengths()
         mean_length = Estimate(float(np.mean(lengths.to_numpy())), None, None)
-        yield _describe(arm, None, "tokens_mean", ALL_SLICE, mean_length, n_rows)
+        yield describe_metric(arm, None, "tokens_mean", ALL_SLICE, mean_length, n_rows)
         unscored = Estimate(table.n_unscored[arm] / max(1, n_rows), None, None)
-        yield _describe(arm, scorer, "unscored_share", ALL_SLICE, unscored, n_rows)
+        yield describe_metric(arm, scorer, "unscored_share", ALL_SLICE, unscored, n_rows)
 
 
 def _per_prompt(values: Sequence[FloatArray], reduce: Any) -> FloatArray:
@@ -341,19 +359,6 @@ def _divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
 def _iterate_grams(tokens: Sequence[int], order: int) -> Iterator[tuple[int, ...]]:
     for first in range(len(tokens) - order + 1):
         yield tuple(tokens[first : first + order])
-
-
-def _describe(
-    arm: str, scorer: str | None, metric: str, slice_name: str, estimate: Estimate, n: int
-) -> dict[str, Any]:
-    return {
-        "arm": arm,
-        "scorer": scorer,
-        "metric": metric,
-        "slice": slice_name,
-        **estimate.as_dict(),
-        "n": n,
-    }
 
 
 def carry_out(

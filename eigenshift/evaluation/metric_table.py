@@ -1,4 +1,4 @@
-"""Look-up of evaluation rows by arm, metric and slice."""
+"""Rows of an evaluation: how one is written, and look-up by arm, metric and slice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eigenshift.base.errors import EvaluationError
+from eigenshift.evaluation.bootstrap import Estimate
 
 ALL_SLICE = "all"
 
@@ -33,3 +34,17 @@ class MetricTable:
                 "The evaluation was made with other arms; start the run again."
             )
         return row
+
+
+def describe_metric(
+    arm: str, scorer: str | None, metric: str, slice_name: str, estimate: Estimate, n: int
+) -> dict[str, Any]:
+    """One row of `schemas.EVALUATIONS`."""
+    return {
+        "arm": arm,
+        "scorer": scorer,
+        "metric": metric,
+        "slice": slice_name,
+        **estimate.as_dict(),
+        "n": n,
+    }

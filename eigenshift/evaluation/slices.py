@@ -16,6 +16,7 @@ MIN_SLICE_PROMPTS = 5
 """Smaller slices say nothing."""
 
 IDENTITY_SLICE = "identity=mentioned"
+HARMLESS_SLICE = "prompt=nontoxic"
 NO_IDENTITY_SLICE = "identity=none"
 
 
@@ -37,7 +38,7 @@ def find_slices(
         (place, row["toxicity"]) for place, row in enumerate(prompts) if row["toxicity"] is not None
     ]
     slices["prompt=toxic"] = [place for place, value in known if value > toxic_threshold]
-    slices["prompt=nontoxic"] = [place for place, value in known if value <= toxic_threshold]
+    slices[HARMLESS_SLICE] = [place for place, value in known if value <= toxic_threshold]
     terms = load_identity_terms()
     mentions = [terms.occurs_in(row["prompt"]) for row in prompts]
     slices[IDENTITY_SLICE] = [place for place, found in enumerate(mentions) if found]

@@ -22,7 +22,12 @@ from eigenshift.stages.inputs import Inputs, Of
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
 from eigenshift.store.manifests import ArtifactReference, FileReference
-from eigenshift.toxicity.stages import Classifier, name_scorer_bounds
+from eigenshift.toxicity.stages import (
+    CaseFile,
+    Classifier,
+    name_scorer_bounds,
+    name_scorer_fields,
+)
 
 CHART_NAME = "chart.png"
 POINTS_CHART_NAME = "operating_points.png"
@@ -228,11 +233,53 @@ class ComparisonKey(Key):
 COMPARE_ARMS = Stage(
     name="compare_arms",
     kind="evaluation",
-    version=7,
+    version=8,
     inputs=ComparisonInputs,
     key=ComparisonKey,
     files=(tables.EVALUATIONS, tables.ARM_PAIRS),
     work="eigenshift.evaluation.comparison:carry_out",
+)
+
+
+class LongScores(ArmScores):
+    """What the deciding scorer said of every arm's long continuations."""
+
+    scores: Annotated[
+        Mapping[str, tuple[ArtifactReference, ...]],
+        Of(("long_scores",), tables.SCORES, by_name=True),
+    ]
+
+
+class LongComparisonInputs(Inputs):
+    """Prompts, long continuations of some of them, and their scores."""
+
+    prompts: PromptFiles
+    continuations: Annotated[
+        Mapping[str, tuple[ArtifactReference, ...]],
+        Of(("long_continuations",), tables.CONTINUATIONS, by_name=True),
+    ]
+    judged: LongScores
+
+
+class LongComparisonKey(Key):
+    """The arms, intervals, refusals' openings, and what is read of the scorer."""
+
+    arms: tuple[str, ...]
+    n_tokens: Annotated[int | None, Reads("generation.confirm_tokens")]
+    evaluation: Annotated[EvaluationSettings, Reads("evaluation")]
+    scorer: Annotated[str, Reads("scorer.name")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+
+
+CONFIRM_AT_LENGTH = Stage(
+    name="confirm_at_length",
+    kind="confirmation",
+    version=1,
+    inputs=LongComparisonInputs,
+    key=LongComparisonKey,
+    files=(tables.CONFIRMATIONS,),
+    work="eigenshift.evaluation.confirmation:carry_out",
 )
 
 
@@ -275,6 +322,70 @@ COMPARE_SCORERS = Stage(
 )
 
 
+class QualityInputs(Inputs):
+    """Scorers, the labelled samples of the run, and functional cases, if there are any."""
+
+    scorers: Annotated[
+        tuple[Classifier, ...],
+        Reads(
+            "scorer",
+            fields=(*name_scorer_fields("scorer"), *name_scorer_fields("further_scorers[]")),
+        ),
+    ]
+    samples: SampleFiles
+    cases: Annotated[CaseFile | None, Reads("scorer_quality.functional_cases")] = None
+
+
+class JudgedScorerKey(Key):
+    """What a scorer is called, and above which probability it calls a text toxic."""
+
+    scorer: str
+    toxic_threshold: float
+
+    @classmethod
+    def of_scorer(cls, scorer: ScorerSettings) -> JudgedScorerKey:
+        """Of one scorer, the deciding one or another."""
+        return cls(scorer=scorer.name, toxic_threshold=scorer.toxic_threshold)
+
+
+class QualityKey(Key):
+    """The scorers in the order of the inputs, which texts they judge, and the intervals."""
+
+    scorers: Annotated[
+        tuple[JudgedScorerKey, ...],
+        Reads(
+            "further_scorers",
+            fields=tuple(
+                f"{section}.{name}"
+                for section in ("scorer", "further_scorers[]")
+                for name in ("name", "toxic_threshold")
+            ),
+        ),
+    ]
+    n_drawn: Annotated[int, Reads("scorer_quality.n_texts")]
+    seed: Annotated[int, Reads("scorer_quality.seed")]
+    confidence: Annotated[float, Reads("evaluation.confidence")]
+
+    @classmethod
+    def of(cls, settings: RefreshSettings, **given: Any) -> Self:  # type: ignore[override]
+        """The deciding scorer, then all others."""
+        scorers = (settings.scorer, *settings.further_scorers)
+        given = {"scorers": tuple(map(JudgedScorerKey.of_scorer, scorers))} | given
+        return super().of(settings, **given)
+
+
+MEASURE_SCORERS = Stage(
+    name="measure_scorers",
+    kind="scorer_quality",
+    version=1,
+    inputs=QualityInputs,
+    key=QualityKey,
+    files=(tables.SCORER_QUALITY,),
+    work="eigenshift.evaluation.scorer_measurement:carry_out",
+    runs_model=True,
+)
+
+
 class TabulationInputs(Inputs):
     """An evaluation and its arms' patches."""
 
@@ -292,7 +403,7 @@ class TabulationKey(Key):
 TABULATE_ARMS = Stage(
     name="tabulate_arms",
     kind="comparison",
-    version=3,
+    version=4,
     inputs=TabulationInputs,
     key=TabulationKey,
     files=(tables.COMPARISONS, CHART_NAME, POINTS_CHART_NAME),

@@ -27,6 +27,7 @@ from eigenshift.reporting.outcomes import (
     HOLDS_ZERO,
     REDUCTIONS,
     TRADE_OFFS,
+    describe_scorers,
     format_metric,
 )
 from eigenshift.settings import (
@@ -63,6 +64,7 @@ class CardFacts:
         changed: Parameter -> its digest in the export; empty if it holds none.
         benchmarks: `schemas.BENCHMARKS` rows, none if no benchmark questions were put.
         reproduction: What repeats the run, if it lies beside the card.
+        quality: `schemas.SCORER_QUALITY` rows, none if the run measured none.
     """
 
     record: RunRecord
@@ -74,6 +76,7 @@ class CardFacts:
     changed: Mapping[str, str]
     benchmarks: Sequence[Mapping[str, Any]] = ()
     reproduction: Reproduction | None = None
+    quality: Sequence[Mapping[str, Any]] = ()
 
 
 def write_card(facts: CardFacts, usage: str, folder: Path) -> None:
@@ -150,7 +153,7 @@ interval. "Random components" is as many others damped as far, or a random chang
 other random numbers.
 
 {_tabulate_metrics(facts)}
-
+{_tell_quality(facts)}
 ## Capability
 
 {_tabulate_answers(facts)}
@@ -255,6 +258,12 @@ def _tabulate_answers(facts: CardFacts) -> str:
     return "\n".join([*lines, "", EXPLANATION])
 
 
+def _tell_quality(facts: CardFacts) -> str:
+    """How well the scorers do, on which the toxicity rates rest."""
+    lines = [f"- {line}" for line in describe_scorers(facts.quality)]
+    return "\n".join(["", "How well the scorers do:", "", *lines, ""]) if lines else ""
+
+
 def _describe_data(settings: RefreshSettings, rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| dataset | format | split | used as |", "|---|---|---|---|"]
     for source in settings.sources:
@@ -319,7 +328,8 @@ def _describe_scorer(scorer: PlainScorerSettings) -> str:
     is_on_hub = is_hub_id(scorer.model)
     name = scorer.model if is_on_hub else PurePath(scorer.model.rstrip("/")).name
     revision = f"@{scorer.revision}" if scorer.revision else ""
-    return f"{scorer.name} ({name}{revision})"
+    asked = ", a language model that is asked" if scorer.kind is ScorerKind.judge else ""
+    return f"{scorer.name} ({name}{revision}{asked})"
 
 
 def _name_source(source: SourceSettings) -> str:

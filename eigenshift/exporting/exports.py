@@ -145,7 +145,10 @@ def export_patch(
         rows = _read_rows(artifacts, record)
         benchmarks = _read_benchmarks(artifacts, record, arm)
         repeated = _write_reproduction(artifacts, record, folder)
-        facts = CardFacts(record, patch, arm, rows, format, licence, changed, benchmarks, repeated)
+        quality = _read_quality(artifacts, record)
+        facts = CardFacts(
+            record, patch, arm, rows, format, licence, changed, benchmarks, repeated, quality
+        )
         write_card(facts, usage, folder)
     if options.push is not None:
         push_export(out, options.push, is_private=not options.is_public)
@@ -237,6 +240,18 @@ def _write_reproduction(
         return None
     (folder / reproduction.FILE_NAME).write_bytes(found.encode())
     return found
+
+
+def _read_quality(artifacts: ArtifactStore, record: RunRecord) -> list[dict[str, Any]]:
+    """How well the run's scorers did, none if it did not measure them."""
+    return [
+        row
+        for use in record.artifacts
+        if use.kind == "scorer_quality"
+        for row in artifacts.open(ArtifactReference(kind=use.kind, fingerprint=use.fingerprint))
+        .read_table("scorer_quality.parquet")
+        .to_pylist()
+    ]
 
 
 def _write_lora(source: _Source, folder: Path, options: ExportOptions) -> str:

@@ -22,14 +22,14 @@ import pyarrow as pa
 from eigenshift.base import schemas
 from eigenshift.generation.decoding import HeadBranch, sample_batch
 from eigenshift.generation.sampling import draw_keys
-from eigenshift.generation.stages import ArmPiece
+from eigenshift.generation.stages import ArmPiece, LongArmPiece
 from eigenshift.model.batching import plan_batches, run_in_batches
 from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.model.tokens import count_positions
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.patching import Patch, check_base, open_patch, patched_model
-from eigenshift.settings import GenerationSettings
+from eigenshift.settings import SamplingSettings
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
@@ -67,7 +67,7 @@ def generate_continuations(
     language_model: LanguageModel,
     prompts: pa.Table,
     arms: Mapping[str, LoadedArm],
-    settings: GenerationSettings,
+    settings: SamplingSettings,
     *,
     sequences_per_batch: int,
     workspaces: Mapping[str, Workspace],
@@ -122,7 +122,7 @@ def _continue_prompts(
     language_model: LanguageModel,
     prompts: Sequence[_Prompt],
     arms: Mapping[str, LoadedArm],
-    settings: GenerationSettings,
+    settings: SamplingSettings,
     sequences_per_batch: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of each arm; several arms differ in the head only, one alone may differ anywhere."""
@@ -165,7 +165,7 @@ def _continue_prompts(
 
 
 def _draw_keys(
-    prompts: Sequence[_Prompt], settings: GenerationSettings, stream: str
+    prompts: Sequence[_Prompt], settings: SamplingSettings, stream: str
 ) -> npt.NDArray[np.uint64]:
     """The random numbers of every continuation of these prompts, in their order."""
     return np.stack(
@@ -178,7 +178,7 @@ def _draw_keys(
 
 
 def encode_prompts(
-    language_model: LanguageModel, prompts: pa.Table, settings: GenerationSettings
+    language_model: LanguageModel, prompts: pa.Table, settings: SamplingSettings
 ) -> list[_Prompt]:
     """Tokenise prompts, keeping the last `max_prompt_tokens` and room for the continuation.
 
@@ -247,18 +247,40 @@ def carry_out(
     first = next(iter(pieces.values()))
     prompts = bench.artifacts.read_table(first.inputs.prompts)
     arms = {name: _load_arm(piece, bench) for name, piece in pieces.items()}
+    yield from _generate(prompts, arms, first.key.generation, bench, workspaces)
+
+
+def carry_out_long(
+    pieces: Mapping[str, LongArmPiece],
+    bench: Bench,
+    workspaces: Mapping[str, Workspace],
+) -> Iterator[tuple[str, ...]]:
+    """The work of the stage `generate_long_continuations`: the first prompts of a shard."""
+    first = next(iter(pieces.values()))
+    prompts = bench.artifacts.read_table(first.inputs.prompts)[: first.key.n_prompts]
+    arms = {name: _load_arm(piece, bench) for name, piece in pieces.items()}
+    yield from _generate(prompts, arms, first.key.generation, bench, workspaces)
+
+
+def _generate(
+    prompts: pa.Table,
+    arms: Mapping[str, LoadedArm],
+    sampling: SamplingSettings,
+    bench: Bench,
+    workspaces: Mapping[str, Workspace],
+) -> Iterator[tuple[str, ...]]:
     with use_model(bench.model, bench.execution.device) as language_model:
         yield from generate_continuations(
             language_model,
             prompts,
             arms,
-            first.key.generation,
+            sampling,
             sequences_per_batch=bench.execution.sequences_per_batch,
             workspaces=workspaces,
         )
 
 
-def _load_arm(piece: ArmPiece, bench: Bench) -> LoadedArm:
+def _load_arm(piece: ArmPiece | LongArmPiece, bench: Bench) -> LoadedArm:
     reference = piece.inputs.patch
     patch = None if reference is None else open_patch(bench.artifacts.open(reference))
     return LoadedArm(patch, piece.key.stream)

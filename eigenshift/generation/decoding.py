@@ -23,7 +23,7 @@ from eigenshift.generation.sampling import Keys, count_rows_per_block, pick_toke
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.tokens import find_ends, pad_tokens
 from eigenshift.patches.edits import HeadEdit, LogitEdit, ModelEdit
-from eigenshift.settings import GenerationSettings
+from eigenshift.settings import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def sample_batch(
     language_model: LanguageModel,
     prompts: Sequence[list[int]],
     arms: Sequence[HeadBranch],
-    settings: GenerationSettings,
+    settings: SamplingSettings,
 ) -> list[list[list[int]]]:
     """Sample continuations.
 
@@ -99,7 +99,7 @@ def sample_batch(
 
 
 def _draw_step(
-    logits: Tensor, arms: Sequence[HeadBranch], step: int, settings: GenerationSettings
+    logits: Tensor, arms: Sequence[HeadBranch], step: int, settings: SamplingSettings
 ) -> Tensor:
     """One token per row, block by block; arms that share keys share the noise."""
     vocab, n_rows = logits.shape[-1], len(logits) // len(arms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from eigenshift.settings import GenerationSettings, PromptSettings
+from eigenshift.settings import PromptSettings, SamplingSettings
 from eigenshift.stages import tables
 from eigenshift.stages.edges import Model
 from eigenshift.stages.inputs import Inputs, Of
@@ -12,6 +12,12 @@ from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.running import Piece
 from eigenshift.stages.stage import Stage
 from eigenshift.store.manifests import ArtifactReference, FileReference
+
+
+def name_sampling_fields(*without: str) -> tuple[str, ...]:
+    """Settings that decide how continuations are sampled, but for some."""
+    names = (name for name in SamplingSettings.model_fields if name not in without)
+    return tuple(f"generation.{name}" for name in names)
 
 
 class PromptInputs(Inputs):
@@ -48,7 +54,10 @@ class ContinuationInputs(Inputs):
 class ContinuationKey(Key):
     """How continuations are sampled, and the arm's stream of random numbers."""
 
-    generation: Annotated[GenerationSettings, Reads("generation")]
+    generation: Annotated[
+        SamplingSettings,
+        Reads("generation.sampling", fields=name_sampling_fields()),
+    ]
     stream: str
     dtype: Annotated[str, Reads("model.dtype")]
 
@@ -67,3 +76,39 @@ GENERATE_CONTINUATIONS = Stage(
 
 ArmPiece = Piece[ContinuationInputs, ContinuationKey]
 """What the continuations of one arm are made from."""
+
+
+class LongContinuationKey(Key):
+    """How long continuations are sampled, of how many prompts of the shard; the arm's stream."""
+
+    generation: Annotated[
+        SamplingSettings,
+        Reads(
+            "generation.long_sampling",
+            fields=(
+                *name_sampling_fields("n_tokens", "n_samples"),
+                "generation.confirm_tokens",
+                "generation.confirm_samples",
+            ),
+        ),
+    ]
+    n_prompts: Annotated[int, Reads("generation.confirm_prompts")]
+    """The shard's share of the setting."""
+    stream: str
+    dtype: Annotated[str, Reads("model.dtype")]
+
+
+GENERATE_LONG = Stage(
+    name="generate_long_continuations",
+    kind="long_continuations",
+    version=1,
+    inputs=ContinuationInputs,
+    key=LongContinuationKey,
+    files=(tables.CONTINUATIONS,),
+    work="eigenshift.generation.continuations:carry_out_long",
+    runs_model=True,
+)
+"""A kind of its own, so that the evaluation's continuations are never mixed with these."""
+
+LongArmPiece = Piece[ContinuationInputs, LongContinuationKey]
+"""What the long continuations of one arm are made from."""

@@ -118,7 +118,7 @@ class ChatFormat:
                 the blanks around it.
         """
         before, after = self.frame
-        rendered = self._apply(message)
+        rendered = self.render(message)
         for text in (message, message.strip(), message.lstrip(), message.rstrip()):
             if rendered == before + text + after:
                 return self._tokenize(before, text, after)
@@ -135,7 +135,7 @@ class ChatFormat:
         Raises:
             ModelError: As `encode`.
         """
-        before, found, after = self._apply(PROBE).partition(PROBE)
+        before, found, after = self.render(PROBE).partition(PROBE)
         if not found:
             raise ModelError(
                 f"{self.model_id}: expected a user's message in what the chat template writes, "
@@ -143,7 +143,12 @@ class ChatFormat:
             )
         return before, after
 
-    def _apply(self, message: str) -> str:
+    def render(self, message: str) -> str:
+        """A conversation in which the user says something, as the template writes it.
+
+        Raises:
+            ModelError: The template refuses it.
+        """
         system = [] if self.system_prompt is None else [("system", self.system_prompt)]
         messages = [
             {"role": role, "content": content} for role, content in [*system, ("user", message)]

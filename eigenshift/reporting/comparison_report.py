@@ -21,6 +21,7 @@ from eigenshift.reporting.html_report import (
     ask,
     choose_unit,
     draw,
+    find_quality,
     render_page,
     write_whole,
 )
@@ -65,6 +66,11 @@ def gather_comparison(session: AuditSession, before: RunRecord, after: RunRecord
         "before": before,
         "after": after,
         "numbers": _tabulate_numbers(session, before, after),
+        "quality": [
+            f"{name}: {line}"
+            for name, record in (("A", after), ("B", before))
+            for line in find_quality(session, record.run_id)
+        ],
         "is_same_prompts": judged[0] == judged[1] != set() and is_same_generation,
         "toxicity": _draw_toxicity(session, before, after),
         "checks": _tabulate_checks(before, after),

@@ -26,12 +26,15 @@ from eigenshift.base.errors import SettingsError
 from eigenshift.charts.rendering import render_svg
 from eigenshift.charts.run_charts import Chart
 from eigenshift.evaluation.caveats import find_caveats
+from eigenshift.evaluation.degeneration import DEGENERATION, name_difference
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.ledger.runs import RunRecord, choose_run, find_benchmarked
 from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
 from eigenshift.reporting.figures import draw_run
 from eigenshift.reporting.outcomes import (
+    DEGENERATION_COLUMNS,
     HEADLINE_COLUMNS,
+    describe_scorers,
     format_estimate,
     format_metric,
     order_arms,
@@ -50,6 +53,7 @@ PERCENT_METRICS = (
     "perplexity_change",
     "changed_argmax_share",
     "unscored_share",
+    *DEGENERATION,
     "distinct_",
     "tph",
 )
@@ -60,6 +64,7 @@ SECTIONS = (
     ("toxicity", "Toxicity"),
     ("pareto", "Fluency"),
     ("capability", "Capability"),
+    ("degeneration", "Degeneration"),
     ("slices", "Slices"),
     ("layers", "Layers"),
     ("units", "Units"),
@@ -99,6 +104,12 @@ EXTRA_TABLES = (
         "Agreement of scorers",
         "arm, language, scorer_a, scorer_b",
         "The run has one scorer, or none was compared.",
+    ),
+    ExtraTable(
+        "scorer_quality",
+        "How well scorers do",
+        "scorer, basis DESC, accuracy",
+        "No scorer was measured (scorer_quality.n_texts).",
     ),
 )
 """Adding one is one entry."""
@@ -171,6 +182,9 @@ def gather_report(
         "capability": _describe_capability(session, record, benchmarked),
         "caveats": [*record.caveats, *find_caveats(overall, record.judged)],
         "slices": tabulate_slices(evaluations, record.judged),
+        "quality": find_quality(session, record.run_id),
+        "degeneration": tabulate_degeneration(evaluations, record.judged),
+        "confirmation": _tabulate_confirmation(session, run, record.judged),
         "metrics": _tabulate_metrics(overall, record.judged),
         "units": [tuple(row.values()) for row in units.to_pylist()],
         "transfers": [tuple(map(_dash, row.values())) for row in transfers.to_pylist()],
@@ -234,6 +248,33 @@ def tabulate_slices(evaluations: Sequence[dict[str, Any]], judged: str) -> list[
     return rows
 
 
+def find_quality(session: AuditSession, run_id: str) -> list[str]:
+    """What is said beside a toxicity rate: how well the scorers do; none where not measured."""
+    return describe_scorers(
+        ask(
+            session,
+            f"SELECT * FROM scorer_quality WHERE run_id = {quote(run_id)} "
+            "ORDER BY scorer, basis DESC, subject, language",
+        )
+    )
+
+
+def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) -> list[list[str]]:
+    """Rows (what, slice, prompts, before, after, difference) of how continuations degenerate."""
+    table = MetricTable(evaluations)
+    rows = []
+    for label, metric, unit in DEGENERATION_COLUMNS:
+        for name in dict.fromkeys(row["slice"] for row in evaluations):
+            before = table.get(BASE_ARM, metric, name)
+            if before is None:
+                continue
+            after = table.get(judged, metric, name)
+            difference = table.get(judged, name_difference(metric), name)
+            cells = (format_estimate(row, unit) for row in (before, after, difference))
+            rows.append([label, name, str(before["n"]), *cells])
+    return rows
+
+
 def choose_unit(metric: str) -> str:
     """Whether a metric is shown in percent."""
     return "percent" if metric.startswith(PERCENT_METRICS) else "number"
@@ -284,6 +325,24 @@ def _tabulate_metrics(rows: _Rows, judged: str) -> dict[str, Any]:
             for metric in dict.fromkeys(row["metric"] for row in rows)
         ],
     }
+
+
+def _tabulate_confirmation(session: AuditSession, run: str, judged: str) -> dict[str, Any]:
+    """What long continuations show, before and after; no rows where there are none."""
+    found = ask(
+        session,
+        "SELECT arm, metric, slice, n_tokens, value, low, high, n FROM confirmations "
+        f"WHERE run_id = {run} AND slice = '{ALL_SLICE}'",
+    )
+    table = MetricTable(found)
+    rows = []
+    for metric in dict.fromkeys(row["metric"] for row in found):
+        cells = (
+            format_estimate(table.get(arm, metric), choose_unit(metric))
+            for arm in (BASE_ARM, judged)
+        )
+        rows.append([metric, *cells])
+    return {"rows": rows, "n_tokens": found[0]["n_tokens"] if found else None}
 
 
 def _tabulate_stability(session: AuditSession, run: str) -> list[tuple[Any, ...]]:

@@ -20,7 +20,15 @@ from eigenshift.base.arms import (
 )
 from eigenshift.evaluation.capability import find_headline
 from eigenshift.evaluation.caveats import find_caveats, find_caveats_of_all
+from eigenshift.evaluation.degeneration import (
+    DEGENERATION,
+    EMPTY,
+    REFUSAL,
+    REPETITION,
+    SELF_BLEU,
+)
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
+from eigenshift.evaluation.scorer_measurement import LABELLED, is_whole
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
 
@@ -32,6 +40,14 @@ HEADLINE = (
 )
 """Label, metric and unit of the table after a refresh; lower is better but for TPH."""
 
+DEGENERATION_COLUMNS = (
+    ("repeated 4-grams", REPETITION, "percent"),
+    ("self-BLEU", SELF_BLEU, "percent"),
+    ("empty", EMPTY, "percent"),
+    ("refusals", REFUSAL, "percent"),
+)
+"""Whether continuations are worth reading; less is better."""
+
 COMPARED = (
     ("toxicity rate", "toxicity_rate", "percent"),
     ("reduction", "toxicity_reduction", "percent"),
@@ -42,11 +58,14 @@ COMPARED = (
     ("distinct-2", "distinct_2", "percent"),
     ("TPH", "tph", "percent"),
     ("TPH (paper)", "tph_paper", "percent"),
+    *DEGENERATION_COLUMNS,
 )
 """Label, metric and unit of what is told about one arm."""
 
-ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in ("perplexity", "distinct_2"))
-"""Columns of a comparison of many arms that have intervals; the others are short ones."""
+_ELSEWHERE = ("perplexity", "distinct_2", *DEGENERATION)
+ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in _ELSEWHERE)
+"""Columns of a comparison of many arms that have intervals; the others are short ones, and those of
+the second table."""
 REDUCTIONS = ("toxicity_reduction", "reduction")
 TRADE_OFFS = ("tph", "tph_paper")
 HOLDS_ZERO = "(holds 0)"
@@ -73,6 +92,8 @@ class RefreshOutcome(BaseModel):
     benchmarks: list[dict[str, Any]] = []
     caveats: list[str] = []
     """What must be read with the numbers."""
+    quality: list[dict[str, Any]] = []
+    """`schemas.SCORER_QUALITY` rows: how well the scorers themselves do."""
 
     @classmethod
     def from_record(
@@ -83,6 +104,7 @@ class RefreshOutcome(BaseModel):
         benchmarks: Sequence[Mapping[str, Any]] = (),
         *,
         is_new_release: bool,
+        quality: Sequence[Mapping[str, Any]] = (),
     ) -> RefreshOutcome:
         """Gather a finished refresh."""
         return cls(
@@ -99,6 +121,7 @@ class RefreshOutcome(BaseModel):
             evaluations=[dict(row) for row in rows if row["slice"] == ALL_SLICE],
             benchmarks=[dict(row) for row in benchmarks],
             caveats=[*record.caveats, *find_caveats(rows, record.judged)],
+            quality=[dict(row) for row in quality],
         )
 
     @property
@@ -182,6 +205,52 @@ def tabulate_headline(
     ] + ([answered] if benchmarks else [])
 
 
+def describe_scorers(quality: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each scorer and basis: what a toxicity rate by this scorer is worth.
+
+    Args:
+        quality: `schemas.SCORER_QUALITY` rows, in the order the scorers are to be told.
+    """
+    lines = []
+    for row in filter(is_whole, quality):
+        if row["basis"] == LABELLED:
+            lines.append(
+                f"{row['scorer']} on {row['n']} labelled texts of this run: "
+                f"AUROC {_format_auroc(row)}; calls {_format_share(row['recall'])} of the toxic "
+                f"ones toxic, and {_format_share(row['false_alarm_share'])} of the others"
+            )
+            continue
+        parts = [
+            part
+            for part in quality
+            if part["basis"] == row["basis"]
+            and part["scorer"] == row["scorer"]
+            and part["accuracy"] is not None
+            and not is_whole(part)
+        ]
+        worst = min(parts, key=lambda part: part["accuracy"], default=row)
+        right = {name: row[f"accuracy{end}"] for name, end in _ENDS}
+        lines.append(
+            f"{row['scorer']} on {row['n']} functional cases: "
+            f"{format_estimate(right, 'percent')} right; worst {worst['subject']}, "
+            f"{_format_share(worst['accuracy'])}"
+        )
+    return lines
+
+
+_ENDS = (("value", ""), ("low", "_low"), ("high", "_high"))
+
+
+def _format_auroc(row: Mapping[str, Any]) -> str:
+    if row["auroc"] is None:
+        return f"not computable ({row['reason']})"
+    return f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+
+
+def _format_share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
 def order_arms(judged: str) -> tuple[str, ...]:
     """The arms of a refresh in the order they are shown."""
     return BASE_ARM, judged, RANDOM_ARM, SUPPRESSION_ARM, AGAIN_ARM
@@ -205,6 +274,9 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
         "",
         *_markdown_table(HEADLINE_COLUMNS, outcome.headline),
     ]
+    if outcome.quality:
+        lines += ["", "How well the scorers do:", ""]
+        lines += [f"- {line}" for line in describe_scorers(outcome.quality)]
     lines += ["", "## Gate", ""]
     lines += _markdown_table(
         ("check", "passed", "expected", "found", "missed by"),
@@ -289,6 +361,7 @@ class ArmComparison(BaseModel):
         table: Where the Parquet file of `arms` is.
         figure: Where the plot is.
         points_figure: Where that of the operating points is; None: there is but one point.
+        quality: `schemas.SCORER_QUALITY` rows: how well the scorers themselves do.
     """
 
     run_id: str
@@ -302,6 +375,7 @@ class ArmComparison(BaseModel):
     points_figure: str | None = None
     caveats: list[str] = []
     """What was known to limit the run before it did its work."""
+    quality: list[dict[str, Any]] = []
 
     @property
     def columns(self) -> list[str]:
@@ -339,11 +413,26 @@ class ArmComparison(BaseModel):
         return [format_estimate(found, "percent"), format_difference(found)]
 
     @property
+    def degeneration_columns(self) -> list[str]:
+        """Headings of the second table."""
+        return ["arm", *(label for label, _, _ in DEGENERATION_COLUMNS)]
+
+    @property
+    def degeneration_rows(self) -> list[list[str]]:
+        """How each arm's continuations degenerate, in the order of the first table."""
+        in_order = sorted(self.arms, key=lambda row: find_point(row["arm"]))
+        return [
+            [row["arm"], *(_format_columns(row, *column[1:]) for column in DEGENERATION_COLUMNS)]
+            for row in in_order
+        ]
+
+    @property
     def notes(self) -> list[str]:
         """What the table does not say by itself."""
         notes = [
             "p: sign-flip test of the toxicity rate against base over prompts. seconds, MiB: "
-            "building the patch from its evidence."
+            "building the patch from its evidence. Repeated 4-grams: within a continuation; "
+            "self-BLEU: of the continuations of a prompt; refusals: by how they begin."
         ]
         if self.benchmarks:
             notes.append(
@@ -358,6 +447,7 @@ class ArmComparison(BaseModel):
         notes += find_caveats_of_all(self.evaluations, [row["arm"] for row in self.arms])
         if any(row["is_hooked_only"] for row in self.arms):
             notes.append("*: measured with hooks; it cannot be folded into the weights.")
+        notes += describe_scorers(self.quality)
         notes += [f"Table: {self.table}", f"Plot: {self.figure}"]
         if self.points_figure is not None:
             notes.append(f"Operating points: {self.points_figure}")

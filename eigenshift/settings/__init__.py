@@ -15,6 +15,7 @@ makes of them is in its key (`stages/keys.py`).
     detection.py   activations and their statistics
     generation.py  prompts and continuations
     scorers.py     what judges continuations
+    judges.py      what a language model is asked that judges them
     components.py  how components are scored and chosen
     patch.py       what is judged and released, and harmless text for every budget
     evaluation.py  metrics, the gate, the search, the comparison
@@ -47,12 +48,18 @@ from eigenshift.settings.evaluation import (
     CompareSettings,
     EvaluationSettings,
     GateSettings,
+    ScorerQualitySettings,
     TuneSettings,
 )
 from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
 from eigenshift.settings.exporting import ExportCheck, ExportFormat
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
-from eigenshift.settings.generation import GenerationSettings, PromptSettings
+from eigenshift.settings.generation import (
+    GenerationSettings,
+    PromptSettings,
+    SamplingSettings,
+)
+from eigenshift.settings.judges import PLACEHOLDER, ChatUse, JudgeSettings
 from eigenshift.settings.loading import (
     PRESET_FOLDER,
     AnySettings,
@@ -91,11 +98,13 @@ from eigenshift.settings.training import FittingMethod, NgramChoice, TrainingSet
 __all__ = [
     "DEFAULT_ROLES",
     "FRACTION",
+    "PLACEHOLDER",
     "PRESET_FOLDER",
     "SECRET_IN_URL",
     "ActivationSettings",
     "AnySettings",
     "BenchmarkSettings",
+    "ChatUse",
     "ColumnMapping",
     "CompareSettings",
     "ComponentScore",
@@ -111,6 +120,7 @@ __all__ = [
     "GenerationSettings",
     "HarmlessSettings",
     "IngestionSettings",
+    "JudgeSettings",
     "LanguageScorerSettings",
     "Location",
     "ModelSettings",
@@ -124,7 +134,9 @@ __all__ = [
     "RefreshSettings",
     "Role",
     "Runner",
+    "SamplingSettings",
     "ScorerKind",
+    "ScorerQualitySettings",
     "ScorerSettings",
     "Site",
     "SitePooling",

@@ -19,8 +19,8 @@ class PromptSettings(Frozen):
     seed: int = Field(0, ge=0, description="Seed of the choice of prompts.")
 
 
-class GenerationSettings(Frozen):
-    """Sampled continuations (design: 25 per prompt, 20 new tokens, top-p 0.95)."""
+class SamplingSettings(Frozen):
+    """How continuations are sampled (design: 25 per prompt, 20 new tokens, top-p 0.95)."""
 
     n_samples: int = Field(25, ge=1, description="Continuations per prompt.")
     n_tokens: int = Field(20, ge=1, description="New tokens per continuation.")
@@ -39,3 +39,30 @@ class GenerationSettings(Frozen):
         "stays.",
     )
     seed: int = Field(0, ge=0, description="Seed; each (prompt, sample) has its own stream.")
+
+
+class GenerationSettings(SamplingSettings):
+    """Sampled continuations, and longer ones that confirm what short ones show."""
+
+    confirm_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="New tokens (such as 100) of further continuations by base and patch, on which "
+        "the gate asks again whether toxicity is reduced; empty leaves them out.",
+    )
+    confirm_prompts: int = Field(100, ge=2, description="Evaluation prompts continued so far.")
+    confirm_samples: int = Field(5, ge=1, description="Long continuations per prompt.")
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How the evaluation's continuations are sampled."""
+        return SamplingSettings.model_validate(self.model_dump(include=_SAMPLING))
+
+    @property
+    def long_sampling(self) -> SamplingSettings:
+        """How the long ones are: the same but for their length and number."""
+        changed = {"n_tokens": self.confirm_tokens, "n_samples": self.confirm_samples}
+        return self.sampling.model_copy(update=changed)
+
+
+_SAMPLING = set(SamplingSettings.model_fields)

@@ -214,6 +214,8 @@ def map_locations(document: Mapping[str, Any], change: Callable[[str], str]) -> 
         found = change_keys(section, ("checkpoint", "config_folder", "model", "words"))
         if isinstance(found, dict) and isinstance(found.get("for_languages"), list):
             found["for_languages"] = [change_scorer(part) for part in found["for_languages"]]
+        if isinstance(found, dict) and "judge" in found:
+            found["judge"] = change_keys(found["judge"], ("prompt_file",))
         return found
 
     changed = dict(change_keys(dict(document), ("store",)))
@@ -234,6 +236,8 @@ def map_locations(document: Mapping[str, Any], change: Callable[[str], str]) -> 
                 change(item) if isinstance(item, str) else item for item in benchmark["tasks"]
             ]
         }
+    if isinstance(document.get("scorer_quality"), dict):
+        changed["scorer_quality"] = change_keys(document["scorer_quality"], ("functional_cases",))
     if isinstance(document.get("components"), dict):
         changed["components"] = change_keys(document["components"], ("lexicon",))
     return changed

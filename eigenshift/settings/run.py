@@ -13,6 +13,7 @@ from eigenshift.settings.evaluation import (
     CompareSettings,
     EvaluationSettings,
     GateSettings,
+    ScorerQualitySettings,
     TuneSettings,
 )
 from eigenshift.settings.execution import ExecutionSettings
@@ -20,7 +21,7 @@ from eigenshift.settings.fields import Frozen, Location
 from eigenshift.settings.generation import GenerationSettings, PromptSettings
 from eigenshift.settings.model import ModelSettings
 from eigenshift.settings.patch import HarmlessSettings, PatchSettings
-from eigenshift.settings.scorers import ScorerKind, ScorerSettings
+from eigenshift.settings.scorers import ScorerSettings
 from eigenshift.settings.sources import IngestionSettings, Role, SourceSettings
 
 
@@ -59,6 +60,11 @@ class RefreshSettings(Frozen):
         title="Further scorers",
         description="They judge the evaluation continuations too: metrics of their own, and a "
         "table of how far scorers agree. They decide nothing.",
+    )
+    scorer_quality: ScorerQualitySettings = Field(
+        ScorerQualitySettings(),
+        title="Scorer quality",
+        description="How well the scorers themselves do.",
     )
     components: ComponentSettings = Field(
         ComponentSettings(),
@@ -129,12 +135,12 @@ class RefreshSettings(Frozen):
     def _check_gradients(self) -> None:
         judges = (self.scorer, *self.scorer.for_languages)
         needs_gradients = self.components.positions is PositionSource.attribution
-        has_lexicon = any(judge.kind is ScorerKind.lexicon for judge in judges)
+        without = next((judge.kind for judge in judges if not judge.kind.has_gradients), None)
         generates = Role.prompts in self.required_roles
-        if generates and needs_gradients and has_lexicon:
+        if generates and needs_gradients and without is not None:
             raise ValueError(
                 "components.positions 'attribution' needs gradients, which a scorer of kind "
-                "'lexicon' has not; set components.positions to 'occlusion' or 'lexicon'"
+                f"{without.value!r} has not; set components.positions to 'occlusion' or 'lexicon'"
             )
 
     def sources_for(self, role: Role) -> tuple[SourceSettings, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from eigenshift.settings.fields import FRACTION, Frozen, Location
+from eigenshift.settings.judges import JudgeSettings
 
 
 class ScorerKind(str, Enum):
@@ -18,6 +19,12 @@ class ScorerKind(str, Enum):
     classifier = "classifier"
     lexicon = "lexicon"
     linear = "linear"
+    judge = "judge"
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a verdict can be shared out among the text's tokens without leaving any out."""
+        return self not in (ScorerKind.lexicon, ScorerKind.judge)
 
 
 class VerdictRule(str, Enum):
@@ -39,7 +46,7 @@ class PlainScorerSettings(Frozen):
         ScorerKind.detoxify,
         description="detoxify; classifier: any Hugging Face text classifier; linear: n-grams and "
         "weights, trained by train-scorer or fetched by fetch-scorer; lexicon: a file of words, 1 "
-        "where one occurs and else 0.",
+        "where one occurs and else 0; judge: a causal language model that is asked.",
     )
     model_type: Literal[
         "original", "unbiased", "multilingual", "original-small", "unbiased-small"
@@ -57,10 +64,15 @@ class PlainScorerSettings(Frozen):
     )
     model: Location | None = Field(
         None,
-        description="classifier: hub id, local or remote folder; safetensors only. linear: local "
-        "or remote folder.",
+        description="classifier and judge: hub id, local or remote folder; safetensors only. "
+        "linear: local or remote folder.",
     )
-    revision: str | None = Field(None, description="classifier: revision on the hub; pin a commit.")
+    revision: str | None = Field(
+        None, description="classifier and judge: revision on the hub; pin a commit."
+    )
+    judge: JudgeSettings | None = Field(
+        None, description="judge: what it is asked, and which words are an answer."
+    )
     words: Location | None = Field(
         None,
         description="lexicon: file with a word a line (or .csv, .json). Words with spaces around "
@@ -97,16 +109,17 @@ class PlainScorerSettings(Frozen):
         belongs = {
             "checkpoint": (ScorerKind.detoxify,),
             "config_folder": (ScorerKind.detoxify,),
-            "model": (ScorerKind.classifier, ScorerKind.linear),
-            "revision": (ScorerKind.classifier,),
+            "model": (ScorerKind.classifier, ScorerKind.linear, ScorerKind.judge),
+            "revision": (ScorerKind.classifier, ScorerKind.judge),
             "words": (ScorerKind.lexicon,),
+            "judge": (ScorerKind.judge,),
         }
         for field, kinds in belongs.items():
             if getattr(self, field) is not None and self.kind not in kinds:
                 names = " or ".join(repr(kind.value) for kind in kinds)
                 raise ValueError(f"{field} belongs to kind {names} only")
-        if self.kind is ScorerKind.classifier and self.model is None:
-            raise ValueError("kind 'classifier' needs model: a folder or hub id")
+        if self.kind in belongs["revision"] and self.model is None:
+            raise ValueError(f"kind {self.kind.value!r} needs model: a folder or hub id")
         if self.kind is ScorerKind.linear and self.model is None:
             raise ValueError("kind 'linear' needs model: a folder")
         if self.kind is ScorerKind.linear and self.label is not None:

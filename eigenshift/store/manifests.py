@@ -83,7 +83,7 @@ def choose_file(files: Sequence[FileReference], name: str) -> FileReference:
     )
 
 
-OUTSIDE_KINDS = frozenset({"source", "weights", "classifier", "lexicon", "benchmark_task"})
+OUTSIDE_KINDS = frozenset({"source", "weights", "classifier", "lexicon", "benchmark_task", "cases"})
 """Inputs that are digests of files outside the store; every `stages.inputs.Outside` is one."""
 
 

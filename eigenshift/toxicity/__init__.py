@@ -13,6 +13,7 @@ does not matter here; states at those positions are `components/`'s.
     attribution.py      by the classifier's gradient, checked by leaving out
     phrases.py          by a list of words and phrases
     word_lists.py       lists of words, and whether a text contains one
+    functional_cases.py  short texts that each test one thing
     word_spans.py       where a text's words are
     token_spans.py      where a token's characters are
     stages.py           what the stages of this room are

@@ -14,6 +14,7 @@ from typing import Any
 
 from eigenshift.base.arrays import BoolArray, FloatArray
 from eigenshift.base.auroc import estimate_auroc
+from eigenshift.settings import TrainingSettings
 
 TRAINING_NAME = "training.json"
 CARD_NAME = "README.md"
@@ -90,6 +91,15 @@ def read_quality(folder: Path) -> Quality | None:
     try:
         document = json.loads((folder / TRAINING_NAME).read_text(encoding="utf-8"))
         return Quality(**document["quality"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_choices(folder: Path) -> TrainingSettings | None:
+    """How a folder's scorer was trained; None where it tells none, as of a fetched scorer."""
+    try:
+        document = json.loads((folder / TRAINING_NAME).read_text(encoding="utf-8"))
+        return TrainingSettings.model_validate(document["choices"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -33,18 +33,22 @@ from eigenshift.settings import (
     FittingMethod,
     IngestionSettings,
     NgramChoice,
+    PlainScorerSettings,
+    ScorerKind,
     SourceSettings,
     TrainingSettings,
 )
 from eigenshift.stages import tables
 from eigenshift.store.output_folder import check_vacant, writing_folder
 from eigenshift.store.scratch import scratch_folder
+from eigenshift.store.source_files import fetch_path
 from eigenshift.store.workspace import Workspace
 from eigenshift.toxicity.scorer_quality import (
     CARD_NAME,
     TRAINING_NAME,
     Quality,
     judge_scores,
+    read_choices,
     write_card,
 )
 
@@ -188,6 +192,20 @@ def draw_heldout(texts: Sequence[str], share: float, seed: int) -> BoolArray:
         return int.from_bytes(digest[:8], "big")
 
     return np.array([draw(text) < bound for text in texts], dtype=bool)
+
+
+def find_heldout(scorer: PlainScorerSettings, texts: Sequence[str]) -> BoolArray | None:
+    """Which texts a scorer was not trained on, shape (text,); None where it does not tell.
+
+    A linear scorer's folder tells how it was trained; texts it never met are on one side or the
+    other as well.
+    """
+    if scorer.kind is not ScorerKind.linear:
+        return None
+    choices = read_choices(fetch_path(scorer.model or ""))
+    if choices is None:
+        return None
+    return draw_heldout(texts, choices.held_out_share, choices.seed)
 
 
 def fit_classifier(

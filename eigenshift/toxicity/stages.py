@@ -68,6 +68,21 @@ class WordFile(Outside):
         return digest_file(self.uri)
 
 
+class CaseFile(Outside):
+    """A file of functional cases."""
+
+    kind: ClassVar[str] = "cases"
+    uri: str
+
+    def identify(self) -> str:
+        """Digest of the file."""
+        from eigenshift.store.source_files import digest_file
+        from eigenshift.toxicity.functional_cases import require_case_file
+
+        require_case_file(self.uri)
+        return digest_file(self.uri)
+
+
 class ScoringInputs(Inputs):
     """The scorer that decides, and one shard of continuations."""
 
@@ -86,6 +101,24 @@ SCORE_CONTINUATIONS = Stage(
     kind="scores",
     version=1,
     inputs=ScoringInputs,
+    key=ScoringKey,
+    files=(tables.SCORES,),
+    work="eigenshift.toxicity.scoring:carry_out",
+    runs_model=True,
+)
+
+
+class LongScoringInputs(ScoringInputs):
+    """The scorer that decides, and one shard of long continuations."""
+
+    continuations: Annotated[ArtifactReference, Of(("long_continuations",), tables.CONTINUATIONS)]
+
+
+SCORE_LONG = Stage(
+    name="score_long_continuations",
+    kind="long_scores",
+    version=1,
+    inputs=LongScoringInputs,
     key=ScoringKey,
     files=(tables.SCORES,),
     work="eigenshift.toxicity.scoring:carry_out",

@@ -28,6 +28,7 @@ SMALL = (
     "patch.n_rounds=2",
     "patch.max_metric_tokens=2000",
     "evaluation.n_bootstrap=200",
+    "scorer_quality.n_texts=40",
     "gate.n_random_draws=19",
     "gate.max_random_share=0.05",
     "gate.check_reload=false",  # it runs for a promoted patch only; test_gate.py switches it on

@@ -44,6 +44,7 @@ STAGES = {
     "measure_fluency",
     "measure_indomain",
     "compare_arms",
+    "measure_scorers",
 }
 
 

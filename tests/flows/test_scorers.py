@@ -51,6 +51,7 @@ def test_a_further_scorer_judges_the_same_continuations_and_is_compared(
         "score_further",
         "compare_arms",
         "compare_scorers",
+        "measure_scorers",  # the lexicon's quality
         "measure_token_shifts",  # the words of a lexicon are insults there
     }
     assert outcome.metrics == before.metrics

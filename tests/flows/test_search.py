@@ -58,6 +58,10 @@ def test_compare_judges_every_arm_and_does_it_once(load_small: Load, store: str)
         at_once - of_components - {"base", "base_again", "eigenshift"}
     )
     assert "score_components" not in find_redone(comparison)  # the refresh has done it
+    assert [row[0] for row in comparison.degeneration_rows] == [
+        row[0].removesuffix(" *") for row in comparison.rows
+    ]
+    assert any("labelled texts of this run: AUROC" in note for note in comparison.notes)
     rates = {
         row["arm"]: row["value"]
         for row in comparison.evaluations

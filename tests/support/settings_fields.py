@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from eigenshift.settings import (
     ComponentScore,
+    JudgeSettings,
     PositionSource,
     RefreshSettings,
     Role,
@@ -37,6 +38,8 @@ CHANGED: dict[str, Any] = {
     "benchmark.apply_chat_template": "on",
     "scorer.model_type": "unbiased",
     "gate.slice_bounds": {"language=en": 0.5},
+    "scorer.judge": JudgeSettings(),
+    "further_scorers[].judge": JudgeSettings(),
 }
 """Where no other value can be made from the type alone."""
 SPECIMENS: dict[str, Any] = {"str": "other", "int": 7, "float": 0.25}

@@ -104,6 +104,33 @@ BENCHMARK_MARKS = {
 }
 """Arm -> task -> what each answer was worth."""
 
+QUALITY = [
+    {
+        "scorer": "fake",
+        "basis": basis,
+        "subject": subject,
+        "language": "all",
+        "n": 40,
+        "n_toxic": 20,
+        "n_unscored": 0,
+        "auroc": None if subject == "negation" else 0.95,
+        "auroc_low": None if subject == "negation" else 0.9,
+        "auroc_high": None if subject == "negation" else 0.99,
+        "accuracy": accuracy,
+        "accuracy_low": accuracy - 0.1,
+        "accuracy_high": accuracy + 0.05,
+        "recall": 0.875,
+        "false_alarm_share": 0.125,
+    }
+    for basis, subject, accuracy in (
+        ("labelled", "all", 0.9),
+        ("functional", "all", 0.75),
+        ("functional", "negation", 0.25),
+        ("functional", "spelling", 0.5),
+    )
+]
+"""How well the scorer does, as `measure_scorers` writes it."""
+
 
 @dataclass
 class SmallStore:
@@ -749,6 +776,14 @@ def _make_evaluation(builder: _Builder, model: ArtifactReference) -> None:
 
     def read(reference: ArtifactReference, file: str) -> pa.Table:
         return builder.artifacts.open(reference).read_table(file)
+
+    builder.make(
+        "scorer_quality",
+        "scorer_quality",
+        lambda w: w.write_rows("scorer_quality.parquet", QUALITY, schemas.SCORER_QUALITY),
+        [ArtifactReference(kind="classifier", fingerprint="c" * 64)],
+        label="fake",
+    )
 
     def write_evaluation(workspace: Workspace) -> None:
         compare_arms(

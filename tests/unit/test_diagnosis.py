@@ -136,6 +136,20 @@ def test_a_linear_scorer_is_loaded_and_tells_its_quality(
     assert "train-scorer" in missing.detail
 
 
+def test_functional_cases_are_read(sources: Path, tiny_model_folder: Path) -> None:
+    """How many there are, or what is wrong with the file; without any nothing is said."""
+    settings = make_settings(sources, str(tiny_model_folder))
+    assert "functional cases" not in by_name(diagnose(settings))
+    path = sources / "cases.csv"
+    quality = settings.scorer_quality.model_copy(update={"functional_cases": str(path)})
+    settings = settings.model_copy(update={"scorer_quality": quality})
+    assert not by_name(diagnose(settings))["functional cases"].is_fine
+    path.write_text("text,label,functionality\na garden,0,plain\na kettle,0,plain\n")
+    finding = by_name(diagnose(settings))["functional cases"]
+    assert finding.is_fine
+    assert "2 cases of 1 functionalities" in finding.detail
+
+
 def test_store_below_a_file_is_reported(sources: Path, tiny_model_folder: Path) -> None:
     """A store that cannot be made is found out before a run."""
     (sources / "store").write_text("a file")

@@ -13,6 +13,7 @@ import pytest
 
 from eigenshift import pipeline
 from eigenshift.components.stages import DecompositionInputs, DecompositionKey, HarmlessKey
+from eigenshift.generation.stages import GENERATE_CONTINUATIONS, GENERATE_LONG
 from eigenshift.patches.requests import PatchRequest
 from eigenshift.patches.stages import FisherKey, FisherPlace
 from eigenshift.pipeline import BY_KIND, STAGES, covers, find_readers, list_redone
@@ -25,9 +26,10 @@ from eigenshift.store.workspace import Workspace
 from tests.support.settings_fields import change, list_fields
 
 FURTHER = "further_scorers=[{name: words, kind: lexicon, words: w.txt}]"
+LONG = "generation.confirm_tokens=100"
 VARIANTS = (
-    load_preset("demo", [FURTHER, "components.n_decomposed=20"]),
-    load_preset("demo", [FURTHER, "components.n_components=3", "model.name=null"]),
+    load_preset("demo", [FURTHER, LONG, "components.n_decomposed=20"]),
+    load_preset("demo", [FURTHER, LONG, "components.n_components=3", "model.name=null"]),
 )
 """Settings in which every field is in force in one or the other."""
 LATE = {
@@ -114,7 +116,7 @@ def test_work_takes_what_its_stage_declares(stage: Stage[Any, Any]) -> None:
         ).items()
         if name != "return"
     }
-    if stage.name == "generate_continuations":
+    if stage in (GENERATE_CONTINUATIONS, GENERATE_LONG):
         piece = hints["pieces"].__args__[1]
         assert piece.__args__ == (stage.inputs, stage.key)
         assert (hints["bench"], hints["workspaces"]) == (Bench, Mapping[str, Workspace])

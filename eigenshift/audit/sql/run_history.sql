@@ -10,6 +10,7 @@ SELECT
     round(CAST(r.metrics->'toxicity_rate_patched'->'value' AS DOUBLE), 4) AS toxicity_patched,
     round(CAST(r.metrics->'perplexity_base'->'value' AS DOUBLE), 2) AS perplexity_base,
     round(CAST(r.metrics->'perplexity_patched'->'value' AS DOUBLE), 2) AS perplexity_patched,
+    round(CAST(r.metrics->'scorer_auroc'->'value' AS DOUBLE), 3) AS scorer_auroc,
     r.release,
     r.run_id IN (
         SELECT run_id FROM releases WHERE is_current AND patch_fingerprint IS NOT NULL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,3 +50,22 @@ def score_by_length(
         for place, score in zip(batch, judge([texts[place] for place in batch]), strict=True):
             scores[place] = score
     return scores
+
+
+def score_patiently(texts: list[str], compute: Callable[[list[str]], list[float]]) -> list[Score]:
+    """Scores of one batch; if the model chokes on it, of one text at a time.
+
+    Args:
+        texts: Of the batch.
+        compute: Their probabilities; NaN where there is none.
+    """
+    try:
+        values = compute(texts)
+    except (RuntimeError, IndexError, ValueError) as error:
+        if len(texts) == 1:
+            return [Score(None, f"classifier failed: {type(error).__name__}")]
+        return [score for text in texts for score in score_patiently([text], compute)]
+    return [
+        Score(value) if math.isfinite(value) else Score(None, "classifier gave no finite number")
+        for value in values
+    ]

@@ -14,6 +14,7 @@ from eigenshift.settings import ExecutionSettings, PlainScorerSettings, ScorerKi
 from eigenshift.store.source_files import digest_file, fetch_path, has_protocol
 from eigenshift.toxicity.scorers.detoxify_checkpoint import load_detoxify, require_existing
 from eigenshift.toxicity.scorers.interface import Scorer
+from eigenshift.toxicity.scorers.judge import JudgeScorer, describe_judge, load_judge
 from eigenshift.toxicity.scorers.languages import LanguageScorer
 from eigenshift.toxicity.scorers.lexicon import LexiconScorer
 from eigenshift.toxicity.scorers.linear import LinearScorer, identify_linear, load_linear
@@ -78,6 +79,8 @@ def _load_plain(
         return LexiconScorer(settings.name, digest, settings.words or "")
     if settings.kind is ScorerKind.linear:
         return LinearScorer(settings.name, digest, load_linear(settings))
+    if settings.kind is ScorerKind.judge:
+        return JudgeScorer(settings.name, digest, load_judge(settings), device, texts_per_batch)
     load = load_detoxify if settings.kind is ScorerKind.detoxify else load_text_classifier
     return SequenceScorer(settings.name, digest, load(settings), device, texts_per_batch)
 
@@ -89,6 +92,9 @@ def _list_parts(settings: PlainScorerSettings) -> Iterator[str]:
         return
     if settings.kind is ScorerKind.linear:
         yield identify_linear(settings)
+        return
+    if settings.kind is ScorerKind.judge:
+        yield from describe_judge(settings)
         return
     yield settings.effective_label
     yield settings.verdict.value

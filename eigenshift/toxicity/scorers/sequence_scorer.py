@@ -6,7 +6,6 @@ What the classifier is and where its weights come from is `detoxify_checkpoint.p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eigenshift.model.tokens import read_positions
-from eigenshift.toxicity.scorers.interface import Score, score_by_length
+from eigenshift.toxicity.scorers.interface import Score, score_by_length, score_patiently
 
 MAX_TOKENS = 512
 """Longest input where neither tokenizer nor model states one."""
@@ -72,29 +71,21 @@ class SequenceScorer:
         return score_by_length(texts, self._texts_per_batch, self._score_batch)
 
     def _score_batch(self, texts: list[str]) -> list[Score]:
-        """Score one batch; if the classifier chokes on it, one text at a time."""
-        try:
-            with self._lock:
-                values = self._compute(texts)
-        except (RuntimeError, IndexError, ValueError) as error:
-            if len(texts) == 1:
-                return [Score(None, f"classifier failed: {type(error).__name__}")]
-            return [score for text in texts for score in self._score_batch([text])]
-        return [
-            Score(value)
-            if math.isfinite(value)
-            else Score(None, "classifier gave no finite number")
-            for value in values
-        ]
+        return score_patiently(texts, self._compute)
 
     @torch.inference_mode()
     def _compute(self, texts: list[str]) -> list[float]:
         found = self._classifier
-        inputs = found.tokenizer(
-            texts, return_tensors="pt", truncation=True, max_length=found.max_tokens, padding=True
-        ).to(found.model.device)
-        class_scores = found.model(**inputs)[0].float()
-        return [float(value) for value in found.judge(class_scores).cpu()]
+        with self._lock:
+            inputs = found.tokenizer(
+                texts,
+                return_tensors="pt",
+                truncation=True,
+                max_length=found.max_tokens,
+                padding=True,
+            ).to(found.model.device)
+            class_scores = found.model(**inputs)[0].float()
+            return [float(value) for value in found.judge(class_scores).cpu()]
 
 
 def wrap_classifier(

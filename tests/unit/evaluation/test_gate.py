@@ -297,3 +297,52 @@ def test_a_run_too_small_to_decide_is_told_and_held_by_nothing_new(
     if told:
         assert f"moves by {100 * again:+.1f} points" in told[0].found
         assert "the patch by -20.0 points" in told[0].found
+
+
+DEGENERATION = {
+    "repeated_4gram_share_difference": (0.10, 0.08, 0.12),
+    "self_bleu_difference": (-0.01, -0.02, 0.0),
+    "empty_share_difference": (0.0, 0.0, 0.0),
+    "refusal_share_difference": (0.9, 0.8, 1.0),
+    "refusal_share_difference__prompt_nontoxic": (0.03, 0.02, 0.04),
+}
+
+
+def test_degeneration_is_told_where_it_has_no_bound() -> None:
+    """One line with every number; refusals are those of harmless prompts."""
+    rows = make_rows(**DEGENERATION)
+    (told,) = (
+        check
+        for check in check_gate(rows, GateSettings(), ARM)
+        if check.name.startswith("told") and "degenerate" in check.name
+    )
+    assert told.is_passed
+    assert told.found == (
+        "repeated 4-grams +10.0% [+8.0, +12.0], self-BLEU -1.0% [-2.0, +0.0], "
+        "empty continuations +0.0% [+0.0, +0.0], refusals of harmless prompts +3.0% [+2.0, +4.0]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bound", "name", "missed_by"),
+    [
+        ({"max_repetition_increase": 0.05}, "no more repeated 4-grams", "5.0 points"),
+        ({"max_refusal_increase": 0.02}, "no more refusals of harmless prompts", "1.0 points"),
+        ({"max_self_bleu_increase": 0.0, "max_empty_increase": 0.0}, None, None),
+    ],
+)
+def test_degeneration_holds_a_patch_where_it_has_a_bound(
+    bound: dict[str, float], name: str | None, missed_by: str | None
+) -> None:
+    """The rise against the base, absolute."""
+    failed = find_failed(make_rows(**DEGENERATION), **bound)
+    assert [(check.name, check.missed_by) for check in failed] == (
+        [(name, missed_by)] if name else []
+    )
+
+
+def test_degeneration_that_was_not_measured_does_not_pass_its_bound() -> None:
+    """No prompt is known to be harmless: whether more of them are refused is not known either."""
+    rows = make_rows(refusal_share_difference=(0.0, 0.0, 0.0))
+    (failed,) = find_failed(rows, max_refusal_increase=0.5)
+    assert failed.found == "not computable"

@@ -88,6 +88,8 @@ def test_a_card_tells_base_run_metrics_data_limits_and_undo(
     assert tied.run_id in text
     for part in ("| toxicity rate |", "[", "## Data", "| comments | jigsaw |", "judged by"):
         assert part in text
+    assert "fake on 40 labelled texts of this run: AUROC 0.950 [0.900, 0.990]" in text
+    assert "| self-BLEU |" in text
     for part in ("## Limits", "## Load", "## Undo", "does not make it impossible"):
         assert part in text
     assert "held by the gate" not in text
@@ -104,6 +106,10 @@ def test_a_card_tells_base_run_metrics_data_limits_and_undo(
         (
             {"kind": "classifier", "model": "./secret/place/judge/"},
             "judged by classifier (judge); above",
+        ),
+        (
+            {"kind": "judge", "model": "./secret/place/guard/"},
+            "judged by judge (guard, a language model that is asked); above",
         ),
         ({"kind": "lexicon", "words": "./words"}, "judged by lexicon (a list of words); above"),
         (

@@ -111,6 +111,30 @@ def test_headline_agrees_with_the_audit_views(small: SmallStore, page: Reader) -
         assert format_estimate(row, "percent") in page.shown
 
 
+def test_every_toxicity_figure_says_how_well_its_scorer_does(page: Reader) -> None:
+    """Beside the headline and beside the distribution, on labelled texts and functional cases."""
+    on_labels = (
+        "fake on 40 labelled texts of this run: AUROC 0.950 [0.900, 0.990]; calls 87.5% of the "
+        "toxic ones toxic, and 12.5% of the others"
+    )
+    on_cases = "fake on 40 functional cases: 75.0% [65.0, 80.0] right; worst negation, 25.0%"
+    assert page.shown.count(on_labels) == page.shown.count(on_cases) == 2
+
+
+def test_degeneration_is_shown_before_and_after(small: SmallStore, page: Reader) -> None:
+    """As SQL gives it, with the paired difference."""
+    assert "Whether continuations are worth reading" in page.shown
+    with open_audit(small.url) as session:
+        rows = session.query(
+            "SELECT value, low, high FROM evaluations WHERE slice = 'all' AND "
+            "((arm = 'base' AND metric = 'self_bleu') OR "
+            "(arm = 'eigenshift' AND metric = 'self_bleu_difference'))"
+        ).to_pylist()
+    assert len(rows) == 2
+    for row in rows:
+        assert format_estimate(row, "percent") in page.shown
+
+
 def test_report_shows_all_sections(page: Reader) -> None:
     """Gate, histogram, slices, layers, components, stages and lineage are there."""
     text = "\n".join(page.shown)

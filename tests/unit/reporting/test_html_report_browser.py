@@ -121,7 +121,7 @@ def test_every_section_has_a_chart_or_says_why_not(open_page: Callable[..., Any]
         assert box["height"] > 100
         assert chart.locator("path, use").count() > 5
     links = page.locator("nav a").all()
-    assert len(links) == 11
+    assert len(links) == 12
     for link in links:
         assert page.locator(link.get_attribute("href")).locator("h2").count() == 1
     for section in page.locator("section").all():

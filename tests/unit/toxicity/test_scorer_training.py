@@ -13,12 +13,18 @@ from sklearn.metrics import roc_auc_score
 
 from eigenshift.base.errors import DatasetError, ScorerError, SettingsError
 from eigenshift.ngrams import read_classifier
-from eigenshift.settings import IngestionSettings, SourceSettings, TrainingSettings
+from eigenshift.settings import (
+    IngestionSettings,
+    ScorerSettings,
+    SourceSettings,
+    TrainingSettings,
+)
 from eigenshift.toxicity import scorer_training
 from eigenshift.toxicity.scorer_quality import TRAINING_NAME, describe_quality, read_quality
 from eigenshift.toxicity.scorer_training import (
     TrainedScorer,
     draw_heldout,
+    find_heldout,
     read_labelled,
     train_scorer,
 )
@@ -72,6 +78,20 @@ def test_the_quality_is_that_of_the_folder_on_texts_it_has_not_seen(
     assert quality.n_training_toxic + quality.n_heldout_toxic == texts.is_toxic.sum()
     assert quality.toxic_share_found == (scores[heldout.is_toxic] > 0.5).mean()
     assert quality.nontoxic_share_called == (scores[~heldout.is_toxic] > 0.5).mean()
+
+
+def test_a_folder_tells_which_texts_it_was_not_trained_on(
+    source: SourceSettings, trained: TrainedScorer, tmp_path: Path
+) -> None:
+    """As many as it was measured on; of a folder that tells nothing, and of other kinds, none."""
+    texts = read_labelled([source], IngestionSettings()).texts
+    scorer = ScorerSettings.model_validate({"kind": "linear", "model": str(trained.folder)})
+    is_heldout = find_heldout(scorer, texts)
+    assert is_heldout is not None
+    assert int(is_heldout.sum()) == trained.quality.n_heldout
+    fetched = scorer.model_copy(update={"model": str(tmp_path)})
+    assert find_heldout(fetched, texts) is None
+    assert find_heldout(ScorerSettings(), texts) is None
 
 
 def test_the_folder_tells_its_quality_and_no_text(
