@@ -52,7 +52,7 @@ def compare(preset: str, overrides: Sequence[str]) -> dict[str, Any]:
     artifacts = ArtifactStore(store)
     record = read_run(artifacts.store, comparison.run_id)
     evaluation = artifacts.open(record.find_artifact("evaluation"))
-    picture = PAGE.with_name(f"results-{preset}.png")
+    picture = PAGE.parent / "images" / f"results-{preset}.png"
     shutil.copy(artifacts.open(record.find_artifact("comparison")).fetch(CHART_NAME), picture)
     return {
         "preset": preset,
@@ -133,7 +133,7 @@ def describe(result: Mapping[str, Any]) -> str:
             intro,
             "\n".join(table),
             "\n".join(pairs),
-            f"![Toxicity against cost, {result['preset']}]({result['picture']})",
+            f"![Toxicity against cost, {result['preset']}](images/{result['picture']})",
         ]
     )
 
