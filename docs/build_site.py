@@ -22,7 +22,6 @@ DOCUMENTS = {
         "Settings": "docs/settings.md",
         "The store": "docs/storage.md",
         "Audit and reports": "docs/audit.md",
-        "Results": "docs/results.md",
         "Capability": "docs/capability.md",
         "Verdicts": "docs/verdicts.md",
         "Exports": "docs/exports.md",

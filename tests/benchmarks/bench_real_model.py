@@ -1,4 +1,4 @@
-"""Methods against each other on a real model: `make bench-real`, which writes docs/results.md.
+"""Methods against each other on a real model: `make bench-real`, which writes a page in docs/.
 
     python tests/benchmarks/bench_real_model.py [--presets smollm2,smollm2-chat] [--set KEY=VALUE]
 
@@ -92,7 +92,7 @@ def find_base(comparison: ArmComparison) -> dict[str, float]:
 
 
 def write_page(found: Sequence[Mapping[str, Any]]) -> None:
-    """Put what was measured into docs/results.md."""
+    """Put what was measured into `PAGE`."""
     parts = [INTRODUCTION, *(describe(result) for result in found)]
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

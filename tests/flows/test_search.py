@@ -47,7 +47,7 @@ def test_compare_judges_every_arm_and_does_it_once(load_small: Load, store: str)
     """All arms in one table, in the audit too; a second run does nothing."""
     from flows.compare import run_compare
 
-    overrides = (*GRID, "tune.factors=[0.0]", "tune.max_perplexity_increase=0.03")
+    overrides = (*GRID, "tune.factors=[0.0]", "tune.max_perplexity_increase=0.025")
     comparison = run_compare(load_small(*overrides))
     arms = {row["arm"] for row in comparison.arms}
     at_once = {"base", "base_again", "eigenshift_paper", "eigenshift_tuned", *INTERVENTIONS}
