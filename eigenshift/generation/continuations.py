@@ -26,7 +26,6 @@ from eigenshift.generation.stages import ArmPiece, LongArmPiece
 from eigenshift.model.batching import plan_batches, run_in_batches
 from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.loading import LanguageModel, use_model
-from eigenshift.model.tokens import count_positions
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.patching import Patch, check_base, open_patch, patched_model
 from eigenshift.settings import SamplingSettings
@@ -185,16 +184,17 @@ def encode_prompts(
     Raises:
         ModelError: As `encoding.encode_prompt`.
     """
-    limit = settings.max_prompt_tokens
-    n_positions = count_positions(language_model.model)
-    if n_positions is not None:
-        limit = min(limit, max(1, n_positions - settings.n_tokens))
     return [
         _Prompt(
             row["prompt_id"],
             row["language"],
             row["prompt"],
-            encode_prompt(language_model, row["prompt"], limit),
+            encode_prompt(
+                language_model,
+                row["prompt"],
+                settings.max_prompt_tokens,
+                n_new=settings.n_tokens,
+            ),
         )
         for row in prompts.select(["prompt_id", "language", "prompt"]).to_pylist()
     ]

@@ -41,6 +41,11 @@ class Conversation:
     first: int
     stop: int
 
+    @property
+    def n_template(self) -> int:
+        """Tokens that are not the message's."""
+        return len(self.token_ids) - (self.stop - self.first)
+
     def shorten(self, limit: int, *, keep_end: bool) -> Conversation:
         """At most so many tokens, the template whole and the message cut, if it can be.
 

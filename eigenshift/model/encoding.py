@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from eigenshift.base.errors import ModelError
 from eigenshift.model.loading import LanguageModel, TextModel, require_known_tokens
-from eigenshift.model.tokens import find_start, limit_tokens
+from eigenshift.model.tokens import count_positions, find_start, limit_tokens
 
 REQUEST = "Tell me something."
 """What the user says where a text is read as the model's answer to somebody."""
@@ -53,36 +54,34 @@ class ReadText(NamedTuple):
         return cls(token_ids, slice(0, len(token_ids)))
 
 
-class Frame(NamedTuple):
-    """The special tokens that a tokenizer puts around a text by itself."""
-
-    before: list[int]
-    after: list[int]
+_beginnings: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
 
-_frames: WeakKeyDictionary[Any, Frame] = WeakKeyDictionary()
-
-
-def find_frame(tokenizer: Any) -> Frame:
-    """What a tokenizer puts before and behind every text."""
-    if tokenizer not in _frames:
+def find_beginning(tokenizer: Any) -> list[int]:
+    """The special tokens that a tokenizer puts before every text by itself."""
+    if tokenizer not in _beginnings:
         plain = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
         framed = list(tokenizer(PROBE)["input_ids"])
         places = range(len(framed) - len(plain) + 1)
         start = next((place for place in places if framed[place : place + len(plain)] == plain), 0)
-        _frames[tokenizer] = Frame(framed[:start], framed[start + len(plain) :])
-    return _frames[tokenizer]
+        _beginnings[tokenizer] = framed[:start]
+    return _beginnings[tokenizer]
 
 
 def find_context(language_model: LanguageModel) -> list[int]:
     """What the first word of a text of the model's own is predicted from.
 
     Where its tokenizer puts nothing first, BOS (or EOS); empty if it has neither.
+
+    Raises:
+        ModelError: Its chat template refuses, or leaves no room.
     """
     if language_model.chat is not None:
-        return language_model.chat.encode(REQUEST).token_ids
+        template = language_model.chat.encode(REQUEST).token_ids
+        _require_room(language_model, len(template))
+        return template
     start = find_start(language_model.tokenizer)
-    return find_frame(language_model.tokenizer).before or ([] if start is None else [start])
+    return find_beginning(language_model.tokenizer) or ([] if start is None else [start])
 
 
 def encode_text(language_model: LanguageModel, text: str, max_tokens: int) -> EncodedText:
@@ -94,11 +93,11 @@ def encode_text(language_model: LanguageModel, text: str, max_tokens: int) -> En
     Raises:
         ModelError: A token is unknown to the model, or its chat template refuses.
     """
-    tokenizer, chat = language_model.tokenizer, language_model.chat
-    if chat is None:
-        before = find_frame(tokenizer).before
+    tokenizer = language_model.tokenizer
+    if language_model.chat is None:
+        before = find_beginning(tokenizer)
     else:
-        before = chat.encode(REQUEST).token_ids
+        before = find_context(language_model)
         max_tokens += len(before)
     found = [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]
     found = found[: limit_tokens(language_model.model, max_tokens)]
@@ -106,19 +105,47 @@ def encode_text(language_model: LanguageModel, text: str, max_tokens: int) -> En
     return EncodedText(found, max(1, len(before)))
 
 
-def encode_prompt(language_model: LanguageModel, text: str, max_tokens: int) -> list[int]:
-    """A prompt to be continued or answered: its end, where it is longer than `max_tokens`.
-
-    What comes before it is kept. A prompt that gives no token begins with BOS (or EOS).
+def _require_room(language_model: LanguageModel, n_template: int, n_new: int = 0) -> None:
+    """Refuse a template that leaves no position for a text.
 
     Raises:
-        ModelError: A token is unknown to the model, or its chat template refuses.
+        ModelError: It does.
+    """
+    n_positions = count_positions(language_model.model)
+    if n_positions is not None and n_template + n_new >= n_positions:
+        raise ModelError(
+            f"{language_model.id}: expected a chat template that leaves room for text in "
+            f"{n_positions} positions, found one of {n_template} tokens with the system prompt"
+            f"{f' and {n_new} tokens to generate' if n_new else ''}. Shorten model.system_prompt"
+            f"{' or generation.n_tokens' if n_new else ''}, or set model.chat: off."
+        )
+
+
+def encode_prompt(
+    language_model: LanguageModel, text: str, max_tokens: int, *, n_new: int = 0
+) -> list[int]:
+    """A prompt to be continued or answered: its end, where it is longer than `max_tokens`.
+
+    What comes before it is kept; those of a chat template are not counted. A prompt that gives no
+    token begins with BOS (or EOS).
+
+    Args:
+        language_model: Which reads it.
+        text: The prompt.
+        max_tokens: At most so many.
+        n_new: Positions to leave free behind it.
+
+    Raises:
+        ModelError: A token is unknown to the model, its chat template refuses, or leaves no room.
     """
     if language_model.chat is not None:
-        shortened = language_model.chat.encode(text).shorten(max_tokens, keep_end=True)
-        found = shortened.token_ids
+        whole = language_model.chat.encode(text)
+        _require_room(language_model, whole.n_template, n_new)
+        limit = limit_tokens(language_model.model, max_tokens + whole.n_template + n_new) - n_new
+        found = whole.shorten(limit, keep_end=True).token_ids
     else:
-        before = find_frame(language_model.tokenizer).before
+        max_tokens = max(1, limit_tokens(language_model.model, max_tokens + n_new) - n_new)
+        before = find_beginning(language_model.tokenizer)
         own = language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
         n_cut = len(own) - max(0, max_tokens - len(before))
         found = [*before, *own[max(0, n_cut) :]] or [find_start(language_model.tokenizer) or 0]
@@ -156,14 +183,14 @@ def encode_read_texts(
 def _read_text(language_model: LanguageModel, text: str, max_tokens: int) -> tuple[ReadText, bool]:
     if language_model.chat is not None:
         whole = language_model.chat.encode(text)
-        n_template = len(whole.token_ids) - (whole.stop - whole.first)
-        limit = limit_tokens(language_model.model, max_tokens + n_template)
+        _require_room(language_model, whole.n_template)
+        limit = limit_tokens(language_model.model, max_tokens + whole.n_template)
         shortened = whole.shorten(limit, keep_end=False)
         counted = slice(shortened.first, max(shortened.stop, shortened.first + 1))
         return ReadText(shortened.token_ids, counted), shortened is not whole
     tokenizer = language_model.tokenizer
     own = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    found = [*find_frame(tokenizer).before, *own]
+    found = [*find_beginning(tokenizer), *own]
     token_ids = found[:max_tokens] or [find_start(tokenizer) or 0]
     return ReadText.all_of(token_ids), len(found) > max_tokens
 

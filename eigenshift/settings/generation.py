@@ -36,7 +36,7 @@ class SamplingSettings(Frozen):
         128,
         ge=1,
         description="Only the last this many tokens of a prompt are used; a BOS token counts and "
-        "stays.",
+        "stays, a chat template does not count.",
     )
     seed: int = Field(0, ge=0, description="Seed; each (prompt, sample) has its own stream.")
 

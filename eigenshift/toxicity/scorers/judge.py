@@ -22,7 +22,7 @@ from torch import Tensor
 
 from eigenshift.base.errors import DatasetError, ModelError, ScorerError
 from eigenshift.model.chat import ChatFormat
-from eigenshift.model.encoding import find_frame
+from eigenshift.model.encoding import find_beginning
 from eigenshift.model.tokens import pad_tokens, read_positions
 from eigenshift.settings import PLACEHOLDER, ChatUse, JudgeSettings, PlainScorerSettings
 from eigenshift.settings.judges import DEFAULT_PROMPT
@@ -336,7 +336,7 @@ def _render_question(
     if has_template and asked.chat is not ChatUse.off:
         before, after = _frame_by_template(settings.name, tokenizer, before, after)
     else:
-        start = find_frame(tokenizer).before
+        start = find_beginning(tokenizer)
         own = tokenizer(before, add_special_tokens=False)["input_ids"]
         start = [] if own[: len(start)] == start else start
     after += asked.answer_prefix

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from eigenshift.base.errors import ModelError
 from eigenshift.model.chat import ChatFormat
 from eigenshift.model.encoding import (
     REQUEST,
     encode_prompt,
     encode_read_texts,
     encode_text,
+    find_beginning,
     find_context,
-    find_frame,
 )
 from eigenshift.model.loading import LanguageModel
 from tests.support import chat_templates
@@ -53,7 +54,7 @@ def test_every_stage_begins_a_text_alike_and_ends_none(framed: LanguageModel) ->
     """What is put first is, what is put behind is not."""
     tokenizer = framed.tokenizer
     plain = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    before = find_frame(tokenizer).before
+    before = find_beginning(tokenizer)
     assert before == (
         [tokenizer.eos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.eos_token_id else []
     )
@@ -69,7 +70,7 @@ def test_every_stage_begins_a_text_alike_and_ends_none(framed: LanguageModel) ->
 
 def test_a_cut_keeps_the_beginning_token(framed: LanguageModel) -> None:
     """The end of a prompt, the beginning of a text; what the tokenizer puts first is kept."""
-    before = find_frame(framed.tokenizer).before
+    before = find_beginning(framed.tokenizer)
     plain = framed.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     n_own = 5 - len(before)
     assert encode_prompt(framed, TEXT, 5) == before + plain[-n_own:]
@@ -107,3 +108,37 @@ def test_limits_are_of_the_text_and_not_of_the_template(chatting: LanguageModel)
     assert (len(cut.token_ids) - cut.n_context, cut.n_context) == (3, whole.n_context)
     (read,), n_truncated = encode_read_texts(chatting, [TEXT], 3)
     assert (read.counted.stop - read.counted.start, n_truncated) == (3, 1)
+    asked = chatting.chat.encode(TEXT)
+    prompt = encode_prompt(chatting, TEXT, 3, n_new=4)
+    own = asked.token_ids[asked.first : asked.stop]
+    assert prompt == [
+        *asked.token_ids[: asked.first],
+        *own[-3:],
+        *asked.token_ids[asked.stop :],
+    ]
+
+
+def test_a_prompt_leaves_room_for_what_is_generated(chatting: LanguageModel) -> None:
+    """However long it is; of the template nothing is lost."""
+    n_positions = chatting.model.config.max_position_embeddings
+    for text in (TEXT * 20, TEXT):
+        found = encode_prompt(chatting, text, 1_000, n_new=10)
+        assert len(found) <= n_positions - 10
+        assert found[-3:] == chatting.chat.encode(TEXT).token_ids[-3:]
+
+
+def test_a_template_that_leaves_no_room_is_refused(chatting: LanguageModel) -> None:
+    """In every way a text is read, and with the setting that may help."""
+    long = replace(
+        chatting, chat=ChatFormat(chatting.tokenizer, "a-model", system_prompt="kind " * 60)
+    )
+    for encode in (
+        lambda: encode_text(long, TEXT, 50),
+        lambda: find_context(long),
+        lambda: encode_prompt(long, TEXT, 50),
+        lambda: encode_read_texts(long, [TEXT], 50),
+    ):
+        with pytest.raises(ModelError, match=r"leaves room.*Shorten model\.system_prompt"):
+            encode()
+    with pytest.raises(ModelError, match=r"60 tokens to generate.*generation\.n_tokens"):
+        encode_prompt(chatting, TEXT, 50, n_new=60)
