@@ -48,6 +48,8 @@ def write_settings(words: Path, *, is_before: bool) -> Path:
     document.pop("benchmark", None)  # asked by later builds only
     for source in document["sources"]:
         source["uri"] = str((PRESET.parent / source["uri"]).resolve())
+        if source["format"] == "paragraphs":  # later builds know it; lines are what both can read
+            source["format"] = "sentences"
     document["scorer"] = {"kind": "lexicon", "words": str(words.resolve())}
     document["components"] = {"positions": "occlusion"}
     path = WORK / f"{'before' if is_before else 'now'}.yaml"
