@@ -28,7 +28,7 @@ from eigenshift.settings import PLACEHOLDER, ChatUse, JudgeSettings, PlainScorer
 from eigenshift.settings.judges import DEFAULT_PROMPT
 from eigenshift.store.source_files import fetch_path
 from eigenshift.toxicity.scorers.interface import Score, score_by_length, score_patiently
-from eigenshift.toxicity.scorers.text_classifier import identify_classifier
+from eigenshift.toxicity.scorers.pretrained import identify_classifier, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,9 @@ def load_judge(settings: PlainScorerSettings) -> OpenJudge:
             for a text, or its answers cannot be told apart by their first tokens.
     """
     asked = settings.judge or JudgeSettings()
-    model, tokenizer = _load_model(settings, asked.dtype)
+    model, tokenizer = load_pretrained(
+        settings, "AutoModelForCausalLM", "a causal language model", asked.dtype
+    )
     question = _render_question(settings, asked, tokenizer)
     question = _fit_positions(settings.name, question, model)
     yes, no = (
@@ -283,37 +285,6 @@ def _read_prompt(settings: PlainScorerSettings) -> str:
             f"{count} times. Correct the question."
         )
     return prompt
-
-
-def _load_model(settings: PlainScorerSettings, dtype: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    folder = str(identify_classifier(settings).folder)
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
-        raise ScorerError(
-            f"scorer {settings.name}: expected a causal language model with its tokenizer in "
-            f"{settings.model}, found {type(error).__name__}. Check scorer.model; code shipped "
-            "with a model is never run."
-        ) from error
-    missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
-    if missing:
-        raise ScorerError(
-            f"scorer {settings.name}: expected weights for all of {type(model).__name__} in "
-            f"{settings.model}, found none for {', '.join(missing[:3])}. They would be random "
-            "numbers. Choose another scorer.model."
-        )
-    return model, tokenizer
 
 
 def _render_question(

@@ -18,8 +18,9 @@ from eigenshift.toxicity.scorers.judge import JudgeScorer, describe_judge, load_
 from eigenshift.toxicity.scorers.languages import LanguageScorer
 from eigenshift.toxicity.scorers.lexicon import LexiconScorer
 from eigenshift.toxicity.scorers.linear import LinearScorer, identify_linear, load_linear
+from eigenshift.toxicity.scorers.pretrained import identify_classifier
 from eigenshift.toxicity.scorers.sequence_scorer import SequenceScorer
-from eigenshift.toxicity.scorers.text_classifier import identify_classifier, load_text_classifier
+from eigenshift.toxicity.scorers.text_classifier import load_text_classifier
 
 KEPT_SCORERS = 4
 

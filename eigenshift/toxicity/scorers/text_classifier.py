@@ -12,25 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenshift.base.errors import ModelError, ScorerError
-from eigenshift.model.files import ModelIdentity, identify_model
-from eigenshift.settings import ModelSettings, PlainScorerSettings, VerdictRule
+from eigenshift.base.errors import ScorerError
+from eigenshift.settings import PlainScorerSettings, VerdictRule
+from eigenshift.toxicity.scorers.pretrained import load_pretrained
 from eigenshift.toxicity.scorers.sequence_scorer import OpenClassifier, wrap_classifier
 
 MULTI_LABEL = "multi_label_classification"
-
-
-def identify_classifier(settings: PlainScorerSettings) -> ModelIdentity:
-    """Find and digest the classifier's files.
-
-    Raises:
-        ScorerError: They are missing, incomplete or pickled.
-    """
-    try:
-        return identify_model(ModelSettings(id=settings.model or "", revision=settings.revision))
-    except ModelError as error:
-        message = str(error).replace("model.id", "scorer.model")
-        raise ScorerError(f"scorer {settings.name}: {message}") from error
 
 
 def load_text_classifier(settings: PlainScorerSettings) -> OpenClassifier:
@@ -39,33 +26,9 @@ def load_text_classifier(settings: PlainScorerSettings) -> OpenClassifier:
     Raises:
         ScorerError: It cannot be loaded, its head is not in the files, or it has no such label.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    folder = str(identify_classifier(settings).folder)
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
-        raise ScorerError(
-            f"scorer {settings.name}: expected a text classifier with its tokenizer in "
-            f"{settings.model}, found {type(error).__name__}. Check scorer.model; code shipped "
-            "with a model is never run."
-        ) from error
-    missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
-    if missing:
-        raise ScorerError(
-            f"scorer {settings.name}: expected weights for all of {type(model).__name__} in "
-            f"{settings.model}, found none for {', '.join(missing[:3])}. They would be random "
-            "numbers: this is not a trained classifier. Choose another scorer.model."
-        )
+    model, tokenizer = load_pretrained(
+        settings, "AutoModelForSequenceClassification", "a text classifier"
+    )
     place = find_label(settings, model.config.id2label)
     return wrap_classifier(model, tokenizer, choose_verdict(settings, model.config, place))
 
