@@ -25,7 +25,9 @@ from eigenshift.components.calibration import MAX_LOGITS, CalibrationStates, Tox
 from eigenshift.model.loading import LanguageModel
 from eigenshift.settings import RefreshSettings
 
-ROWS_PER_BLOCK = 64
+LOGITS_PER_MEASURE = 1 << 20
+LOGITS_PER_DERIVATIVE = 1 << 23
+"""In one block: what is read several times stays in the cache, a product of matrices needs rows."""
 MAX_CANDIDATES = 128
 STEPS_PER_RANKING = 4
 """Components overlap in what they do, so steps are ranked anew after so many are taken."""
@@ -56,8 +58,21 @@ class Choice:
     toxic_token_share: float
 
 
-Measure = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""(Finished logits, place of the block) -> (sum over the block, its gradient by the logits)."""
+OfLogits = Callable[[Tensor, slice], Tensor]
+"""(Finished logits, place of the block) -> what is measured of them."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is summed over positions.
+
+    Attributes:
+        total: The sum over a block.
+        gradient: Its gradient by the block's finished logits, same shape as these.
+    """
+
+    total: OfLogits
+    gradient: OfLogits
 
 
 class _Head:
@@ -80,7 +95,8 @@ class _Head:
         measure: Measure,
     ) -> None:
         weight, bias = language_model.head_weight, language_model.head_module.bias
-        self._head, self._measure, self._effects = language_model.head, measure, effects
+        self._head, self._measure = language_model.head, measure
+        self._effects = effects.T.contiguous()
         self._amounts = states @ directions
         self._logits = states @ weight.detach().float().T
         if bias is not None:
@@ -93,19 +109,26 @@ class _Head:
             steps: Shape (candidate,).
         """
         total = torch.zeros((), dtype=torch.float64, device=self._logits.device)
-        for block in self._list_blocks():
-            total += self._measure(self._finish(block, steps), block)[0].double()
+        lowering = None if steps is None else self._lower(steps)
+        for block in self._list_blocks(LOGITS_PER_MEASURE):
+            raw = self._logits[block]
+            if lowering is not None:
+                amounts, effects = lowering
+                raw = torch.addmm(raw, amounts[block], effects, alpha=-1.0)
+            total += self._measure.total(self._head.finish_logits(raw), block).double()
         return float(total) / len(self._logits)
 
     def differentiate(self) -> Tensor:
         """Change of the mean per unit by which each candidate is lowered, shape (candidate,)."""
-        total = torch.zeros(len(self._effects.T), dtype=torch.float64, device=self._logits.device)
-        for block in self._list_blocks():
-            logits = self._finish(block, None)
-            gradient = self._measure(logits, block)[1] * self._head.logit_scale
+        total = torch.zeros(len(self._effects), dtype=torch.float64, device=self._logits.device)
+        for block in self._list_blocks(LOGITS_PER_DERIVATIVE):
+            logits = self._head.finish_logits(self._logits[block])
+            gradient = self._measure.gradient(logits, block)
+            if self._head.logit_scale != 1.0:
+                gradient *= self._head.logit_scale
             if self._head.logit_softcap is not None:
                 gradient = gradient * (1 - (logits / self._head.logit_softcap) ** 2)
-            total -= torch.linalg.vecdot(gradient @ self._effects, self._amounts[block], dim=0)
+            total -= torch.linalg.vecdot(gradient @ self._effects.T, self._amounts[block], dim=0)
         return total / len(self._logits)
 
     def sum_probabilities(self, tokens: Tensor) -> Tensor:
@@ -114,27 +137,25 @@ class _Head:
         Args:
             tokens: 1 for each of these, else 0, shape (vocab,).
         """
+        blocks = [self._logits[block] for block in self._list_blocks(LOGITS_PER_MEASURE)]
         return torch.cat(
-            [torch.softmax(self._finish(block, None), 1) @ tokens for block in self._list_blocks()]
+            [torch.softmax(self._head.finish_logits(raw), 1) @ tokens for raw in blocks]
         )
 
     def apply(self, steps: Tensor) -> None:
         """Make steps lasting."""
+        amounts, effects = self._lower(steps)
+        for block in self._list_blocks(LOGITS_PER_MEASURE):
+            self._logits[block].addmm_(amounts[block], effects, alpha=-1.0)
+
+    def _lower(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of what steps take from the logits: (position, used) and (used, vocab)."""
         used = steps.nonzero().flatten()
-        self._logits.addmm_(
-            self._amounts[:, used] * steps[used], self._effects[:, used].T, alpha=-1.0
-        )
+        return self._amounts[:, used] * steps[used], self._effects[used]
 
-    def _list_blocks(self) -> list[slice]:
-        return [slice(i, i + ROWS_PER_BLOCK) for i in range(0, len(self._logits), ROWS_PER_BLOCK)]
-
-    def _finish(self, block: slice, steps: Tensor | None) -> Tensor:
-        raw = self._logits[block]
-        if steps is not None:
-            used = steps.nonzero().flatten()
-            lowered = self._amounts[block][:, used] * steps[used]
-            raw = torch.addmm(raw, lowered, self._effects[:, used].T, alpha=-1.0)
-        return self._head.finish_logits(raw)
+    def _list_blocks(self, n_logits: int) -> list[slice]:
+        n_rows = max(1, n_logits // self._logits.shape[1])
+        return [slice(i, i + n_rows) for i in range(0, len(self._logits), n_rows)]
 
 
 @torch.inference_mode()
@@ -245,11 +266,13 @@ class _Search:
 
         weights = torch.ones(len(toxic.states), device=weight.device)
 
-        def measure_toxicity(logits: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+        def sum_toxicity(logits: Tensor, block: slice) -> Tensor:
+            return (torch.softmax(logits, 1) @ is_toxic) @ weights[block]
+
+        def differentiate_toxicity(logits: Tensor, block: slice) -> Tensor:
             probabilities = torch.softmax(logits, 1)
             share = probabilities @ is_toxic
-            weighted = probabilities * weights[block, None]
-            return share @ weights[block], weighted * (is_toxic - share[:, None])
+            return probabilities * weights[block, None] * (is_toxic - share[:, None])
 
         n_toxic = max(1, MAX_LOGITS // language_model.head.vocab)
         shared = (directions, effects)
@@ -257,7 +280,8 @@ class _Search:
             _Head(language_model, found.states, *shared, _measure_loss_of(found))
             for found in calibration
         ]
-        self._toxic = _Head(language_model, toxic.states[:n_toxic], *shared, measure_toxicity)
+        toxicity = Measure(sum_toxicity, differentiate_toxicity)
+        self._toxic = _Head(language_model, toxic.states[:n_toxic], *shared, toxicity)
         rows = slice(0, len(toxic.states[:n_toxic]))
         weights[rows] = toxic.weigh_ratios(self._toxic.sum_probabilities(is_toxic), rows)
         self._step = step
@@ -320,14 +344,18 @@ class _Search:
 def _measure_loss_of(calibration: CalibrationStates) -> Measure:
     """Negative log-likelihood of the tokens that follow."""
 
-    def measure(logits: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    def sum_losses(logits: Tensor, block: slice) -> Tensor:
+        targets = calibration.targets[block, None]
+        return -torch.log_softmax(logits, 1).gather(1, targets).sum()
+
+    def differentiate(logits: Tensor, block: slice) -> Tensor:
         targets = calibration.targets[block, None]
         gradient = torch.softmax(logits, 1)
-        loss = logits.logsumexp(1) - logits.gather(1, targets).squeeze(1)
-        gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
-        return loss.sum(), gradient
+        return gradient.scatter_add_(
+            1, targets, torch.full_like(targets, -1, dtype=gradient.dtype)
+        )
 
-    return measure
+    return Measure(sum_losses, differentiate)
 
 
 def require_components(settings: RefreshSettings, hidden: int, *, searches: bool) -> None:

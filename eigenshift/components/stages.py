@@ -221,7 +221,7 @@ class ComponentKey(Key):
 SCORE_COMPONENTS = Stage(
     name="score_components",
     kind="components",
-    version=6,
+    version=7,
     inputs=ComponentInputs,
     key=ComponentKey,
     files=(tables.COMPONENTS, tables.COMPONENT_CONTEXTS),
