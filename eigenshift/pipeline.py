@@ -60,6 +60,7 @@ STAGES: tuple[Stage[Any, Any], ...] = (
     evaluation.CONFIRM_AT_LENGTH,
     evaluation.CHECK_RELOAD,
     evaluation.SCREEN_TRIALS,
+    evaluation.PREDICT_TRIALS,
     evaluation.CONFIRM_TRIALS,
     evaluation.TABULATE_ARMS,
 )

@@ -76,7 +76,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
             journal.record.judged = settings.patch.intervention
         patches = stages.build_patches(journal, evidence, requests)
         try:
-            patches |= _build_tuned(journal, study)
+            patches |= _build_tuned(journal, study, sources)
         except NothingToDampError as error:
             logger.warning("%s left out: %s", TUNED_ARM, error)
         arms = {
@@ -118,9 +118,11 @@ def _tabulate_arms(
     return journal.run_one(TABULATE_ARMS, inputs, key)
 
 
-def _build_tuned(journal: RunJournal, study: HeadEvidence) -> dict[str, ArtifactReference]:
+def _build_tuned(
+    journal: RunJournal, study: HeadEvidence, sources: stages.Sources
+) -> dict[str, ArtifactReference]:
     """The best trial of the screening, if one lowers the toxic tokens' probability in budget."""
-    screening = trials.screen(journal, study)
+    screening = trials.screen(journal, study, sources)
     screened = journal.read(screening.reference, tables.TRIALS)
     best = choose_for_confirmation(screened.to_pylist(), 1)
     if not best:

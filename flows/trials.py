@@ -1,4 +1,4 @@
-"""Stages of the search, shared by `tune` and `compare`: screen, build patches, confirm."""
+"""Stages of the search, shared by `tune` and `compare`: screen, foretell, build, confirm."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Screening:
     model: ArtifactReference
 
 
-def screen(journal: RunJournal, study: HeadEvidence) -> Screening:
-    """Measure the whole grid in closed form.
+def screen(journal: RunJournal, study: HeadEvidence, sources: stages.Sources) -> Screening:
+    """Measure the whole grid in closed form, and foretell the toxicity of the most promising.
 
     Raises:
         NothingToDampError: The automatic choice is asked for and takes nothing for any factor.
@@ -51,7 +51,28 @@ def screen(journal: RunJournal, study: HeadEvidence) -> Screening:
     )
     key = evaluation.ScreeningKey.of(journal.settings, automatic_factors=tuple(automatic))
     screened = journal.run_one(evaluation.SCREEN_TRIALS, inputs, key)
+    if journal.settings.tune.n_predicted:
+        screened = _predict(journal, study, sources, screened)
     return Screening(screened, automatic, study.model)
+
+
+def _predict(
+    journal: RunJournal,
+    study: HeadEvidence,
+    sources: stages.Sources,
+    screened: ArtifactReference,
+) -> ArtifactReference:
+    """The same trials, with what the base's continuations of the selection prompts foretell."""
+    prompts = journal.refer_to_files(sources.prompts, tables.SELECTION_PROMPTS)
+    said = stages.generate(journal, study.model, prompts, {BASE_ARM: stages.Arm(patch=None)})
+    inputs = evaluation.PredictionInputs(
+        model=study.model,
+        decomposition=study.decomposition,
+        screening=screened,
+        continuations=said.continuations[BASE_ARM],
+        scores=said.scores[BASE_ARM],
+    )
+    return journal.run_one(evaluation.PREDICT_TRIALS, inputs)
 
 
 def _choose_automatically(

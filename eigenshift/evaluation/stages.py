@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 from typing_extensions import Self
 
-from eigenshift.settings import ComponentScore, EvaluationSettings, RefreshSettings, ScorerSettings
+from eigenshift.settings import (
+    ComponentScore,
+    EvaluationSettings,
+    RefreshSettings,
+    SamplingSettings,
+    ScorerSettings,
+    name_sampling_fields,
+)
 from eigenshift.stages import tables
 from eigenshift.stages.edges import (
     Decomposition,
@@ -502,10 +509,49 @@ SCREEN_TRIALS = Stage(
 )
 
 
+class PredictionInputs(Inputs):
+    """The screened trials, what they are of, and what the base said to the selection prompts."""
+
+    model: Model
+    decomposition: Decomposition
+    screening: Annotated[ArtifactReference, Of(("screening",), tables.TRIALS)]
+    continuations: Annotated[
+        tuple[ArtifactReference, ...], Of(("continuations",), tables.CONTINUATIONS)
+    ]
+    scores: Annotated[tuple[ArtifactReference, ...], Of(("scores",), tables.SCORES)]
+
+
+class PredictionKey(Key):
+    """How many trials are foretold, how the base's texts were drawn, and when one is toxic."""
+
+    n_predicted: Annotated[int, Reads("tune.n_predicted")]
+    generation: Annotated[
+        SamplingSettings, Reads("generation.sampling", fields=name_sampling_fields())
+    ]
+    n_bootstrap: Annotated[int, Reads("evaluation.n_bootstrap")]
+    confidence: Annotated[float, Reads("evaluation.confidence")]
+    seed: Annotated[int, Reads("evaluation.seed")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+    dtype: Annotated[str, Reads("model.dtype")]
+
+
+PREDICT_TRIALS = Stage(
+    name="predict_trials",
+    kind="predicted_trials",
+    version=1,
+    inputs=PredictionInputs,
+    key=PredictionKey,
+    files=(tables.TRIALS,),
+    work="eigenshift.evaluation.predicted_trials:carry_out",
+    runs_model=True,
+)
+
+
 class ConfirmationInputs(Inputs):
     """The screened trials, and what was generated with some of them."""
 
-    screening: Annotated[ArtifactReference, Of(("screening",), tables.TRIALS)]
+    screening: Annotated[ArtifactReference, Of(("screening", "predicted_trials"), tables.TRIALS)]
     prompts: PromptFiles
     continuations: Continuations
     scores: Scores

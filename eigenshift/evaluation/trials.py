@@ -5,6 +5,7 @@ Reads and marks rows of `schemas.TRIALS`; runs nothing. They are measured in `tu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +76,18 @@ def find_front(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> np.
 
 
 def rank_promising(rows: Sequence[Row]) -> list[Row]:
-    """Trials within the budget that leave fewer toxic tokens, fewest first."""
+    """Trials within the budget that leave fewer toxic tokens, best first.
+
+    By the toxicity rate that is foretold, where it is to be relied on; those of which none is, by
+    the toxic tokens they leave, come behind.
+    """
     promising = [row for row in rows if row["is_in_budget"] and row["toxic_token_share"] < 1.0]
-    return sorted(promising, key=lambda row: (row["toxic_token_share"], row["kl_to_base"]))
+
+    def order(row: Row) -> tuple[float, float, float]:
+        rate = row.get("predicted_rate") if row.get("is_prediction_reliable") else None
+        return (math.inf if rate is None else rate, row["toxic_token_share"], row["kl_to_base"])
+
+    return sorted(promising, key=order)
 
 
 def choose_for_confirmation(rows: Sequence[Row], n_confirmed: int) -> list[TrialPoint]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from eigenshift.settings import PromptSettings, SamplingSettings
+from eigenshift.settings import PromptSettings, SamplingSettings, name_sampling_fields
 from eigenshift.stages import tables
 from eigenshift.stages.edges import Model
 from eigenshift.stages.inputs import Inputs, Of
@@ -12,12 +12,6 @@ from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.running import Piece
 from eigenshift.stages.stage import Stage
 from eigenshift.store.manifests import ArtifactReference, FileReference
-
-
-def name_sampling_fields(*without: str) -> tuple[str, ...]:
-    """Settings that decide how continuations are sampled, but for some."""
-    names = (name for name in SamplingSettings.model_fields if name not in without)
-    return tuple(f"generation.{name}" for name in names)
 
 
 class PromptInputs(Inputs):

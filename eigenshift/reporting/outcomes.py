@@ -496,7 +496,7 @@ class Tuning(BaseModel):
         """Headings of the table."""
         return [
             *("score", "k", "factor", "perplexity", "toxic tokens left"),
-            *("toxicity rate", "reduction", ""),
+            *("foretold rate", "toxicity rate", "reduction", ""),
         ]
 
     @property
@@ -515,6 +515,7 @@ class Tuning(BaseModel):
                 f"{row['factor']:g}",
                 f"{row['perplexity_increase']:+.1%}",
                 f"{row['toxic_token_share']:.1%}",
+                _format_columns(row, "predicted_rate", "percent"),
                 _format_columns(row, "toxicity_rate", "percent"),
                 _format_columns(row, "reduction", "percent"),
                 "best" if row["is_best"] else "front" if row["is_on_front"] else "",

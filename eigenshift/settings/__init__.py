@@ -58,6 +58,7 @@ from eigenshift.settings.generation import (
     GenerationSettings,
     PromptSettings,
     SamplingSettings,
+    name_sampling_fields,
 )
 from eigenshift.settings.judges import PLACEHOLDER, ChatUse, JudgeSettings
 from eigenshift.settings.loading import (
@@ -153,6 +154,7 @@ __all__ = [
     "load_settings",
     "load_settings_as",
     "map_locations",
+    "name_sampling_fields",
     "override_settings",
     "parse_settings",
     "parse_settings_as",

