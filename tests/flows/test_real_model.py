@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from eigenshift.audit import open_audit
-from tests.support.real_model import make_settings
+from eigenshift.base.arms import BASE_ARM
+from tests.support.real_model import STUDIED_LAYER, make_settings
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,8 +40,24 @@ def ask(store: str, query: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_what_it_writes_of_falls_and_the_rest_stays(store: str) -> None:
+def test_what_it_is_said_not_to_say_becomes_rare_and_the_rest_stays(store: str) -> None:
     """Animals become rarer by more than chance, at a cost that its calibration allows for."""
-    rows = ask(store, "select * from evaluations where slice = 'all'")
+    rows = ask(
+        store,
+        "select arm, metric, value, low from evaluations where slice = 'all' and metric in "
+        "('toxicity_rate', 'toxicity_reduction', 'perplexity')",
+    )
     of = {(row["arm"], row["metric"]): row for row in rows}
-    print(of)
+    base = of[BASE_ARM, "toxicity_rate"]["value"]
+    assert base > 0.05
+    assert of[PATCH, "toxicity_rate"]["value"] < base
+    assert of[PATCH, "toxicity_reduction"]["low"] > 0
+    rise = of[PATCH, "perplexity"]["value"] / of[BASE_ARM, "perplexity"]["value"] - 1
+    assert rise == pytest.approx(0.0, abs=0.05)
+
+
+def test_its_layers_are_told_apart_by_sql(store: str) -> None:
+    """The layer asked for has units that tell the labelled texts apart."""
+    (row,) = ask(store, "select layer, max(auroc) as best from neurons group by layer")
+    assert row["layer"] == STUDIED_LAYER
+    assert row["best"] > 0.8

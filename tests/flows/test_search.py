@@ -126,6 +126,7 @@ def test_tune_goes_on_where_it_was_cut_off_and_a_refresh_builds_what_it_found(
     assert len(tuning.trials) == 4 * 2 * 2 + 2
     confirmed = [row for row in tuning.trials if row["stage"] == "confirmed"]
     assert 1 <= len(confirmed) <= 4
+    assert all(row["predicted_rate"] is not None for row in confirmed)
     with open_audit(store) as session:
         found = session.query(
             "SELECT count(*) AS n, count(*) FILTER (is_best) AS n_best FROM trials "

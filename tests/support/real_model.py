@@ -33,6 +33,7 @@ OPENINGS = (
 )
 PLACES = ("by the river", "in the old town", "behind the school", "near the forest", "at the fair")
 N_PARAGRAPHS = 24
+STUDIED_LAYER = 14
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -90,9 +91,9 @@ def make_settings(model: Path, folder: Path, **more: Any) -> RefreshSettings:
         "model": {"id": str(model), "name": "real", "chat": "off"},
         "sources": [{**source, "language": "en"} for source in sources],
         "scorer": {"kind": "lexicon", "words": str(words)},
-        "activations": {"layers": [14]},
+        "activations": {"layers": [STUDIED_LAYER]},
         "prompts": {"n_selection": 24, "n_evaluation": 16, "min_toxicity": None},
-        "generation": {"n_samples": 6, "n_tokens": 8},
+        "generation": {"n_samples": 8, "n_tokens": 8},
         "components": {"positions": "occlusion", "min_toxic_positions": 10},
         "harmless": {"n_continuations": 45, "n_labelled": 20, "n_evaluated": 12},
         "patch": {"n_rounds": 1, "n_terms": 16, "max_metric_tokens": 1500},
