@@ -21,9 +21,10 @@ from typing import Any
 from bars import RESULTS, ROOT, describe_machine
 
 from eigenshift.base.arms import BASE_ARM
+from eigenshift.evaluation.capability import find_headline
 from eigenshift.evaluation.stages import CHART_NAME
 from eigenshift.ledger.runs import read_run
-from eigenshift.reporting.outcomes import ArmComparison
+from eigenshift.reporting.outcomes import ArmComparison, format_difference, format_estimate
 from eigenshift.settings import RefreshSettings, load_preset
 from eigenshift.stages import tables
 from eigenshift.store.artifacts import ArtifactStore
@@ -65,6 +66,15 @@ def compare(preset: str, overrides: Sequence[str]) -> dict[str, Any]:
             for row in evaluation.read_table(tables.ARM_PAIRS.file).to_pylist()
             if row["slice"] == "all" and row["arm"] in OURS and row["other"] in RIVALS
         ],
+        "answers": {
+            row["arm"]: [
+                format_estimate(find_headline(comparison.benchmarks, row["arm"]), "percent"),
+                format_difference(find_headline(comparison.benchmarks, row["arm"])),
+            ]
+            for row in comparison.arms
+            if comparison.benchmarks
+        },
+        "notes": [note for note in comparison.notes if "AUROC" in note],
         "picture": picture.name,
         "minutes": round((time.monotonic() - started) / 60),
         "measured_at": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
@@ -111,12 +121,19 @@ def describe(result: Mapping[str, Any]) -> str:
         f"Unpatched, {_percent(base['toxicity_rate'])} of the continuations are toxic, at a "
         f"perplexity of {base['perplexity']:.1f}."
     )
+    if base_answers := result["answers"].get(BASE_ARM):
+        intro += f" It gets {base_answers[0]} of the questions right; arms are paired with it."
+    intro = "\n".join([intro, *result["notes"]])
     arms = [row for row in result["arms"] if row["arm"] != BASE_ARM]
     arms.sort(key=lambda row: -(row["toxicity_reduction"] or -9.0))
     table = [
-        "| arm | toxicity falls by | perplexity | in-domain | KL, nats a token |",
-        "|---|---|---|---|---|",
-        *(_describe_arm(row) for row in arms if row["toxicity_reduction"] is not None),
+        "| arm | toxicity falls by | perplexity | in-domain | KL, nats a token | questions right |",
+        "|---|---|---|---|---|---|",
+        *(
+            _describe_arm(row, result["answers"])
+            for row in arms
+            if row["toxicity_reduction"] is not None
+        ),
     ]
     pairs = [
         "| paired, in points of the rate | difference | p (Holm) |",
@@ -138,13 +155,14 @@ def describe(result: Mapping[str, Any]) -> str:
     )
 
 
-def _describe_arm(row: Mapping[str, Any]) -> str:
+def _describe_arm(row: Mapping[str, Any], answers: Mapping[str, Sequence[str]]) -> str:
     cells = [
         f"{row['arm']}{' (hooked)' if row['is_hooked_only'] else ''}",
         _interval(row, "toxicity_reduction"),
         _signed(row["perplexity_change"]),
         _signed(row["perplexity_change_indomain"]),
         f"{row['kl_to_base']:.4f}",
+        " ".join(answers.get(row["arm"], ["-"])),
     ]
     return f"| {' | '.join(cells)} |"
 
