@@ -62,6 +62,7 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 	@$(BIN)/python tests/benchmarks/bench_neuron_statistics.py
 	@$(BIN)/python tests/benchmarks/bench_extraction.py
 	@$(BIN)/python tests/benchmarks/bench_generation.py
+	@test ! -e .models/smollm2 || $(BIN)/python tests/benchmarks/bench_real_generation.py
 	@$(BIN)/python tests/benchmarks/bench_fluency_grid.py
 	@$(BIN)/python tests/benchmarks/bench_incremental.py
 	@test ! -e .venv-s3/.installed || $(BIN)/python tests/benchmarks/bench_incremental.py --s3
@@ -72,6 +73,8 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 	@$(BIN)/python tests/benchmarks/bench_decomposition.py
 	@$(BIN)/python tests/benchmarks/bench_fisher.py
 	@$(BIN)/python tests/benchmarks/bench_component_scores.py
+	@$(BIN)/eigenshift compare --preset demo --set store=.benchmarks/foretold
+	@$(BIN)/python tests/benchmarks/bench_predicted_rates.py --preset demo --store .benchmarks/foretold
 
 docs: $(STAMP) ## Write what documents say of the code: pages of docs/, parts of the README
 	@$(BIN)/python docs/generate.py
