@@ -21,6 +21,10 @@ from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import compute_logits, run_hooked
 
 MAX_TOKENS_OF_KIND = 8_192
+MAX_LOGITS_OF_KIND = 1 << 27
+"""Positions x vocabulary of each kind: with a wide vocabulary fewer positions, as many logits."""
+ROUGH_SHARE = 4
+"""A rough measure reads one text in so many."""
 TOKENS_PER_BATCH = 2_048
 POSITIONS_PER_BLOCK = 256
 
@@ -66,9 +70,18 @@ class CostMeter:
         tokens_per_batch: int = TOKENS_PER_BATCH,
     ) -> None:
         self._language_model, self._tokens_per_batch = language_model, tokens_per_batch
-        self.texts = texts.limit(MAX_TOKENS_OF_KIND)
+        self.texts = texts.limit(count_tokens_of_kind(language_model.head.vocab))
         self._states, self._targets = self._collect_states()
         self._base = self._measure_losses(ModelEdit(), self._states)
+
+    def make_rough(self) -> CostMeter:
+        """A meter of a part of the texts: to find about where a budget is spent, at less work."""
+        n_tokens = max(1, count_tokens_of_kind(self._language_model.head.vocab) // ROUGH_SHARE)
+        return CostMeter(
+            self._language_model,
+            self.texts.limit(n_tokens),
+            tokens_per_batch=self._tokens_per_batch,
+        )
 
     def measure(self, edit: ModelEdit, *, with_divergence: bool = False) -> Cost:
         """What an edit costs; the divergence is nan unless it is asked for.
@@ -129,6 +142,11 @@ class CostMeter:
     def _find_log_probabilities(self, edit: ModelEdit, states: Tensor) -> Tensor:
         logits = compute_logits(self._language_model, edit, states)
         return torch.log_softmax(logits.float(), dim=-1)
+
+
+def count_tokens_of_kind(vocab: int) -> int:
+    """How many tokens of each kind of text costs are measured on."""
+    return min(MAX_TOKENS_OF_KIND, max(1, MAX_LOGITS_OF_KIND // vocab))
 
 
 def _list_blocks(rows: slice) -> list[slice]:

@@ -71,7 +71,7 @@ class FisherKey(Key):
 FIND_FISHER_COMPONENTS = Stage(
     name="find_fisher_components",
     kind="fisher_components",
-    version=3,
+    version=4,
     inputs=FisherInputs,
     key=FisherKey,
     files=(tables.FISHER_COMPONENTS, FISHER_EDIT_NAME),
@@ -131,7 +131,7 @@ class PatchKey(Key):
 BUILD_PATCH = Stage(
     name="build_patch",
     kind="patch",
-    version=6,
+    version=7,
     inputs=PatchInputs,
     key=PatchKey,
     files=(TENSORS_NAME, DESCRIPTION_NAME),

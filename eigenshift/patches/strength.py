@@ -29,6 +29,7 @@ def find_strongest(
     *,
     first: float = FIRST_STRENGTH,
     most: float = math.inf,
+    roughly: Callable[[float], float] | None = None,
 ) -> tuple[float, float]:
     """Search log cost against log strength: a small change costs its square, a large one more.
 
@@ -37,10 +38,15 @@ def find_strongest(
         budget: Largest cost, nats.
         first: Strength that is tried first.
         most: No strength beyond this is tried.
+        roughly: As `measure`, about, at less work: the search goes there first, and from what it
+            found on with `measure`.
 
     Returns:
         The strength and its cost; strength 0 where none that was tried is within the budget.
     """
+    if roughly is not None:
+        found, _ = find_strongest(roughly, budget, first=first, most=most)
+        first = found or first
     low, low_cost = 0.0, 0.0
     high, high_cost = math.inf, math.inf
     strength = min(first, most)

@@ -22,7 +22,7 @@ from torch import Tensor
 from eigenshift.components.budget_texts import BudgetTexts
 from eigenshift.components.calibration import read_predicted
 from eigenshift.model.loading import LanguageModel
-from eigenshift.patches.cost import Cost
+from eigenshift.patches.cost import Cost, count_tokens_of_kind
 from eigenshift.patches.edits import LogitEdit, ModelEdit
 from eigenshift.patches.fisher.evidence import FisherEvidence
 from eigenshift.patches.fisher.rounds import Direction, Study
@@ -89,7 +89,8 @@ class HeadStudy(Study):
         n_positions = max(4, MAX_LOGITS // len(self._weight))
         n_metric = min(MAX_METRIC_POSITIONS, n_positions // 4)
         toxic_states = toxic.states[: n_positions // 4]
-        n_budget = (n_positions - n_metric - len(toxic_states)) // len(budget.by_kind)
+        n_free = (n_positions - n_metric - len(toxic_states)) // len(budget.by_kind)
+        n_budget = min(n_free, count_tokens_of_kind(len(self._weight)))
         self.toxic = self._prepare(toxic_states, torch.empty(0, dtype=torch.long))
         self._budget = {
             kind: self._read(budget.take(kind).limit(n_budget), tokens_per_batch)

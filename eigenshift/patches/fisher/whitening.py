@@ -22,7 +22,7 @@ DIAGONAL_RIDGE = 1.0
 """The same for a G of which the diagonal alone is known (docs/decisions/0052)."""
 STEP_RIDGE = 0.3
 """Added to the Fisher matrix of the chosen terms, likewise."""
-MAX_EXACT = 1024
+MAX_EXACT = 512
 """Largest smaller side of a matrix whose decomposition is exact; wider ones are randomised."""
 OVERSAMPLING = 16
 POWER_ITERATIONS = 4

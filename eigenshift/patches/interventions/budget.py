@@ -41,18 +41,21 @@ def tune_strength(
         most: The strongest there is.
     """
     meter = make_meter(evidence)
-    weakest = first
+    rough = meter.make_rough()
+    rises: dict[float, float] = {}
 
     def measure(strength: float) -> float:
-        nonlocal weakest
-        weakest = min(weakest, strength)
-        return meter.measure(make_edit(strength)).largest_rise
+        rises[strength] = meter.measure(make_edit(strength)).largest_rise
+        return rises[strength]
+
+    def measure_roughly(strength: float) -> float:
+        return rough.measure(make_edit(strength)).largest_rise
 
     budget = math.log1p(request.max_perplexity_increase)
-    strength, _ = find_strongest(measure, budget, first=first, most=most)
-    edit = make_edit(strength or weakest)
-    increase = meter.measure(edit).perplexity_increase
-    return Outcome(edit, parameters={"strength": strength or weakest, PARAMETER: increase})
+    strength, _ = find_strongest(measure, budget, first=first, most=most, roughly=measure_roughly)
+    strength = strength or min(rises)
+    increase = math.expm1(rises[strength])
+    return Outcome(make_edit(strength), parameters={"strength": strength, PARAMETER: increase})
 
 
 def make_meter(evidence: Evidence) -> CostMeter:
@@ -79,11 +82,21 @@ def match_divergence(evidence: Evidence, outcome: Outcome, divergence: float) ->
         divergence: Mean KL(base || patched) on neutral calibration text, nats a token.
     """
     meter = make_meter(evidence)
+    rough = meter.make_rough()
 
-    def measure(strength: float) -> float:
-        return meter.measure(outcome.edit.scale(strength), with_divergence=True).divergence
+    def measure_with(asked: CostMeter) -> Callable[[float], float]:
+        def measure(strength: float) -> float:
+            return asked.measure(outcome.edit.scale(strength), with_divergence=True).divergence
 
-    strength, found = find_strongest(measure, divergence, first=1.0, most=_limit_scale(outcome))
+        return measure
+
+    strength, found = find_strongest(
+        measure_with(meter),
+        divergence,
+        first=1.0,
+        most=_limit_scale(outcome),
+        roughly=measure_with(rough),
+    )
     parameters = {**outcome.parameters, "scale": strength, "calibration_kl_to_base": found}
     return Outcome(outcome.edit.scale(strength), parameters=parameters)
 

@@ -102,3 +102,23 @@ def test_a_budget_of_nothing_buys_only_what_is_free() -> None:
     """Costs above zero are refused, a cost of exactly zero is not."""
     assert find_strongest(lambda s: s, 0.0) == (0.0, 0.0)
     assert find_strongest(lambda _: 0.0, 0.0)[1] == 0.0
+
+
+@pytest.mark.parametrize("error", [0.8, 1.0, 1.3])
+def test_a_rough_search_leaves_little_to_measure(error: float) -> None:
+    """From where a measure that is off by a fifth or a third ends, a few exact ones are enough."""
+    tried = Tried(lambda s: 0.02 * s**2 + 0.01 * s**4)
+    strength, cost = find_strongest(
+        tried, BUDGET, first=50.0, roughly=lambda s: error * (0.02 * s**2 + 0.01 * s**4)
+    )
+    assert BUDGET * (1 - TOLERANCE) <= cost <= BUDGET
+    assert cost == tried.cost(strength)
+    assert len(tried.strengths) <= 3
+
+
+@pytest.mark.parametrize("rough", [0.0, math.inf])
+def test_a_rough_search_that_is_quite_wrong_is_mended(rough: float) -> None:
+    """What it calls free, or beyond any budget, is measured and found all the same."""
+    tried = Tried(lambda s: 0.02 * s**2)
+    _, cost = find_strongest(tried, BUDGET, first=1.0, most=4.0, roughly=lambda _: rough)
+    assert BUDGET * (1 - 0.3) <= cost <= BUDGET
