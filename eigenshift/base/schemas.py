@@ -532,11 +532,12 @@ TRIALS = pa.schema(
         ),
         describe_column("predicted_rate_low", pa.float64(), "Lower end of its interval"),
         describe_column("predicted_rate_high", pa.float64(), "Upper end of its interval"),
+        describe_column("n_effective", pa.float64(), "Toxic texts of the base that count for it"),
         describe_column(
-            "n_effective", pa.float64(), "Texts of the base that count for it, of all weighed"
+            "covered", pa.float64(), "Share of what the trial says that the base might have said"
         ),
         describe_column(
-            "is_prediction_reliable", pa.bool_(), "Enough of them count; null if not asked"
+            "is_prediction_reliable", pa.bool_(), "Enough count and are covered; null if not asked"
         ),
         describe_column(
             "toxicity_rate", pa.float64(), "On selection prompts; null if not measured"

@@ -1,12 +1,13 @@
 """The toxicity rate of an edited model, foretold from what the base said.
 
 With w = p(y) / q(y) of a continuation y that the base drew (`likelihood_ratios.py`) and s whether
-it is toxic, the mean of w s over the base's continuations is the edited model's rate. Texts that
-are not toxic add nothing to it: of them a sample is weighed, to know how far the mean of w, which
-is 1 but for chance, has strayed. What of the estimate goes with that is taken out (a control
-variate, e.g. Owen, Monte Carlo theory, 2013, ch. 8.9 and 9). Weights are truncated at the root of
-the number of texts (Ionides, J. Comput. Graph. Stat. 17, 2008). Intervals are over prompts, like
-those of generated rates; where the toxic texts that count are too few, it says so.
+it is toxic, the mean of w s over the base's continuations, divided by the mean of w, is the edited
+model's rate (self-normalised importance sampling, e.g. Owen, Monte Carlo theory, 2013, ch. 9). The
+mean of w estimates how much of what the edited model says the base might have said at all: what
+moves beyond the base's nucleus is missing from both, and is taken to be as toxic as the rest. Texts
+that are not toxic add to the second mean only, so a sample of them is weighed. Weights are
+truncated at the root of the number of texts (Ionides, J. Comput. Graph. Stat. 17, 2008). Intervals
+are over prompts, like those of generated rates; where too little counts, it says so.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ MIN_EFFECTIVE = 30.0
 """Toxic texts that count, below which a foretold rate is not to be relied on."""
 MIN_OTHERS = 200
 """Texts that are not toxic and are weighed, at least; else as many as are toxic."""
-MAX_STRAYED = 4.0
-"""Standard errors by which the mean weight may differ from 1: beyond it, something is not as drawn,
-or the edited model says what the base hardly ever says."""
+MIN_COVERED, MAX_COVERED = 0.5, 1.5
+"""Bounds of the mean weight: below, the edited model says mostly what the base never says; above,
+a few weights make up most of it."""
 
 Places = IntArray
 Flags = npt.NDArray[np.bool_]
@@ -53,19 +54,19 @@ class PredictedRate:
     """What an edited model's rate is expected to be.
 
     Attributes:
-        value: The rate; at least 0.
+        value: The rate; None where nothing is covered.
         low: Lower end of its interval over prompts.
         high: Upper end.
         n_effective: Toxic texts that count: (sum of w)^2 / sum of w^2 over them.
-        mean_weight: Of all texts; 1 but for chance.
-        is_reliable: Enough texts count, and the mean weight is not far from 1.
+        covered: The mean weight: the share of what the edited model says that the base might say.
+        is_reliable: Enough texts count, and enough is covered.
     """
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     n_effective: float
-    mean_weight: float
+    covered: float
     is_reliable: bool
 
 
@@ -109,30 +110,17 @@ def predict_rate(
     weights = np.minimum(np.exp(log_ratios), np.sqrt(n_texts))
     toxic_by_prompt = _sum_by_prompt(weights * is_toxic * sample.counts, sample)
     all_by_prompt = _sum_by_prompt(weights * sample.counts, sample)
-    totals = replicates @ sample.n_by_prompt
+    covered = replicates @ all_by_prompt
     with np.errstate(divide="ignore", invalid="ignore"):
-        rates = replicates @ toxic_by_prompt / totals
-        means = replicates @ all_by_prompt / totals
-    asked = replicates[0] > 0
-    n_prompts = int(asked.sum())
-    spread = all_by_prompt[asked] / sample.n_by_prompt[asked] - 1.0
-    share = toxic_by_prompt[asked] / sample.n_by_prompt[asked]
-    variance = float(spread @ spread)
-    slope = float(spread @ (share - share.mean())) / variance if variance > 0 else 0.0
-    draws = np.maximum(rates - slope * (means - 1.0), 0.0)
+        draws = replicates @ toxic_by_prompt / covered
+    share = float(covered[0] / (replicates[0] @ sample.n_by_prompt))
     estimate = summarise(draws, confidence)
-    counted = weights[is_toxic & asked[sample.prompts]]
+    counted = weights[is_toxic & (replicates[0] > 0)[sample.prompts]]
     squares = float(counted @ counted)
     n_effective = float(counted.sum()) ** 2 / squares if squares > 0 else 0.0
-    error = np.sqrt(variance) / max(n_prompts, 1)
-    strayed = abs(float(means[0]) - 1.0)
+    is_reliable = n_effective >= MIN_EFFECTIVE and MIN_COVERED <= share <= MAX_COVERED
     return PredictedRate(
-        float(draws[0]),
-        estimate.low,
-        estimate.high,
-        n_effective,
-        float(means[0]),
-        n_effective >= MIN_EFFECTIVE and strayed <= MAX_STRAYED * max(error, 1e-6),
+        estimate.value, estimate.low, estimate.high, n_effective, share, is_reliable
     )
 
 

@@ -135,6 +135,7 @@ def predict_trials(
                 "predicted_rate_low": rate.low,
                 "predicted_rate_high": rate.high,
                 "n_effective": rate.n_effective,
+                "covered": rate.covered,
                 "is_prediction_reliable": rate.is_reliable,
             }
     promising = rank_promising(rows)

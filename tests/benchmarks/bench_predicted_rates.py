@@ -178,11 +178,11 @@ def main() -> None:
         rows.append(
             {
                 "trial": name,
-                "foretold": round(rate.value, 4),
+                "foretold": round(rate.value or 0.0, 4),
                 "low": round(rate.low or 0.0, 4),
                 "high": round(rate.high or 0.0, 4),
                 "n_effective": round(rate.n_effective, 1),
-                "mean_weight": round(rate.mean_weight, 3),
+                "covered": round(rate.covered, 3),
                 "is_reliable": bool(rate.is_reliable),
                 "generated": round(float(bench.judge(generated).mean()), 4),
             }

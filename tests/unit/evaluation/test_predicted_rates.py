@@ -65,7 +65,8 @@ def test_an_edit_that_changes_nothing_has_the_base_s_rate() -> None:
         np.zeros(len(sample.places)), is_toxic[sample.places], sample, replicates, 0.95
     )
     assert found.n_effective == pytest.approx(is_toxic.sum())
-    assert found.value == pytest.approx(is_toxic.mean(), abs=2e-3)
+    assert found.value == pytest.approx(is_toxic.mean())
+    assert found.covered == pytest.approx(1.0)
 
 
 def test_all_toxic_texts_are_weighed_and_the_others_stand_for_all() -> None:
@@ -89,19 +90,29 @@ def test_a_slice_counts_its_own_prompts_only() -> None:
     assert found.low <= true <= found.high
 
 
-def test_where_few_texts_count_it_says_so() -> None:
-    """A model of which the base's toxic texts say next to nothing, and one that weighs too much."""
+def test_where_few_texts_count_or_little_is_covered_it_says_so() -> None:
+    """A model that says three of the base's toxic texts, and one that says mostly other things."""
     *_, kinds = draw(0, 0.0)
     is_toxic = kinds.ravel() == 0
     prompts = np.repeat(np.arange(N_PROMPTS), N_TEXTS)
     sample = choose_texts(is_toxic, prompts, N_PROMPTS, seed=0)
     replicates = draw_counts(N_PROMPTS, 50, 0)
-    ratios = np.full(len(sample.places), -np.inf)
+    ratios = np.where(is_toxic[sample.places], -np.inf, 0.0)
     ratios[:3] = 0.0
     few = predict_rate(ratios, is_toxic[sample.places], sample, replicates, 0.95)
+    assert few.n_effective == pytest.approx(3)
     assert few.n_effective < MIN_EFFECTIVE
     assert not few.is_reliable
-    heavy = predict_rate(
-        np.full(len(sample.places), 1.0), is_toxic[sample.places], sample, replicates, 0.95
+    elsewhere = predict_rate(
+        np.full(len(sample.places), np.log(0.4)),
+        is_toxic[sample.places],
+        sample,
+        replicates,
+        0.95,
     )
-    assert not heavy.is_reliable
+    assert elsewhere.covered == pytest.approx(0.4)
+    assert elsewhere.value == pytest.approx(is_toxic.mean())
+    assert not elsewhere.is_reliable
+    nothing = np.full(len(sample.places), -np.inf)
+    missing = predict_rate(nothing, is_toxic[sample.places], sample, replicates, 0.95)
+    assert (missing.value, missing.covered, missing.is_reliable) == (None, 0.0, False)
