@@ -500,7 +500,7 @@ class ScreeningKey(Key):
 SCREEN_TRIALS = Stage(
     name="screen_trials",
     kind="screening",
-    version=4,
+    version=5,
     inputs=ScreeningInputs,
     key=ScreeningKey,
     files=(tables.TRIALS,),
@@ -572,7 +572,7 @@ class ConfirmationKey(Key):
 CONFIRM_TRIALS = Stage(
     name="confirm_trials",
     kind="trials",
-    version=1,
+    version=2,
     inputs=ConfirmationInputs,
     key=ConfirmationKey,
     files=(tables.TRIALS, CHART_NAME),

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
 MADE_SINCE = (
     *("harmless_texts", "fisher_components", "fluency_indomain", "intervention_choice"),
-    *("benchmark_answers", "benchmarks"),
+    *("benchmark_answers", "benchmarks", "predicted_trials"),
     *("scorer_quality", "long_continuations", "long_scores", "confirmation"),
 )
 FOLDER = Path(__file__).parents[1] / "golden" / "former_store"
