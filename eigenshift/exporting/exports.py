@@ -282,11 +282,10 @@ def _write_merged(
     if options.check is ExportCheck.full or (options.check is ExportCheck.auto and is_small):
         measured = measure_patched(_load_base(source), patch)
         forget_models()  # room for the copy that is loaded back
-        unties = base.is_tied and base.head_weight is not None
-        check_reloaded(folder, measured, written, unties=unties)
+        check_reloaded(folder, measured, written, unties=base.unties)
     else:
         check_files(base, folder, written)
-    return merged.describe_use(base, list(written)), written
+    return merged.describe_use(base, list(written), source.folder), written
 
 
 def _write_merged_in_memory(source: _Source, folder: Path) -> tuple[str, dict[str, str]]:
@@ -298,7 +297,7 @@ def _write_merged_in_memory(source: _Source, folder: Path) -> tuple[str, dict[st
     unties = language_model.head.is_tied and f"{language_model.head.name}.weight" in written
     del language_model
     check_reloaded(folder, measured, written, unties=unties)
-    return merged.describe_use(None, list(written)), written
+    return merged.describe_use(None, list(written), source.folder), written
 
 
 def _load_base(source: _Source) -> LanguageModel:
