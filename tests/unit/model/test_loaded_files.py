@@ -32,6 +32,12 @@ from eigenshift.model.loaded_files import (
 )
 from eigenshift.model.loading import forget_models, load_model
 from eigenshift.settings import ModelSettings
+from tests.support.architectures import (
+    ARCHITECTURES,
+    MORE,
+    make_architecture,
+    make_random_model,
+)
 
 _opened: list[str] | None = None
 
@@ -301,6 +307,16 @@ def test_missing_weights_are_told_by_names_alone(copy: Path) -> None:
     save_file(tensors, copy / WEIGHTS_NAME, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 missing .*h\.1\.mlp\.c_fc\.weight"):
         loading.check_weight_names(identify(copy))
+
+
+@pytest.mark.parametrize(
+    "name", [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
+def test_nothing_is_missing_in_what_transformers_saves(name: str, tmp_path: Path) -> None:
+    """Names in files may differ from the model's; a whole checkpoint is whole by names too."""
+    model = make_architecture(name) if name in ARCHITECTURES else make_random_model(name, MORE[name])
+    model.save_pretrained(tmp_path)
+    loading.check_weight_names(identify(tmp_path))
 
 
 def test_a_trunk_without_its_head_is_told_by_names_alone(tmp_path: Path) -> None:
