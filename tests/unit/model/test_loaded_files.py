@@ -314,7 +314,9 @@ def test_missing_weights_are_told_by_names_alone(copy: Path) -> None:
 )
 def test_nothing_is_missing_in_what_transformers_saves(name: str, tmp_path: Path) -> None:
     """Names in files may differ from the model's; a whole checkpoint is whole by names too."""
-    model = make_architecture(name) if name in ARCHITECTURES else make_random_model(name, MORE[name])
+    model = (
+        make_architecture(name) if name in ARCHITECTURES else make_random_model(name, MORE[name])
+    )
     model.save_pretrained(tmp_path)
     loading.check_weight_names(identify(tmp_path))
 
