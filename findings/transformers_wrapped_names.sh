@@ -3,8 +3,8 @@
 # prefix before every name. `from_pretrained` finds none of them, does not fail, and gives a model of random
 # values; the log has a table of missing and unexpected keys.
 # Seen:
-#   _orig_mod.: no error, 0 of 15 parameters as saved
-#   module.: no error, 0 of 15 parameters as saved
+#   _orig_mod.: no error, 0 of 16 parameters as saved
+#   module.: no error, 0 of 16 parameters as saved
 # Our guard: the prefix is named and the model refused (eigenshift/model/wrapped_names.py, loading.py).
 set -euo pipefail
 folder=$(mktemp -d)
