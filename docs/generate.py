@@ -1,8 +1,8 @@
 """Write what documents say of the code from the code.
 
 Whole pages: settings.md, tables.md, views.md. Parts between marks: the README's stages and rooms,
-the picture in how-it-works.md, the index of decisions. `python docs/generate.py` writes them,
-`--check` fails if they are not up to date.
+the picture in how-it-works.md, the tools in exports.md, the index of decisions. `python
+docs/generate.py` writes them, `--check` fails if they are not up to date.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "pipeline": pictures.draw_pipeline,
         "colours": pictures.explain_colours,
     },
+    FOLDER / "exports.md": {"targets": pictures.tabulate_targets},
     FOLDER / "decisions" / "README.md": {"decisions": pictures.list_decisions},
 }
 """Document -> name of the mark -> what stands there."""

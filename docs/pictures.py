@@ -1,6 +1,7 @@
 """Parts of documents that are made from the code: the stages, the pipeline's picture, the rooms.
 
-Read the declarations (`eigenshift/pipeline.py`) and the rooms' own descriptions. Writing them into
+Read the declarations (`eigenshift/pipeline.py`), the rooms' own descriptions and the tools that
+exports are for. Writing them into
 the documents is `generate.py`'s.
 """
 
@@ -10,7 +11,9 @@ import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from eigenshift.exporting.targets import HEAD_FATES, Fate
 from eigenshift.pipeline import STAGES, find_readers, list_sources
+from eigenshift.settings import ExportTarget
 from eigenshift.stages.stage import Stage
 from eigenshift.stages.tables import Table
 
@@ -147,6 +150,18 @@ def list_tables() -> Iterator[tuple[Table, list[str]]]:
         for table in stage.tables:
             kinds.setdefault(table, []).append(stage.kind)
     yield from kinds.items()
+
+
+def tabulate_targets() -> str:
+    """A table: what becomes of a changed head, in which tool, for which model types."""
+    lines = ["| a changed head is | in GGUF (llama.cpp) | in vLLM |", "|---|---|---|"]
+    for fate in Fate:
+        cells = [
+            ", ".join(f"`{name}`" for name, found in HEAD_FATES[target].items() if found is fate)
+            for target in ExportTarget
+        ]
+        lines.append(f"| {fate.value} | " + " | ".join(cell or "-" for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def list_decisions() -> str:

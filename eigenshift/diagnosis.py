@@ -31,6 +31,7 @@ from eigenshift.benchmarks.tasks import find_version
 from eigenshift.datasets.reading import digest_source
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
+from eigenshift.model.loading import check_weight_names
 from eigenshift.settings import (
     ModelSettings,
     RefreshSettings,
@@ -364,6 +365,7 @@ def check_model(settings: ModelSettings) -> Finding:
         detail = f"{settings.id}: on the hub at {found.sha}; the first run downloads it"
         return Finding("model", True, detail)
     identity = identify_model(settings)
+    check_weight_names(identity)
     detail = f"{settings.id}: complete in {identity.folder}, digest {identity.digest[:12]}"
     return Finding("model", True, detail)
 
@@ -373,8 +375,9 @@ def check_model_memory(settings: ModelSettings, device: str) -> Finding:
     name = "model in memory"
     if _is_on_hub_only(settings.id, settings.revision):
         return Finding(name, True, "unknown until the model is downloaded")
-    folder = identify_model(settings).folder
-    needed = int(MEMORY_FACTOR * estimate_weights(sorted(folder.glob("*.safetensors")), settings))
+    identity = identify_model(settings)
+    paths = [identity.folder / name for name in identity.files if name.endswith(".safetensors")]
+    needed = int(MEMORY_FACTOR * estimate_weights(paths, settings))
     place = resolve_device(device)
     free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else measure_free_memory()
     detail = f"needs about {_show_bytes(needed)} as {settings.dtype}"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from eigenshift.base.errors import SettingsError
-from eigenshift.settings import ExportCheck, ExportFormat
+from eigenshift.settings import ExportCheck, ExportFormat, ExportTarget
 from flows.options import (
     EXIT_FAILED,
     EXIT_PROMOTED,
@@ -166,6 +166,10 @@ def export(
     untie: Annotated[
         bool, typer.Option("--untie", help="LoRA of a tied head: add the base with an own head.")
     ] = False,
+    target: Annotated[
+        list[ExportTarget] | None,
+        typer.Option("--target", help="Merged: refuse a patch that does not arrive in this tool."),
+    ] = None,
     push: Annotated[
         str | None, typer.Option("--push", help="owner/name on the Hugging Face hub.")
     ] = None,
@@ -176,7 +180,14 @@ def export(
     """Write a run's patch as a folder other tools load, and push it where asked to."""
     from eigenshift.exporting import ExportOptions, export_patch
 
-    options = ExportOptions(arm=arm, unties=untie, check=check, push=push, is_public=public)
+    options = ExportOptions(
+        arm=arm,
+        unties=untie,
+        check=check,
+        targets=tuple(target or ()),
+        push=push,
+        is_public=public,
+    )
     path = export_patch(store, run, export_format.value, out, options=options)
     console.print(f"Wrote {export_format.value} export: {path}")
     if push is not None:

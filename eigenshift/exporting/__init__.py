@@ -9,6 +9,7 @@ them where asked. How weights change is `patches/`'s.
     merged.py       format "merged": a model, rewritten where the patch changes it
     base_files.py   the base's files, and which parameter lies where
     checks.py       an export against what was measured
+    targets.py      what becomes of a changed head in other tools
     cards.py        the README that goes with it
     hub.py          pushing to a hub
 """

@@ -22,7 +22,13 @@ from eigenshift.model.parameter_names import (
     find_embedding_name,
     match_parameters,
 )
-from eigenshift.model.weight_files import Checkpoint, NewTensor, StoredTensor, open_checkpoint
+from eigenshift.model.weight_files import (
+    FLOAT_TYPES,
+    Checkpoint,
+    NewTensor,
+    StoredTensor,
+    open_checkpoint,
+)
 from eigenshift.patches.folding import Fold, iterate_row_blocks, plan_folds
 from eigenshift.patches.patching import Patch
 
@@ -64,7 +70,8 @@ class PatchedBase:
         skeleton: The base without values.
         patch: The patch.
         head_name: Name of the output head's module.
-        is_tied: The base's head is its input embedding.
+        says_tied: The base's configuration says that its head is its input embedding.
+        is_tied: It is: the files do not hold two different tensors.
         folds: Parameter -> how it changes.
         parameters: Parameter -> where the base's values are.
         dtype: What the configuration has to say for an export to load in the precision that was
@@ -75,6 +82,7 @@ class PatchedBase:
     skeleton: Any
     patch: Patch
     head_name: str
+    says_tied: bool
     is_tied: bool
     folds: Mapping[str, Fold]
     parameters: Mapping[str, BaseParameter]
@@ -84,6 +92,11 @@ class PatchedBase:
     def head_weight(self) -> BaseParameter | None:
         """The head's weight if the patch changes it."""
         return self.parameters.get(f"{self.head_name}.weight")
+
+    @property
+    def unties(self) -> bool:
+        """Whether the configuration of an export must say otherwise than the base's."""
+        return self.says_tied and (not self.is_tied or self.head_weight is not None)
 
     def make_patched(self) -> dict[str, NewTensor]:
         """Key -> patched values of each parameter that changes."""
@@ -128,6 +141,7 @@ def open_patched_base(folder: Path, patch: Patch, dtype: str) -> PatchedBase:
         raise FoldingError(patch.description.obstacle)
     skeleton, checkpoint = build_skeleton(folder), open_checkpoint(folder)
     head_name, _ = find_head(skeleton)
+    head_weight = f"{head_name}.weight"
     folds = plan_folds(
         skeleton,
         patch.edit,
@@ -136,9 +150,12 @@ def open_patched_base(folder: Path, patch: Patch, dtype: str) -> PatchedBase:
     )
     keys = match_parameters(skeleton, checkpoint.tensors)
     embedding = find_embedding_name(skeleton)
+    says_tied, dtypes = embedding is not None, _list_dtypes(skeleton, dtype)
+    if embedding is not None and _hold_two(checkpoint, keys, (head_weight, embedding), dtypes):
+        embedding = None
     parameters = {}
     for name in folds:
-        shared = embedding if name == f"{head_name}.weight" else None
+        shared = embedding if name == head_weight else None
         candidates = [keys[item] for item in (name, shared) if item in keys]
         if not candidates:
             raise UnmatchedParameterError(_explain_unmatched(folder, name))
@@ -146,7 +163,7 @@ def open_patched_base(folder: Path, patch: Patch, dtype: str) -> PatchedBase:
         parameters[name] = _find_values(
             [checkpoint.tensors[key] for key in candidates],
             keys[name] if name in keys else choose_key(skeleton, name, keys),
-            _list_dtypes(skeleton, dtype),
+            dtypes,
             expected,
         )
     was_measured_in = {str(item.dtype).removeprefix("torch.") for item in parameters.values()}
@@ -155,10 +172,34 @@ def open_patched_base(folder: Path, patch: Patch, dtype: str) -> PatchedBase:
         skeleton,
         patch,
         head_name,
+        says_tied=says_tied,
         is_tied=embedding is not None,
         folds=folds,
         parameters=parameters,
         dtype=dtype if dtype in was_measured_in else None,  # quantised weights have their own
+    )
+
+
+def _hold_two(
+    checkpoint: Checkpoint,
+    keys: Mapping[str, str],
+    names: tuple[str, str],
+    dtypes: list[torch.dtype],
+) -> bool:
+    """Whether files hold two parameters with different values, as a loaded model would have them.
+
+    transformers ties two tensors only if they are equal in the dtype it loads, whatever the
+    configuration says.
+    """
+    if not all(name in keys for name in names):
+        return False
+    one, other = (checkpoint.tensors[keys[name]] for name in names)
+    dtype = dtypes[0] if dtypes else one.dtype
+    if one.shape != other.shape or not {one.type_name, other.type_name} <= FLOAT_TYPES.keys():
+        return True
+    return any(
+        not torch.equal(one.read_rows(*rows).to(dtype), other.read_rows(*rows).to(dtype))
+        for rows in iterate_row_blocks(one.shape)
     )
 
 

@@ -20,12 +20,19 @@ from eigenshift.exporting.cards import CardFacts, name_base, read_licence, write
 from eigenshift.exporting.checks import check_files, check_reloaded, measure_patched
 from eigenshift.exporting.hub import check_repository_name, push_export
 from eigenshift.exporting.patch_files import USAGE, write_patch_files
+from eigenshift.exporting.targets import describe_targets, list_losses, require_survival
 from eigenshift.ledger.releases import Release, list_releases
 from eigenshift.ledger.runs import BENCHMARKS_KIND, RunRecord, choose_run, find_benchmarked
 from eigenshift.model.files import ModelIdentity, identify_model
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
 from eigenshift.patches.patching import Patch, open_patch
-from eigenshift.settings import ExportCheck, ExportFormat, ModelSettings, parse_settings
+from eigenshift.settings import (
+    ExportCheck,
+    ExportFormat,
+    ExportTarget,
+    ModelSettings,
+    parse_settings,
+)
 from eigenshift.stages import tables
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.manifests import ArtifactReference
@@ -51,6 +58,8 @@ class ExportOptions:
         unties: With `lora`, write the base with a head of its own beside the adapter if it is tied.
         check: Of `merged`: load it back beside the base ("full"), compare its files with the
             base's ("files"), or the first for models up to 4 GB and the second beyond ("auto").
+        targets: Of `merged`: other tools it is for; a patch that does not arrive there is refused,
+            where it is only warned of otherwise.
         push: owner/name of a repository on the hub to push to, or None.
         is_public: Of a repository that is made for it.
     """
@@ -58,6 +67,7 @@ class ExportOptions:
     arm: str | None = None
     unties: bool = False
     check: ExportCheck = ExportCheck.auto
+    targets: tuple[ExportTarget, ...] = ()
     push: str | None = None
     is_public: bool = False
 
@@ -111,6 +121,11 @@ def export_patch(
             f"--format: expected one of {', '.join(FORMATS)}, found {format!r}. Choose one of "
             "these."
         )
+    if options.targets and format != ExportFormat.merged.value:
+        raise SettingsError(
+            f"--target {options.targets[0].value}: expected --format merged, found {format}. What "
+            "other tools load is a whole model; export that."
+        )
     if options.push is not None:
         check_repository_name(options.push)
     artifacts = ArtifactStore(store_url)
@@ -141,7 +156,7 @@ def export_patch(
             if format == "lora":
                 usage = _write_lora(source, folder, options)
             else:
-                usage, changed = _write_merged(source, folder, options)
+                usage, changed = _write_merged(source, folder, options, artifacts)
         rows = _read_rows(artifacts, record)
         benchmarks = _read_benchmarks(artifacts, record, arm)
         repeated = _write_reproduction(artifacts, record, folder)
@@ -266,7 +281,7 @@ def _write_lora(source: _Source, folder: Path, options: ExportOptions) -> str:
 
 
 def _write_merged(
-    source: _Source, folder: Path, options: ExportOptions
+    source: _Source, folder: Path, options: ExportOptions, artifacts: ArtifactStore
 ) -> tuple[str, dict[str, str]]:
     """Write and check; what the card says about use, and each changed parameter's digest."""
     dtype, patch = source.settings.dtype, source.patch
@@ -276,29 +291,66 @@ def _write_merged(
     except UnmatchedParameterError as error:
         logger.warning("export is not streamed: the whole model is loaded. %s", error)
     if base is None:
-        return _write_merged_in_memory(source, folder)
+        return _write_merged_in_memory(source, folder, options, artifacts)
+    model_type, changes_head = base.skeleton.config.model_type, base.head_weight is not None
+    if changes_head:
+        _check_targets(source, model_type, options, artifacts)
     written = merged.write_merged(base, folder)
     is_small = base.checkpoint.n_bytes <= FULL_CHECK_BYTES
     if options.check is ExportCheck.full or (options.check is ExportCheck.auto and is_small):
         measured = measure_patched(_load_base(source), patch)
         forget_models()  # room for the copy that is loaded back
-        unties = base.is_tied and base.head_weight is not None
-        check_reloaded(folder, measured, written, unties=unties)
+        check_reloaded(folder, measured, written, unties=base.unties)
     else:
         check_files(base, folder, written)
-    return merged.describe_use(base, list(written)), written
+    usage = merged.describe_use(base, list(written), source.folder)
+    return f"{usage}\n{describe_targets(model_type, changes_head=changes_head)}", written
 
 
-def _write_merged_in_memory(source: _Source, folder: Path) -> tuple[str, dict[str, str]]:
+def _write_merged_in_memory(
+    source: _Source, folder: Path, options: ExportOptions, artifacts: ArtifactStore
+) -> tuple[str, dict[str, str]]:
     forget_models()  # the model changed here must be nobody else's
     language_model = _load_base(source)
     forget_models()
+    head_weight, model_type = (
+        f"{language_model.head.name}.weight",
+        language_model.model.config.model_type,
+    )
+    changes_head = head_weight in (source.patch.description.tensors or [head_weight])
+    if changes_head:
+        _check_targets(source, model_type, options, artifacts)
     measured = measure_patched(language_model, source.patch)
     written = merged.write_merged_in_memory(language_model, source.patch, source.folder, folder)
-    unties = language_model.head.is_tied and f"{language_model.head.name}.weight" in written
+    unties = language_model.head.is_tied and changes_head
     del language_model
     check_reloaded(folder, measured, written, unties=unties)
-    return merged.describe_use(None, list(written)), written
+    usage = merged.describe_use(None, list(written), source.folder)
+    return f"{usage}\n{describe_targets(model_type, changes_head=changes_head)}", written
+
+
+def _check_targets(
+    source: _Source, model_type: str, options: ExportOptions, artifacts: ArtifactStore
+) -> None:
+    """Warn of tools in which a changed head does not arrive, or refuse those that were named."""
+    if options.targets:
+        arms = _list_headless_arms(artifacts, source.record)
+        for target in options.targets:
+            require_survival(model_type, target, arms)
+    for loss in list_losses(model_type):
+        logger.warning("this patch changes the output head; %s", loss)
+
+
+def _list_headless_arms(artifacts: ArtifactStore, record: RunRecord) -> list[str]:
+    """Arms of a run whose patches are in the weights of the trunk alone."""
+    found = []
+    for use in record.artifacts:
+        if use.kind == "patch" and use.label is not None:
+            patch = open_patch(artifacts.open(record.find_artifact("patch", label=use.label)))
+            is_idle = not patch.description.tensors
+            if patch.description.obstacle is None and not (is_idle or patch.edit.changes_head):
+                found.append(use.label)
+    return found
 
 
 def _load_base(source: _Source) -> LanguageModel:

@@ -103,6 +103,12 @@ nothing else changed: put the adapter on it. On the tied base merging would chan
         if is_untied
         else ""
     )
+    if base.says_tied and not base.is_tied:
+        note += """
+The base's configuration calls its head tied, but its files hold two different tensors,
+which transformers 5 keeps apart. Set `tie_word_embeddings: false` in its `config.json` before
+resizing the embeddings or serving it: what trusts the setting would tie them.
+"""
     return f"""## Load
 
     from peft import PeftModel

@@ -18,16 +18,24 @@ import torch
 
 from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
-from eigenshift.model.files import CONFIG_NAMES, TOKENIZER_NAMES, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from eigenshift.model.heads import digest_tensor
+from eigenshift.model.loaded_files import (
+    CONFIG_NAMES,
+    PROCESSOR_NAMES,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    list_tokenizer_files,
+    names_authors_code,
+)
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.weight_files import Checkpoint, NewTensor, write_changed_file
-from eigenshift.patches.patching import Patch, apply_patch
+from eigenshift.patches.patching import Patch, apply_patch, untie_head
 from eigenshift.store.output_folder import check_space
 
 HEAD_FILE_NAME = "model-head.safetensors"
 """Holds the head that a tied checkpoint of several files did not have."""
 CONFIG_NAME, GENERATION_CONFIG_NAME = CONFIG_NAMES
+AUTHORS_CODE = "auto_map"
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
@@ -46,8 +54,7 @@ def write_merged(base: PatchedBase, folder: Path) -> dict[str, str]:
         OSError: It cannot be written.
     """
     written = write_checkpoint(base.checkpoint, base.make_patched(), folder)
-    unties = base.is_tied and base.head_weight is not None
-    write_configuration(base.checkpoint.folder, folder, dtype=base.dtype, unties=unties)
+    write_configuration(base.checkpoint.folder, folder, dtype=base.dtype, unties=base.unties)
     copy_companions(base.checkpoint.folder, folder)
     return {name: written[parameter.key] for name, parameter in base.parameters.items()}
 
@@ -67,7 +74,10 @@ def write_merged_in_memory(
     Needs the model's memory and gives shards of its own; returns what `write_merged` does.
     """
     apply_patch(language_model, patch)
+    if not language_model.head.is_tied:
+        untie_head(language_model.model)  # a configuration may say otherwise than the files
     language_model.model.save_pretrained(folder)
+    write_configuration(folder, folder, dtype=None, unties=False)
     copy_companions(source, folder)
     return {
         name: digest_tensor(language_model.model.get_parameter(name))
@@ -106,32 +116,41 @@ def write_checkpoint(
 def write_configuration(source: Path, folder: Path, *, dtype: str | None, unties: bool) -> None:
     """Copy the configuration; it is made to say what dtype was measured and that a head is untied.
 
-    Without `tie_word_embeddings: false` the head would silently be tied again on loading.
+    transformers 5 keeps two different tensors whatever the configuration says, warns, and ties them
+    in `tie_weights` and `resize_token_embeddings`; serving stacks and converters trust the setting.
+    The class that was measured is transformers' own, so code of the base's author is not named.
     """
     document = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
     changes: dict[str, Any] = {"tie_word_embeddings": False} if unties else {}
     if dtype is not None:
         changes["torch_dtype" if "torch_dtype" in document else "dtype"] = dtype
-    changed = document | changes
+    changed = {name: value for name, value in document.items() if name != AUTHORS_CODE} | changes
     if isinstance(document.get("text_config"), dict):
         changed["text_config"] = document["text_config"] | changes
-    if changed == document:
-        shutil.copyfile(source / CONFIG_NAME, folder / CONFIG_NAME)
-    else:
+    if changed != document:
         _write_json(folder / CONFIG_NAME, changed)
+    elif source != folder:
+        shutil.copyfile(source / CONFIG_NAME, folder / CONFIG_NAME)
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer, generation settings and licence, where the folder lacks them."""
-    names = {path.name for path in source.glob("*.tiktoken")}
-    names |= {path.name for pattern in LICENSE_PATTERNS for path in source.glob(pattern)}
-    for name in sorted({*names, *TOKENIZER_NAMES, GENERATION_CONFIG_NAME}):
+    """Copy tokenizer, processor, generation settings, licence, where the folder lacks them."""
+    names = {path.name for pattern in LICENSE_PATTERNS for path in source.glob(pattern)}
+    names.update(list_tokenizer_files(source), PROCESSOR_NAMES, [GENERATION_CONFIG_NAME])
+    for name in sorted(names):
         if (source / name).is_file() and not (folder / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
 
 
-def describe_use(base: PatchedBase | None, names: Sequence[str]) -> str:
-    """The card's part on loading; without a base the checkpoint was written by transformers."""
+def describe_use(base: PatchedBase | None, names: Sequence[str], source: Path) -> str:
+    """The card's part on loading.
+
+    Args:
+        base: The base's files; None if transformers wrote the checkpoint.
+        names: Of the parameters that changed.
+        source: The base's folder.
+    """
     if base is None:
         how = (
             "The base stores some of these in parts, so transformers wrote all files anew: shards "
@@ -144,6 +163,17 @@ def describe_use(base: PatchedBase | None, names: Sequence[str]) -> str:
         )
     else:
         how = "All other tensors are the base's, byte for byte."
+    if base is not None and base.says_tied and not base.is_tied:
+        how += (
+            " The base's configuration calls the head tied, but its files hold two different "
+            "tensors, which transformers keeps apart; here it says `tie_word_embeddings: false`, "
+            "since other tools trust it."
+        )
+    if names_authors_code(source):
+        how += (
+            " The base's configuration names code of its author (`auto_map`). What was measured is "
+            "transformers' own class, so the configuration here does not name that code."
+        )
     listed = ", ".join(f"`{name}`" for name in names[:6])
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return f"""## Load

@@ -5,6 +5,8 @@ What the states say about toxicity is `detection/` and `components/`; changing w
 `patches/`.
 
     files.py               where a model's files are, and the digest of all of them
+    loaded_files.py        which files decide what is loaded, and what is refused beside them
+    wrapped_names.py       names of weights that a training wrapper left in a checkpoint
     loading.py             load it, keep it, have it to oneself
     description.py         which model it is and what it looks like
     heads.py               the output head: where it is, what happens around it

@@ -1,7 +1,8 @@
 """Find and identify a model's files: in a folder, at any fsspec URL, or on the hub.
 
 Only safetensors weights count; nothing pickled is opened. A model is known by a digest of its
-files, so that a run can tell whether two names mean the same weights. Loading is in `loading.py`.
+files, so that a run can tell whether two names mean the same weights. Which files those are is in
+`loaded_files.py`, loading in `loading.py`.
 """
 
 from __future__ import annotations
@@ -17,43 +18,36 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
 
 from eigenshift.base.errors import EigenShiftError, ModelError
 from eigenshift.fetching.catalogue import suggest_fetching
+from eigenshift.model.loaded_files import (
+    CHAT_TEMPLATE_NAME,
+    FURTHER_TEMPLATES,
+    TOKENIZER_CONFIG_NAME,
+    list_loaded_files,
+)
 from eigenshift.settings import ModelSettings
 from eigenshift.store.source_files import digest_file, fetch_path, has_protocol, is_folder
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_NAME = "model.safetensors"
-WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
-CONFIG_NAMES = ("config.json", "generation_config.json")
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-CHAT_TEMPLATE_NAME = "chat_template.jinja"
-VOCABULARY_NAMES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-TOKENIZER_NAMES = (
-    *VOCABULARY_NAMES,
-    "merges.txt",
-    TOKENIZER_CONFIG_NAME,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    CHAT_TEMPLATE_NAME,
-)
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+DEFAULT_TEMPLATE = f"{FURTHER_TEMPLATES}/default.jinja"
 HUB_PATTERNS = [
-    *("*.safetensors", "*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja"),
-    *("README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
+    *("*.safetensors", "*.json", "*.model", "*.model.*", "*.txt", "*.tiktoken", "*.jinja"),
+    *("*.codes", "*.spm", "*.tokenizer", "README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
 ]
-HUB_IGNORED = ["*/*", "consolidated*", "adapter_*"]
+
+
+def _list_ignored() -> list[str]:
+    """Patterns of what lies in any folder but one (fnmatch knows no exceptions), and others."""
+    kept, patterns = FURTHER_TEMPLATES, [f"{FURTHER_TEMPLATES}[!/]*/*"]
+    for place, letter in enumerate(kept):
+        patterns += [f"{kept[:place]}[!{letter}/]*/*", f"{kept[:place]}/*"]
+    return [*patterns, "consolidated*", "adapter_model*"]
+
+
+HUB_IGNORED = _list_ignored()
 
 
 @dataclass(frozen=True)
@@ -82,18 +76,13 @@ def identify_model(settings: ModelSettings) -> ModelIdentity:
     A folder (local, or any fsspec URL) is taken before a hub id of the same name.
 
     Raises:
-        ModelError: The folder or hub entry is missing or incomplete, or its weights are only
-            there in a pickled format or are damaged.
+        ModelError: The folder or hub entry is missing or incomplete, its weights are only there in
+            a pickled format, damaged or named by a wrapper, or something beside them makes
+            transformers load another model (`loaded_files.list_loaded_files`).
     """
     folder, revision = _find_folder(settings)
-    names = _list_weights(settings.id, folder)
-    names += [name for name in CONFIG_NAMES if (folder / name).is_file()]
-    names += sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and (path.name in TOKENIZER_NAMES or path.suffix == ".tiktoken")
-    )
-    files = {name: digest_unchanged(folder / name) for name in sorted(names)}
+    names = list_loaded_files(settings.id, folder)
+    files = {name: digest_unchanged(folder / name) for name in names}
     digest = hashlib.sha256()
     for name, sha256 in files.items():
         digest.update(f"{name}\0{sha256}\n".encode())
@@ -120,7 +109,7 @@ def uses_chat(settings: ModelSettings, folder: Path) -> bool:
 
 
 def _has_chat_template(folder: Path) -> bool:
-    if (folder / CHAT_TEMPLATE_NAME).is_file():
+    if any((folder / name).is_file() for name in (CHAT_TEMPLATE_NAME, DEFAULT_TEMPLATE)):
         return True
     try:
         config = json.loads((folder / TOKENIZER_CONFIG_NAME).read_text(encoding="utf-8"))
@@ -194,73 +183,6 @@ def _read_commit(folder: Path) -> str | None:
     """The commit, where a folder is a snapshot in the hub's cache."""
     is_snapshot = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
     return folder.name if is_snapshot else None
-
-
-def _list_weights(model_id: str, folder: Path) -> list[str]:
-    """Names of the safetensors files the model is loaded from, checked to be whole."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{model_id}: expected config.json in {folder}, found none. The folder holds no model, "
-            "or only part of one. Check model.id, or fetch the model again."
-        )
-    index = folder / WEIGHTS_INDEX_NAME
-    if (folder / WEIGHTS_NAME).is_file():
-        names = [WEIGHTS_NAME]
-    elif index.is_file():
-        names = [WEIGHTS_INDEX_NAME, *_read_index(model_id, index)]
-    else:
-        raise ModelError(_explain_no_weights(model_id, folder))
-    for name in names:
-        if name.endswith(".safetensors"):
-            _check_weights(model_id, folder / name)
-    return names
-
-
-def _read_index(model_id: str, index: Path) -> list[str]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{model_id}: expected a weight_map in {index.name}, found: {type(error).__name__}. "
-            "The file is damaged. Fetch the model again."
-        ) from error
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise ModelError(
-            f"{model_id}: expected {len(names)} weight files ({index.name}), found "
-            f"{len(names) - len(missing)}; missing: {', '.join(missing[:3])}. The copy is not "
-            "complete. Fetch the model again."
-        )
-    return names
-
-
-def _explain_no_weights(model_id: str, folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    pickled = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-    expected = f"{model_id}: expected {WEIGHTS_NAME} (or its index and shards) in {folder}, found"
-    if any(name.startswith("adapter_model") for name in names):
-        return (
-            f"{expected} an adapter. An adapter is not a model by itself. Merge it into its base "
-            "model (peft merge_and_unload) and give that folder."
-        )
-    what = f"only {', '.join(pickled[:3])}" if pickled else "no safetensors weights"
-    return (
-        f"{expected} {what}. Pickled weights can run code when opened, so they are never opened "
-        "here. On a machine where you trust them, load the model with transformers, write it with "
-        "save_pretrained (that writes safetensors), and give the new folder."
-    )
-
-
-def _check_weights(model_id: str, path: Path) -> None:
-    """Read a safetensors header; it states how long the file must be."""
-    try:
-        with safe_open(str(path), framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{model_id}: expected a whole safetensors file in {path.name}, found: {error}. The "
-            "download was probably cut short, or the file is a git-lfs pointer. Fetch it again."
-        ) from error
 
 
 def digest_unchanged(path: Path) -> str:

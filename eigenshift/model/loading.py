@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,9 +31,12 @@ from transformers.utils import logging as transformers_logging
 from eigenshift.base.errors import ModelError
 from eigenshift.model.chat import ChatFormat
 from eigenshift.model.devices import resolve_device
-from eigenshift.model.files import VOCABULARY_NAMES, ModelIdentity, identify_model, uses_chat
+from eigenshift.model.files import ModelIdentity, identify_model, uses_chat
 from eigenshift.model.heads import HeadDescription, describe_head
 from eigenshift.model.layers import fuse_activations, get_trunk
+from eigenshift.model.loaded_files import has_vocabulary, names_authors_code, read_keys
+from eigenshift.model.parameter_names import build_skeleton, list_absent
+from eigenshift.model.wrapped_names import explain_prefix, find_prefix
 from eigenshift.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -285,6 +288,13 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
     config = _read_config(identity)
     kind = find_kind(config)
     model_class = AutoModelForCausalLM if kind is ModelKind.causal else AutoModel
+    _refuse_further_files(identity, config)
+    if names_authors_code(identity.folder):
+        logger.warning(
+            "%s: config.json names code of its author (auto_map), which is not run; what is "
+            "studied is the class of transformers",
+            identity.id,
+        )
     try:
         model, report = model_class.from_pretrained(
             folder,
@@ -303,11 +313,62 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
         absent = [name for name in absent if "pooler" not in name.split(".")]
     if absent:
         raise ModelError(
-            f"{identity.id}: expected every weight of {type(model).__name__} in the files, found "
-            f"{len(absent)} missing or of another shape, e.g. {absent[0]}. They would be random. "
-            "The weights are probably of a trunk or another task; choose a causal language model."
+            _explain_absent(identity.id, type(model).__name__, absent, report["unexpected_keys"])
         )
     return model.get_encoder() if kind is ModelKind.encoder_decoder else model, kind
+
+
+def check_weight_names(identity: ModelIdentity) -> None:
+    """Refuse a causal language model whose weights would be random, by names alone.
+
+    Nothing is loaded. Encoders and quantised weights are told when they are loaded.
+
+    Raises:
+        ModelError: It cannot be built, or its files lack weights of it.
+    """
+    config = _read_config(identity)
+    if find_kind(config) is not ModelKind.causal or hasattr(config, "quantization_config"):
+        return
+    try:
+        skeleton = build_skeleton(identity.folder)
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelError(_explain_load_error(identity.id, error)) from error
+    keys = read_keys(identity.folder, identity.files)
+    absent = list_absent(skeleton, keys)
+    if absent:
+        raise ModelError(_explain_absent(identity.id, type(skeleton).__name__, absent, keys))
+
+
+def _explain_absent(
+    model_id: str, class_name: str, absent: Sequence[str], unmatched: Iterable[str]
+) -> str:
+    """Why weights are missing: they are under another name, or they are not there."""
+    keys = sorted(unmatched)
+    prefix = find_prefix(absent, keys)
+    if prefix is not None:
+        wrapped = [key for key in keys if key.startswith(prefix)]
+        plain = wrapped[0].removeprefix(prefix)
+        return f"{model_id}: {explain_prefix(wrapped, len(keys), f'with {prefix!r}', plain)}"
+    return (
+        f"{model_id}: expected every weight of {class_name} in the files, found {len(absent)} "
+        f"missing or of another shape, e.g. {absent[0]}. They would be random. The weights are "
+        "probably of a trunk or another task; choose a causal language model."
+    )
+
+
+def _refuse_further_files(identity: ModelIdentity, config: Any) -> None:
+    """Weights that a class of transformers reads beside those every model has."""
+    further = [
+        name
+        for name in getattr(type(config), "extra_files", ())
+        if (identity.folder / name).is_file() and name not in identity.files
+    ]
+    if further:
+        raise ModelError(
+            f"{identity.id}: expected all weights in the files every model has, found "
+            f"{', '.join(further)}, which {type(config).__name__} reads too. Such models are not "
+            "supported. Choose another."
+        )
 
 
 def _read_config(identity: ModelIdentity) -> Any:
@@ -353,9 +414,7 @@ def _explain_load_error(model_id: str, error: Exception) -> str:
 
 
 def _load_tokenizer(identity: ModelIdentity) -> Any:
-    names = {path.name for path in identity.folder.iterdir()}
-    has_tiktoken = any(name.endswith(".tiktoken") for name in names)
-    if not names.intersection(VOCABULARY_NAMES) and not has_tiktoken:
+    if not has_vocabulary(identity.folder):
         raise ModelError(
             f"{identity.id}: expected tokenizer files (e.g. tokenizer.json) in {identity.folder}, "
             "found none. The model was saved without its tokenizer. Save it into the same folder "

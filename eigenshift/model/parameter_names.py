@@ -7,6 +7,7 @@ transformers' own: the renaming it would do on loading. Reads configuration and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,34 @@ def match_parameters(skeleton: Any, keys: Iterable[str]) -> dict[str, str]:
         if name in state and pattern is None:
             found[name] = key
     return found
+
+
+def list_absent(skeleton: Any, keys: Iterable[str]) -> list[str]:
+    """Names of parameters that no tensor of a checkpoint is for: they would be random.
+
+    Args:
+        skeleton: The model; only names and shapes are read.
+        keys: Of all tensors in the checkpoint; of weights that are not quantised.
+
+    Returns:
+        Sorted. What is tied to a parameter that is there is there, and what is put together from
+        several tensors is there if one of them is.
+    """
+    mapping = get_model_conversion_mapping(skeleton)
+    renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
+    converters = [item for item in mapping if isinstance(item, WeightConverter)]
+    prefix, state = skeleton.base_model_prefix, skeleton.state_dict()
+    found = {rename_source_key(key, renamings, converters, prefix, state)[0] for key in keys}
+    found.update(keys)
+    for name, source in getattr(skeleton, "all_tied_weights_keys", {}).items():
+        if found & {name, source}:
+            found |= {name, source}
+    passed_over = skeleton._keys_to_ignore_on_load_missing or []
+    return sorted(
+        name
+        for name in state.keys() - found
+        if not any(re.search(pattern, name) for pattern in passed_over)
+    )
 
 
 def choose_key(skeleton: Any, name: str, keys: Mapping[str, str]) -> str:

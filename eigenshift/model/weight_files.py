@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from eigenshift.base.errors import ModelError
-from eigenshift.model.files import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from eigenshift.model.heads import digest_blocks, view_bytes
+from eigenshift.model.loaded_files import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from eigenshift.model.safetensors_header import METADATA_KEY, read_exactly, read_header
 
 FLOAT_TYPES = {

@@ -265,8 +265,10 @@ class AppliedPatch:
 def apply_patch(language_model: LanguageModel, patch: Patch) -> AppliedPatch:
     """Patch a model for good: its head is untied first if needed, and the config says so.
 
-    Without `tie_word_embeddings: false` a save and reload would silently tie the head again and
-    lose the patch. Patches stack: one made on a patched model is applied after the other.
+    Without `tie_word_embeddings: false` the head would be tied again, and the patch lost, by
+    `tie_weights`, `resize_token_embeddings` and by tools that trust the setting (transformers 5
+    itself keeps two different tensors when it loads them, and warns). Patches stack: one made on a
+    patched model is applied after the other.
 
     Returns:
         What `undo` needs; it holds the former parameters in memory.

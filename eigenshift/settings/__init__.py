@@ -52,7 +52,7 @@ from eigenshift.settings.evaluation import (
     TuneSettings,
 )
 from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
-from eigenshift.settings.exporting import ExportCheck, ExportFormat
+from eigenshift.settings.exporting import ExportCheck, ExportFormat, ExportTarget
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
 from eigenshift.settings.generation import (
     GenerationSettings,
@@ -115,6 +115,7 @@ __all__ = [
     "ExecutionSettings",
     "ExportCheck",
     "ExportFormat",
+    "ExportTarget",
     "FittingMethod",
     "Frozen",
     "GateSettings",

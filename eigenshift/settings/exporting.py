@@ -13,6 +13,13 @@ class ExportFormat(str, Enum):
     patch = "patch"
 
 
+class ExportTarget(str, Enum):
+    """A tool other than transformers that a merged export is for."""
+
+    gguf = "gguf"
+    vllm = "vllm"
+
+
 class ExportCheck(str, Enum):
     """How a merged export is compared with what was measured."""
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from eigenshift.model.loading import LanguageModel
     from eigenshift.patches.edits import ModelEdit
 
@@ -389,3 +391,18 @@ def list_mlp_layers(language_model: LanguageModel) -> list[str]:
         for site in sites
         if site in taps
     ]
+
+
+def save_two_tensors(folder: Path, name: str) -> None:
+    """Save a model whose configuration calls its head tied and whose files hold two tensors."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    model = make_architecture(name)
+    model.save_pretrained(folder)
+    path, config = folder / "model.safetensors", folder / "config.json"
+    head = {"lm_head.weight": model.lm_head.weight.detach().flip(0).contiguous()}
+    save_file(load_file(path) | head, path, metadata={"format": "pt"})
+    document = json.loads(config.read_text()) | {"tie_word_embeddings": True}
+    config.write_text(json.dumps(document))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
 from eigenshift import diagnosis
 from eigenshift.base.errors import ScorerError
@@ -230,6 +232,29 @@ def test_model_on_the_hub_is_asked_for_not_downloaded(
     found = by_name(diagnose(make_settings(sources, "owner/name")))
     assert "the first run downloads it" in found["model"].detail
     assert found["model in memory"].is_fine
+
+
+@pytest.mark.parametrize("prefix", ["module.", "student."])
+def test_weights_that_would_be_random_are_reported(
+    sources: Path, tiny_model_folder: Path, prefix: str
+) -> None:
+    """Whatever stands before their names: a run would find out as late as it loads the model."""
+    folder = Path(shutil.copytree(tiny_model_folder, sources / "model"))
+    path = folder / "model.safetensors"
+    tensors = {f"{prefix}{key}": value for key, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    finding = by_name(diagnose(make_settings(sources, str(folder))))["model"]
+    assert not finding.is_fine
+    assert f"'{prefix}'" in finding.detail
+
+
+def test_an_adapter_beside_the_model_is_reported(sources: Path, tiny_model_folder: Path) -> None:
+    """Before a run, with the remedy."""
+    folder = Path(shutil.copytree(tiny_model_folder, sources / "model"))
+    (folder / "adapter_config.json").write_text("{}")
+    finding = by_name(diagnose(make_settings(sources, str(folder))))["model"]
+    assert not finding.is_fine
+    assert "merge_and_unload" in finding.detail
 
 
 def test_the_hub_is_looked_for_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:

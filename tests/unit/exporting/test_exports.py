@@ -29,7 +29,7 @@ from eigenshift.patches.patching import (
     patched_model,
     stack_patches,
 )
-from eigenshift.settings import ModelSettings
+from eigenshift.settings import ExportCheck, ModelSettings
 from eigenshift.store import output_folder
 from tests.support.small_store import SmallStore, build_small_store
 from tests.unit.exporting.conftest import TOKENS, add_linear_patch, open_run_patch
@@ -156,6 +156,23 @@ def test_a_changed_base_is_refused(
     flip_bit(folder / "model.safetensors", -1)
     with pytest.raises(ModelError, match="expected the model of run"):
         export_patch(small.url, None, format_, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format_", ["merged", "lora"])
+def test_a_base_beside_which_an_adapter_was_put_is_refused(
+    tmp_path: Path, untied_model: LanguageModel, format_: str
+) -> None:
+    """What transformers would load from the folder is not the model that was measured."""
+    folder = tmp_path / "model"
+    shutil.copytree(untied_model.id, folder)
+    forget_models()  # or the same files elsewhere would be taken for these
+    model = load_model(ModelSettings(id=str(folder)), "cpu")
+    small = build_small_store(str(tmp_path / "store"), model)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    options = ExportOptions(check=ExportCheck.files)
+    with pytest.raises(ModelError, match="found an adapter beside it"):
+        export_patch(small.url, None, format_, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
 
 

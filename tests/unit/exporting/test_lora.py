@@ -30,6 +30,7 @@ from tests.support.architectures import (
     list_mlp_layers,
     make_architecture,
     make_random_model,
+    save_two_tensors,
     scale_units,
 )
 from tests.support.small_store import SmallStore
@@ -216,6 +217,24 @@ def test_a_tied_head_beside_linear_layers_is_refused_with_the_remedy(tmp_path: P
     linears = change_linears(base, list(list_writers(base.model))).linears
     with pytest.raises(ModelError, match=r"Use --untie .* or --format merged"):
         export_edit(base, ModelEdit(damp_head(base, 0.25).head, linears=linears), tmp_path)
+
+
+def test_two_tensors_that_a_configuration_calls_tied_take_an_adapter(tmp_path: Path) -> None:
+    """The head is its own in the files: nothing to untie, and merging leaves the embedding."""
+    save_two_tensors(tmp_path / "base", "qwen2")
+    base = wrap(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
+    edit = damp_head(base, 0.25)
+    patch = make_patch(base, edit, model_id="tiny", intervention="test")
+    opened = open_patched_base(tmp_path / "base", patch, "float32")
+    (tmp_path / "out").mkdir()
+    write_lora(opened, tmp_path / "out", model_id="tiny", unties=False)
+    assert not (tmp_path / "out" / UNTIED_FOLDER).exists()
+    assert "calls its head tied" in describe_use(opened)
+    assert_adapted(base, edit, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.PeftModel.from_pretrained(model, tmp_path / "out").merge_and_unload()
+    embedding = base.model.get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
 
 
 def test_a_linear_layer_whose_units_are_scaled_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from eigenshift.exporting import ExportOptions, export_patch, exports, merged
 from eigenshift.exporting.base_files import open_patched_base
 from eigenshift.exporting.checks import check_files, check_reloaded, measure_patched
 from eigenshift.exporting.merged import HEAD_FILE_NAME, write_merged
-from eigenshift.model import files
+from eigenshift.model import loaded_files
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel, load_model, wrap_model
 from eigenshift.model.writers import list_writers
@@ -32,6 +32,7 @@ from tests.support.architectures import (
     damp_head,
     list_mlp_layers,
     make_architecture,
+    save_two_tensors,
     scale_units,
 )
 from tests.support.small_store import SmallStore
@@ -51,8 +52,13 @@ def save_base(
 ) -> LanguageModel:
     """Save a tiny model; return it as transformers loads it."""
     make_architecture(name).to(dtype).save_pretrained(folder, **saving)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return wrap_model(model, StubTokenizer(), model_id=name, digest="d")
+    return load_base(folder)
+
+
+def load_base(folder: Path, **loading: Any) -> LanguageModel:
+    """A tiny model as transformers loads it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, **loading)
+    return wrap_model(model, StubTokenizer(), model_id=folder.name, digest="d")
 
 
 def export(folder: Path, patch: Patch, out: Path, dtype: str = "auto") -> dict[str, str]:
@@ -101,7 +107,7 @@ def test_merged_export_gives_the_patched_logits(
     )
     assert model.config.tie_word_embeddings is False
     assert AutoTokenizer.from_pretrained(out)("The kettle")["input_ids"]
-    assert not any(path.suffix in files.PICKLE_SUFFIXES for path in out.iterdir())
+    assert not any(path.suffix in loaded_files.PICKLE_SUFFIXES for path in out.iterdir())
     assert "| bit for bit |" in (out / "README.md").read_text()
 
 
@@ -216,6 +222,80 @@ def test_a_tied_head_that_is_stored_all_the_same_is_replaced(tmp_path: Path) -> 
     assert [key for key in found if not torch.equal(found[key], tensors[key])] == ["lm_head.weight"]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "gemma2"])
+def test_two_tensors_that_a_configuration_calls_tied_stay_two(tmp_path: Path, name: str) -> None:
+    """As transformers 5 has it, which ties them when told to; load and export say the same."""
+    save_two_tensors(tmp_path / "base", name)
+    base = load_base(tmp_path / "base")
+    assert base.model.config.tie_word_embeddings is True
+    assert base.head.is_tied is False
+    patch = make_head_patch(base)
+    opened = open_patched_base(tmp_path / "base", patch, "auto")
+    assert (opened.says_tied, opened.is_tied, opened.unties) == (True, False, True)
+    assert "calls the head tied" in merged.describe_use(opened, ["lm_head"], tmp_path / "base")
+    export(tmp_path / "base", patch, tmp_path / "out")
+    before, after = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "out")
+    )
+    assert [key for key in before if not torch.equal(before[key], after[key])] == ["lm_head.weight"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.tie_word_embeddings is False
+    with patched_model(base, patch):
+        torch.testing.assert_close(compute_logits(model), compute_logits(base.model))
+    model.tie_weights()  # now the export may be resized too
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+    base.model.tie_weights()
+    assert base.model.lm_head.weight is base.model.get_input_embeddings().weight
+
+
+def test_a_configuration_that_calls_two_tensors_tied_is_put_right_by_any_patch(
+    tmp_path: Path,
+) -> None:
+    """Also where the head is not changed: what trusts the setting would tie it."""
+    save_two_tensors(tmp_path / "base", "qwen2")
+    base = load_base(tmp_path / "base")
+    edit = scale_units(base, list_mlp_layers(base))
+    patch = make_patch(base, edit, model_id="tiny", intervention="test")
+    export(tmp_path / "base", patch, tmp_path / "out")
+    whole = tmp_path / "whole"
+    merged.write_merged_in_memory(base, patch, tmp_path / "base", whole)
+    for folder in (tmp_path / "out", whole):
+        assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+        found = load_file(folder / "model.safetensors")
+        assert not torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+
+
+def test_two_tensors_that_are_equal_in_the_measured_dtype_are_one(tmp_path: Path) -> None:
+    """What has been loaded is compared: bfloat16 may make one of two."""
+    save_base(tmp_path / "base", "qwen2")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].bfloat16().float()
+    save_file(tensors, path, metadata={"format": "pt"})
+    for dtype, is_tied in (("float32", False), ("bfloat16", True)):
+        base = load_base(tmp_path / "base", dtype=getattr(torch, dtype))
+        assert base.head.is_tied is is_tied
+        opened = open_patched_base(tmp_path / "base", make_head_patch(base), dtype)
+        assert opened.is_tied is is_tied
+
+
+def test_the_code_of_an_author_is_not_named_by_an_export(tmp_path: Path) -> None:
+    """What was measured is transformers' own class; the card says so."""
+    base = save_base(tmp_path / "base", "llama")
+    path = tmp_path / "base" / "config.json"
+    code = {"auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | code))
+    patch = make_head_patch(base)
+    export(tmp_path / "base", patch, tmp_path / "out")
+    whole = tmp_path / "whole"
+    loaded = load_base(tmp_path / "base", trust_remote_code=False)
+    merged.write_merged_in_memory(loaded, patch, tmp_path / "base", whole)
+    for folder in (tmp_path / "out", whole):
+        assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    opened = open_patched_base(tmp_path / "base", patch, "auto")
+    assert "auto_map" in merged.describe_use(opened, [], tmp_path / "base")
+
+
 def test_head_bias_and_norm_shift_are_exported(tmp_path: Path) -> None:
     """A constant shift goes into the bias of the head (GPT-J) or of the norm before it (BLOOM)."""
     for name, parameter in (("gptj", "lm_head.bias"), ("bloom", "transformer.ln_f.bias")):
@@ -258,10 +338,13 @@ def test_units_alone_leave_a_tied_head_tied(tmp_path: Path) -> None:
 def test_licences_and_tokenizers_go_along(tmp_path: Path) -> None:
     """A licence that has to be passed on is."""
     base = save_base(tmp_path / "base", "llama")
-    for name in ("LICENSE.txt", "NOTICE", "tokenizer.json", "pytorch_model.bin"):
+    (tmp_path / "base" / "additional_chat_templates").mkdir()
+    names = ("tokenizer.5.0.0.json", "processor_config.json", "additional_chat_templates/rag.jinja")
+    for name in ("LICENSE.txt", "NOTICE", "tokenizer.json", "pytorch_model.bin", *names):
         (tmp_path / "base" / name).write_text(name)
     export(tmp_path / "base", make_head_patch(base), tmp_path / "out")
-    assert {"LICENSE.txt", "NOTICE", "tokenizer.json"} <= set(read_folder(tmp_path / "out"))
+    kept = ("LICENSE.txt", "NOTICE", "tokenizer.json", *names)
+    assert [name for name in kept if not (tmp_path / "out" / name).is_file()] == []
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
 
 
