@@ -39,12 +39,14 @@ class ReadingKey(Key):
 
     source: Annotated[SourceSettings, Reads("sources[]")]
     max_characters: Annotated[int, Reads("ingestion.max_characters")]
+    max_rejected_share: Annotated[float, Reads("ingestion.max_rejected_share")]
+    max_unknown_labels: Annotated[float, Reads("ingestion.max_unknown_labels")]
 
 
 READ_FILE = Stage(
     name="read_file",
     kind="records",
-    version=1,
+    version=2,
     inputs=ReadingInputs,
     key=ReadingKey,
     files=(tables.RECORDS, tables.REJECTED_ROWS, tables.SOURCE_FILES),
