@@ -51,10 +51,10 @@ from eigenshift.datasets.records import (
 from eigenshift.datasets.screening import digest_text, screen_text
 from eigenshift.datasets.sentences import make_sentences_reader
 from eigenshift.datasets.spooling import RecordWriter
-from eigenshift.datasets.stages import ReadingInputs, ReadingKey
+from eigenshift.datasets.stages import DEFAULTS, ReadingInputs, ReadingKey
 from eigenshift.datasets.toxic_spans import make_toxic_spans_reader
 from eigenshift.datasets.toxicn import make_toxicn_reader
-from eigenshift.settings import IngestionSettings, SourceFormat, SourceSettings
+from eigenshift.settings import SourceFormat, SourceSettings
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.source_files import SourceFile, digest_file, list_files
@@ -63,7 +63,6 @@ from eigenshift.store.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-DEFAULTS = IngestionSettings()
 EXPECTED_REASONS = frozenset({Reason.unscored, Reason.not_a_paragraph})
 """Why rows are rejected of a file that is the one meant."""
 MAKE_READER: dict[SourceFormat, Callable[[SourceSettings], Reader]] = {
