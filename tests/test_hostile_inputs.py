@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -666,35 +666,40 @@ def test_files(case: File, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert list_objects(store) == []
 
 
-SOURCE = "sources: [{name: demo, format: jigsaw, uri: t.csv}]"
-CONFIGS = {
+def configure(more: str = "", **columns: object) -> str:
+    """Settings of one labelled source, with these columns, and more."""
+    source = {"name": "demo", "format": "sentences", "role": "labelled", "uri": "t.csv"}
+    sources = json.dumps([{**source, "columns": columns}])
+    return f"model: {{id: x}}\nsources: {sources}\n{more}\n"
+
+
+CONFIGS: dict[str, tuple[str | bytes | None, str]] = {
     "not there": (None, "expected a readable settings file"),
     "no mapping": ("- one\n- two\n", "mapping"),
     "no YAML": ("store: [1, 2\n", "expected"),
     "not UTF-8": (b"store: \xff\xfe\n", "expected"),
-    "an unknown field": (f"{SOURCE}\nmodell: {{id: x}}\n", "modell"),
+    "an unknown field": (configure("modell: {id: x}", label="y"), "modell"),
     "a text for a number": (
-        f"{SOURCE}\nmodel: {{id: x}}\ngeneration: {{n_samples: many}}\n",
+        configure("generation: {n_samples: many}", label="y"),
         "generation.n_samples",
     ),
     "a share above 1": (
-        f"{SOURCE}\nmodel: {{id: x}}\ningestion: {{max_rejected_share: 1.5}}\n",
+        configure("ingestion: {max_rejected_share: 1.5}", label="y"),
         "ingestion.max_rejected_share",
     ),
-    "half of the classes": (
-        "model: {id: x}\nsources: [{name: demo, format: sentences, role: labelled, uri: t.csv, columns: {label: y, toxic_labels: [0]}}]\n",
-        "nontoxic_labels",
-    ),
+    "half of the classes": (configure(label="y", toxic_labels=[0]), "nontoxic_labels"),
     "a class on both sides": (
-        "model: {id: x}\nsources: [{name: demo, format: sentences, role: labelled, uri: t.csv, columns: {label: y, toxic_labels: [0], nontoxic_labels: [0]}}]\n",
+        configure(label="y", toxic_labels=[0], nontoxic_labels=[0]),
         "leave it in one",
     ),
-    "labels without a column": (
-        "model: {id: x}\nsources: [{name: demo, format: sentences, role: labelled, uri: t.csv}]\n",
+    "classes without a column": (
+        configure(toxic_labels=[0], nontoxic_labels=[1]),
         "columns.label",
     ),
+    "a scale of nothing": (configure(label="y", label_scale=0), "label_scale"),
+    "labels without a column": (configure(), "columns.label"),
     "a password in a URL": (
-        "model: {id: x}\nsources: [{name: demo, format: jigsaw, uri: 'https://me:umbrella@host/t.csv'}]\n",
+        "sources: [{name: demo, format: jigsaw, uri: 'https://me:umbrella@host/t.csv'}]\n",
         "credentials",
     ),
 }
@@ -765,12 +770,12 @@ def test_checkpoints(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one run."""
     folder = tmp_path_factory.mktemp("store")
     settings = make_settings(str(folder))
     write_run(Store(str(folder)), start_run("refresh", settings))
-    yield folder
+    return folder
 
 
 QUESTIONS = {

@@ -2,7 +2,7 @@
 
 Parquet, Arrow and JSON are told by how they begin, and so are the files that cannot be read, which
 are named for what they are. Text that is none of these has no mark of its own: the format says how
-to read it, or the ending of its name. What is compressed comes here unpacked (`store/unpacking.py`).
+to read it, or the ending of its name. What is compressed comes unpacked (`store/unpacking.py`).
 """
 
 from __future__ import annotations

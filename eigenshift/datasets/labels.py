@@ -63,8 +63,7 @@ def read_label(
 def _name_class(value: object, column: str, names: Sequence[str]) -> object:
     """The name of a numbered class; -1 is how the hub's library writes that there is none."""
     number = parse_number(value, column) if str(value).strip().lstrip("-").isdigit() else value
-    is_numbered = isinstance(number, int) and 0 <= number < len(names)
-    return names[number] if is_numbered else value  # type: ignore[index]
+    return names[number] if isinstance(number, int) and 0 <= number < len(names) else value
 
 
 def _find_class(value: object, columns: ColumnMapping) -> bool:
@@ -77,15 +76,16 @@ def _find_class(value: object, columns: ColumnMapping) -> bool:
         return True
     if label in map(_spell, columns.nontoxic_labels):
         return False
+    found = describe_label(value)
     raise RejectedRecordError(
         Reason.label_unreadable,
-        f"{columns.label}: expected one of the labels in the settings{FOUND}{describe_label(value)}",
+        f"{columns.label}: expected one of the labels in the settings{FOUND}{found}",
     )
 
 
 def _spell(value: object) -> str:
     """One spelling for 2, 2.0 and "2", for true and "True"."""
-    if value is None or value != value:  # noqa: PLR0124 - NaN, as pandas writes nothing
+    if value is None or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -324,8 +324,8 @@ def _describe_share(
     return DatasetError(
         f"{uri}: expected at most {bound:.0%} of the rows to be unusable, found {reasons.total()} "
         f"rejected among {n_rows} ({counts}).{met} This is probably not the file meant, or it is "
-        f"in another schema.{_advise_encoding(reasons)} Check the source's `format` and `columns`, or set "
-        "`ingestion.max_rejected_share` to what is right for this file."
+        f"in another schema.{_advise_encoding(reasons)} Check the source's `format` and "
+        "`columns`, or set `ingestion.max_rejected_share` to what is right for this file."
     )
 
 

@@ -158,7 +158,7 @@ def check_columns(place: str, found: Sequence[str], required: Collection[str]) -
 
 
 def has_columns(found: Collection[str], required: Collection[str]) -> bool:
-    """Whether all columns are there; a field of a nested one ("prompt.text") is seen in its rows."""
+    """Whether all columns are there; of a nested one ("prompt.text") its rows show the field."""
     return all(name in found or name.partition(".")[0] in found for name in required)
 
 

@@ -60,8 +60,8 @@ def read_table(
             number += batch.num_rows
     except pa.ArrowException as error:
         raise DatasetError(
-            f"{uri}: expected a Parquet file (or an Arrow one), found one that cannot be read after "
-            f"row {number} ({type(error).__name__}). It is damaged or cut short. Fetch it again."
+            f"{uri}: expected a Parquet file (or an Arrow one), found one that cannot be read "
+            f"after row {number} ({type(error).__name__}). It is damaged or cut short. Fetch it again."
         ) from error
 
 

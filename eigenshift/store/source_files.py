@@ -33,7 +33,6 @@ from eigenshift.store.storage import ObjectState
 from eigenshift.store.traffic import current_meter
 from eigenshift.store.unpacking import is_of_system, unpacking
 
-
 DOCUMENTS = frozenset({"readme", "license", "licence", "citation", "changelog", "notice"})
 """Names, without endings, of what lies beside the data of a folder."""
 

@@ -115,7 +115,8 @@ def _require_text(head: bytes, name: str, uri: str) -> None:
 def _open_zip(stream: Any, uri: str, open_streams: ExitStack) -> tuple[str, Any]:
     """The one file in a zip file, and its name."""
     if not is_searchable(stream):
-        copy = open_streams.enter_context(tempfile.TemporaryFile(dir=scratch_folder()))
+        folder = scratch_folder()
+        copy = open_streams.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
         shutil.copyfileobj(stream, copy)
         stream = copy
     try:
@@ -171,7 +172,7 @@ def _is_beside(item: zipfile.ZipInfo) -> bool:
 
 def is_of_system(name: str) -> bool:
     """Whether a file or folder is a system's or a tool's own, and holds no data."""
-    return name.startswith(".") or name in SYSTEM_NAMES
+    return (name.startswith(".") and name.strip(".") != "") or name in SYSTEM_NAMES
 
 
 def _show_names(names: list[str]) -> str:
