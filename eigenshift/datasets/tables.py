@@ -61,7 +61,8 @@ def read_table(
     except pa.ArrowException as error:
         raise DatasetError(
             f"{uri}: expected a Parquet file (or an Arrow one), found one that cannot be read "
-            f"after row {number} ({type(error).__name__}). It is damaged or cut short. Fetch it again."
+            f"after row {number} ({type(error).__name__}). It is damaged or cut short. Fetch it "
+            "again."
         ) from error
 
 
