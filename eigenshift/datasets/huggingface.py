@@ -221,7 +221,11 @@ def _load_from_hub(source: SourceSettings, revision: str | None, datasets: Any) 
 
 
 def _find_text_files(builder: Any, split: str) -> TextFiles | None:
-    """The CSV or JSON files of a split; None where they are others, or in a way of their own."""
+    """The CSV or JSON files of a split; None where they are others, or in a way of their own.
+
+    Raises:
+        DatasetError: A part of a split is asked for, which only the library could cut.
+    """
     config = builder.config
     is_plain = (
         type(config).__name__ in ("CsvConfig", "JsonConfig")
@@ -229,6 +233,12 @@ def _find_text_files(builder: Any, split: str) -> TextFiles | None:
         and getattr(config, "column_names", None) is None
         and getattr(config, "names", None) is None
     )
+    if is_plain and "[" in split:
+        raise DatasetError(
+            f"split {split}: expected the name of a split, found a part of one. Its files are CSV "
+            "or JSON, of which the library would lose texts. Name the split, and set the source's "
+            "`max_rows` to read only so many rows."
+        )
     files = (config.data_files or {}).get(split) if is_plain else None
     if files is None:
         return None

@@ -252,3 +252,12 @@ def test_files_of_one_source_are_numbered_on(ingest, tmp_path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "jam"}\n{"text": "oil"}\n')
     outcome = ingest(format="huggingface", role="neutral", uri=str(tmp_path / "*"))
     assert outcome.samples["source_row"].to_pylist() == [1, 2, 3]
+
+
+def test_a_part_of_a_split_of_csv_is_refused(ingest, tmp_path) -> None:
+    """The library could cut it, but would lose texts; `max_rows` does the same."""
+    (tmp_path / "train.csv").write_text("text\ntea\nNone\n")
+    options = {"format": "huggingface", "role": "neutral", "uri": str(tmp_path)}
+    with pytest.raises(DatasetError, match="`max_rows`"):
+        ingest(split="train[:1]", **options)
+    assert ingest(max_rows=1, **options).texts == ["tea"]
