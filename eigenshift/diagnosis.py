@@ -28,6 +28,7 @@ from safetensors import safe_open
 from eigenshift.base.errors import DatasetError
 from eigenshift.benchmarks.harness import require_tasks
 from eigenshift.benchmarks.tasks import find_version
+from eigenshift.datasets.containers import Container
 from eigenshift.datasets.reading import digest_source
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
@@ -41,7 +42,7 @@ from eigenshift.settings import (
     SourceSettings,
 )
 from eigenshift.store.manifests import describe_versions
-from eigenshift.store.source_files import fetch_path, is_folder, list_files, open_file
+from eigenshift.store.source_files import fetch_path, is_folder, list_files, open_named
 from eigenshift.store.storage import Store
 from eigenshift.toxicity.functional_cases import read_cases
 from eigenshift.toxicity.scorer_quality import describe_quality, read_quality
@@ -325,7 +326,7 @@ def check_store(url: str) -> Finding:
 
 
 def check_source(source: SourceSettings) -> Finding:
-    """Whether every file of a source is there and opens."""
+    """Whether every file of a source is there, opens, and is of a kind that is read."""
     name = f"source {source.name}"
     if source.format is SourceFormat.huggingface:
         digest_source(source)
@@ -338,8 +339,8 @@ def check_source(source: SourceSettings) -> Finding:
         hint = f" The public data set is at {origin} (more in data/README.md)." if origin else ""
         return Finding(name, False, f"{error}{hint}")
     for file in files:
-        with open_file(file.uri) as handle:
-            handle.read(1)
+        with open_named(file.uri) as (inner_name, handle):
+            Container(file.uri, inner_name, handle)  # refuses what no format reads
     size = _show_bytes(sum(file.n_bytes for file in files))
     return Finding(name, True, f"{source.uri}: {len(files)} file(s), {size}, readable")
 

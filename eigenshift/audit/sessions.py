@@ -19,7 +19,7 @@ from eigenshift.audit.statements import (
 )
 from eigenshift.audit.views import VIEW_NAMES
 from eigenshift.base import schemas
-from eigenshift.base.errors import AuditError
+from eigenshift.base.errors import AuditError, QuestionError
 from eigenshift.store.traffic import Traffic, metering
 
 HIDDEN_TEXT = "[text hidden: name the column or use --show-text]"
@@ -143,7 +143,7 @@ class AuditSession:
         except duckdb.Error as error:
             if deadline.is_over:
                 raise deadline.describe() from error
-            raise self._describe_damage(error) or AuditError(
+            raise self._describe_damage(error) or QuestionError(
                 f"audit query refused: {explain(error)}"
             ) from error
         batches, size = [], 0
@@ -153,7 +153,7 @@ class AuditSession:
                 batches.append(batch)
                 size += batch.nbytes
                 if size > self._limits.result_bytes:
-                    raise AuditError(
+                    raise QuestionError(
                         "audit query: expected a result of at most "
                         f"{self._limits.result_bytes:,} bytes, found more. Aggregate, filter, or "
                         "add a LIMIT."
@@ -173,11 +173,11 @@ class AuditSession:
         if damage is not None:
             return damage
         if hidden != schemas.TEXT_COLUMNS and not isinstance(error, duckdb.OutOfMemoryException):
-            return AuditError(
+            return QuestionError(
                 f"audit query failed: {type(error).__name__} while reading rows. The message is "
                 "withheld: it may quote text. Use try_cast, or leave text columns out."
             )
-        return AuditError(f"audit query failed: {explain(error)}")
+        return QuestionError(f"audit query failed: {explain(error)}")
 
     def _describe_damage(self, error: BaseException) -> AuditError | None:
         """The error to raise where a file of the store could not be read."""

@@ -14,7 +14,7 @@ import duckdb
 
 from eigenshift.audit.views import VIEW_NAMES
 from eigenshift.base import schemas
-from eigenshift.base.errors import AuditError
+from eigenshift.base.errors import QuestionError
 
 _ALL_VIEWS_WORDS = frozenset({"show", "describe", "information_schema"})
 _CATALOGUE_PREFIXES = ("duckdb_", "pragma_", "sqlite_")
@@ -25,14 +25,14 @@ def check_statement(sql: str) -> None:
     """Refuse everything but one read-only statement.
 
     Raises:
-        AuditError: What was found instead.
+        QuestionError: What was found instead.
     """
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
-        raise AuditError(f"audit query refused: {explain(error)}") from error
+        raise QuestionError(f"audit query refused: {explain(error)}") from error
     if len(statements) != 1:
-        raise AuditError(
+        raise QuestionError(
             f"audit query: expected one statement, found {len(statements)}. Ask one question at a "
             "time."
         )
@@ -40,12 +40,12 @@ def check_statement(sql: str) -> None:
     if kind == duckdb.StatementType.EXPLAIN:
         explained = re.sub(r"(?is)^\s*explain\s+(analyze\s+)?", "", sql, count=1)
         if explained == sql:
-            raise AuditError(
+            raise QuestionError(
                 "audit query: expected EXPLAIN directly before a SELECT, found another form."
             )
         check_statement(explained)
     elif kind != duckdb.StatementType.SELECT:
-        raise AuditError(
+        raise QuestionError(
             f"audit query: expected a SELECT, found {kind.name}. The store is read-only here: only "
             "SELECT, DESCRIBE, SUMMARIZE, SHOW and EXPLAIN are answered. Export results with "
             "--format."
@@ -53,7 +53,7 @@ def check_statement(sql: str) -> None:
     words = [word.lower() for word, _ in _split_words(sql)]
     for before, word in itertools.pairwise(words):
         if before == "(" and word in _CHANGING_WORDS:
-            raise AuditError(
+            raise QuestionError(
                 f"audit query: expected a SELECT that only reads, found {word.upper()} inside it. "
                 "The store is read-only here."
             )

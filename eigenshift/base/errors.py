@@ -70,10 +70,15 @@ class AuditError(EigenShiftError):
     """An audit query was refused or failed."""
 
 
+class QuestionError(AuditError):
+    """What was asked cannot be answered, whatever the store holds (exit code 2)."""
+
+
 INPUT_ERRORS: tuple[type[EigenShiftError], ...] = (
     SettingsError,
     DatasetError,
     ModelError,
     ScorerError,
+    QuestionError,
 )
 """Errors caused by what the user gave us: the command line exits with 2."""

@@ -1,9 +1,11 @@
-"""CSV and TSV files -> records. Reads bytes through `source_files.open_file`; writes nothing.
+"""CSV and TSV files -> records. Reads a stream of bytes; writes nothing.
 
 One record for one row of the file, whatever is wrong with it: a row with broken UTF-8 or a wrong
 number of cells is rejected by its number and its neighbours survive. Blank lines between rows are
 no records. A TSV has no quoting (as paradetox and wiki-split ship it); in a CSV quotes may be
-doubled and cells may hold line breaks. What the cells mean belongs to the format modules.
+doubled and cells may hold line breaks. Cells are parted by what gives the columns that are asked
+for: a comma, else a semicolon, a tab or a bar; or by what Excel's first line `sep=;` says. What the
+cells mean belongs to the format modules.
 
 Parsed with Python's `csv`, not `pyarrow.csv` (26.0): there, a row of the wrong length with broken
 UTF-8 fails the whole file with the row's text in the error, and a CRLF inside a quoted cell
@@ -15,8 +17,11 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import IO
 
 from eigenshift.base.errors import DatasetError
@@ -26,6 +31,8 @@ from eigenshift.datasets.records import (
     RejectedRecordError,
     Rejection,
     check_columns,
+    check_repeats,
+    has_columns,
     name_columns,
 )
 from eigenshift.store.source_files import open_file
@@ -38,6 +45,25 @@ NUL = "\u0100"  # stands for a NUL byte, which Python 3.10's csv refuses
 END = "\u0101"  # a line of our own after the last: swallowed only by a quote left open
 UTF8_BOM = "\u00ef\u00bb\u00bf"
 UTF16_BOMS = ("\u00ff\u00fe", "\u00fe\u00ff")
+DELIMITERS = (",", ";", "\t", "|")
+SEPARATOR_LINE = re.compile(r'"?sep=([^"])"?\s*')
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How cells are parted.
+
+    Attributes:
+        delimiter: Between cells.
+        is_quoted: Whether `"` quotes a cell; otherwise it is a character like any other.
+    """
+
+    delimiter: str = ","
+    is_quoted: bool = True
+
+
+CSV = Dialect()
+TSV = Dialect("\t", is_quoted=False)
 
 
 def read_delimited(
@@ -46,43 +72,72 @@ def read_delimited(
     """Read a file with a header, record by record.
 
     Args:
-        uri: Path or URL; gzip and friends are decompressed by suffix.
+        uri: Path or URL; what is compressed is unpacked.
         required: Columns that must be in the header.
-        delimiter: Between cells.
+        delimiter: Between cells, if it gives these columns; else another is tried.
         is_quoted: Whether `"` quotes a cell; otherwise it is a character like any other.
 
     Raises:
         DatasetError: The file is empty, is not UTF-8 text, or lacks a required column.
     """
     with open_file(uri) as handle:
-        rows = _split_rows(handle, uri, delimiter, is_quoted)
-        names = _read_header(rows, uri)
-        check_columns(uri, names, required)
-        for number, (cells, n_lines) in enumerate(rows, start=1):
-            try:
-                record = Record(number, dict(zip(names, _decode_row(cells, names), strict=True)))
-            except RejectedRecordError as error:
-                if error.reason is Reason.unclosed_quote:
-                    logger.warning(
-                        "unclosed quote: file=%s row=%d lines=%d", uri, number, n_lines - 1
-                    )
-                yield Rejection(number, error.reason, error.detail)
-            else:
-                yield record
+        yield from read_delimited_stream(handle, uri, required, Dialect(delimiter, is_quoted))
 
 
-def _split_rows(
-    handle: IO[bytes], uri: str, delimiter: str, is_quoted: bool
-) -> Iterator[tuple[list[str], int]]:
+def read_delimited_stream(
+    handle: IO[bytes], uri: str, required: Collection[str], dialect: Dialect = CSV
+) -> Iterator[Record | Rejection]:
+    """As `read_delimited`, from a stream; `uri` is for errors."""
+    lines = _read_lines(handle, uri)
+    first = next(lines)
+    if (line := SEPARATOR_LINE.fullmatch(first)) is not None:
+        dialect = Dialect(line[1])
+    else:
+        dialect = choose_dialect(first, required, dialect) or dialect
+        lines = chain([first], lines)
+    rows = _split_rows(lines, dialect)
+    names = _read_header(rows, uri, required)
+    check_columns(uri, names, required)
+    for number, (cells, n_lines) in enumerate(rows, start=1):
+        try:
+            record = Record(number, dict(zip(names, _decode_row(cells, names), strict=True)))
+        except RejectedRecordError as error:
+            if error.reason is Reason.unclosed_quote:
+                logger.warning("unclosed quote: file=%s row=%d lines=%d", uri, number, n_lines - 1)
+            yield Rejection(number, error.reason, error.detail)
+        else:
+            yield record
+
+
+def choose_dialect(line: str, required: Collection[str], first: Dialect) -> Dialect | None:
+    """The dialect in which a line is a header with the columns required; None if none is.
+
+    Args:
+        line: In Latin-1, as `_read_lines` gives them.
+        required: Columns.
+        first: The dialect that is tried before all others.
+    """
+    others = (Dialect(delimiter) for delimiter in DELIMITERS)
+    for dialect in (first, *others):
+        try:
+            names = next(_split_rows(iter([line]), dialect), ([], 0))[0]
+            if names and has_columns(name_columns(_decode_row(names, names)), required):
+                return dialect
+        except (RejectedRecordError, csv.Error):
+            continue
+    return None
+
+
+def _split_rows(lines: Iterator[str], dialect: Dialect) -> Iterator[tuple[list[str], int]]:
     """Yield the cells of each row, still in Latin-1, and the number of lines it takes.
 
     A quote left open swallows the end marker, which then ends the last cell of the last row.
     """
     csv.field_size_limit(sys.maxsize)  # process-wide: by default a long comment is an error
     reader = csv.reader(
-        _read_lines(handle, uri),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+        lines,
+        delimiter=dialect.delimiter,
+        quoting=csv.QUOTE_MINIMAL if dialect.is_quoted else csv.QUOTE_NONE,
     )
     last_line = 0
     for cells in reader:
@@ -107,7 +162,9 @@ def _read_lines(handle: IO[bytes], uri: str) -> Iterator[str]:
         yield END
 
 
-def _read_header(rows: Iterator[tuple[list[str], int]], uri: str) -> list[str]:
+def _read_header(
+    rows: Iterator[tuple[list[str], int]], uri: str, required: Collection[str]
+) -> list[str]:
     cells, _ = next(rows, ([], 0))
     if not cells:
         raise DatasetError(
@@ -115,12 +172,14 @@ def _read_header(rows: Iterator[tuple[list[str], int]], uri: str) -> list[str]:
             "export probably failed. Fetch the file again, or take it out of the sources."
         )
     try:
-        return name_columns(_decode_row(cells, cells))
+        header = _decode_row(cells, cells)
     except RejectedRecordError as error:
         raise DatasetError(
             f"{uri}: expected a header in UTF-8, found {error.reason.value} in it "
             f"({error.detail}). This is not the file meant, or it is damaged. Check `uri`."
         ) from error
+    check_repeats(uri, [cell.strip() for cell in header], required)
+    return name_columns(header)
 
 
 def _decode_row(cells: list[str], names: Sequence[str]) -> list[str]:

@@ -1,9 +1,13 @@
 """Hugging Face datasets -> samples, by the column mapping in the settings.
 
 Takes a dataset id (with configuration, revision and split), or a folder, file, glob or URL of
-Parquet, JSON or CSV files, or a folder written by `save_to_disk`. Everything is loaded by the
-`datasets` library's own builders: dataset scripts are refused (the library has not run any since
-4.0, and nothing here asks it to). Credentials and cache folders are that library's own settings.
+Parquet, JSON or CSV files, or a folder written by `save_to_disk`. What is in an id or a folder the
+`datasets` library finds: dataset scripts are refused (the library has not run any since 4.0, and
+nothing here asks it to). Credentials and cache folders are that library's own settings. Files, and
+CSV and JSON wherever they are, are read by `containers.py`: the library reads CSV by pandas, which
+takes texts such as "None" and "NA" for nothing and ids such as 0001 for numbers, and JSON by
+pyarrow, which makes dates of texts that look like some (docs/protections.md). A file that is
+damaged in one row stops the run, as it does in the library.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +30,17 @@ from huggingface_hub import errors as hub_errors
 
 from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.column_mapping import list_required_columns, make_column_mapper
+from eigenshift.datasets.containers import Container
 from eigenshift.datasets.records import (
     Item,
+    Reason,
     Record,
     Rejection,
     SourceInput,
     check_columns,
     map_records,
 )
-from eigenshift.datasets.sentences import find_suffix
+from eigenshift.datasets.sentences import read_mapped
 from eigenshift.datasets.tables import BATCH_ROWS, list_records
 from eigenshift.settings import SourceSettings
 from eigenshift.store.scratch import scratch_folder
@@ -44,25 +51,34 @@ from eigenshift.store.source_files import (
     has_protocol,
     is_folder,
     list_files,
+    open_named,
 )
 
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_TIMEOUT_SECONDS = 10.0
-BUILDERS = {
-    ".parquet": "parquet",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-}
+TEXT_BUILDERS = frozenset({"csv", "json"})
+DAMAGE = frozenset({Reason.bad_json})
 SAVED_TO_DISK = ("dataset_dict.json", "state.json")
 # What the hub client raises when it cannot connect is no OSError, and which class it is depends
 # on its HTTP library; the client's errors module re-exports it.
 HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", hub_errors.HfHubHTTPError)
 HUB_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, HTTP_ERROR)
 LOAD_ERRORS: tuple[type[Exception], ...] = (*HUB_ERRORS, RuntimeError, KeyError)
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """CSV or JSON files of a split, which the library would read otherwise than they are meant.
+
+    Attributes:
+        uris: In reading order.
+        class_names: Of numbered classes, by column, where the dataset names them.
+    """
+
+    uris: tuple[str, ...]
+    class_names: dict[str, list[str]]
 
 
 def digest_dataset(source: SourceSettings) -> str:
@@ -85,16 +101,22 @@ def find_dataset(source: SourceSettings) -> SourceInput:
     """
     if _is_stored(source.uri):
         files = _list_stored_files(source)
-        dataset = _load(source, partial(_load_stored, source, files))
         uri = f"{source.uri}#{source.split}"
         digest = _digest_files(files, source)
         n_bytes = sum(file.n_bytes for file in files)
+        dataset = (
+            _load(source, partial(_load_folder, source))
+            if is_folder(source.uri)
+            else TextFiles(tuple(file.uri for file in files), {})
+        )
     else:
         commit = resolve_commit(source)
         dataset = _load(source, partial(_load_from_hub, source, commit or source.revision))
         uri = _describe_hub_dataset(source, commit)
         digest = _digest_hub_dataset(source, commit)
-        n_bytes = int(dataset.data.nbytes)
+        n_bytes = 0 if isinstance(dataset, TextFiles) else int(dataset.data.nbytes)
+    if isinstance(dataset, TextFiles):
+        return SourceInput(uri, digest, n_bytes, partial(_read_files, dataset, source))
     check_columns(uri, list(dataset.column_names), list_required_columns(source))
     return SourceInput(uri, digest, n_bytes, partial(_read_dataset, dataset, source))
 
@@ -173,35 +195,89 @@ def _load(source: SourceSettings, load: partial[Any]) -> Any:
         ) from error
 
 
-def _load_stored(source: SourceSettings, files: list[SourceFile], datasets: Any) -> Any:
+def _load_folder(source: SourceSettings, datasets: Any) -> Any:
     # A cache of our own: the library's would serve an older file of the same name and size.
     cache = tempfile.mkdtemp(dir=scratch_folder())
-    if is_folder(source.uri):
-        folder = fetch_path(source.uri)
-        if any((folder / name).exists() for name in SAVED_TO_DISK):
-            saved = datasets.load_from_disk(str(folder))
-            return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
-        return datasets.load_dataset(
-            str(folder), name=source.configuration, split=source.split, cache_dir=cache
-        )
-    builders = {BUILDERS.get(find_suffix(file.uri)) for file in files}
-    builder = builders.pop()
-    if builder is None or builders:
-        raise ValueError("files of one kind are needed: .parquet, .json, .jsonl or .csv")
-    paths = [str(fetch_path(file.uri)) for file in files]
-    return datasets.load_dataset(
-        builder, data_files={source.split: paths}, split=source.split, cache_dir=cache
-    )
+    folder = fetch_path(source.uri)
+    if any((folder / name).exists() for name in SAVED_TO_DISK):
+        saved = datasets.load_from_disk(str(folder))
+        return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
+    options = {"name": source.configuration, "cache_dir": cache}
+    builder = datasets.load_dataset_builder(str(folder), **options)
+    files = _find_text_files(builder, source.split)
+    return files or datasets.load_dataset(str(folder), split=source.split, **options)
 
 
 def _load_from_hub(source: SourceSettings, revision: str | None, datasets: Any) -> Any:
-    return datasets.load_dataset(
+    dataset = datasets.load_dataset(
         source.uri, name=source.configuration, revision=revision, split=source.split
     )
+    if dataset.info.builder_name not in TEXT_BUILDERS:
+        return dataset
+    builder = datasets.load_dataset_builder(
+        source.uri, name=source.configuration, revision=revision
+    )
+    return _find_text_files(builder, source.split) or dataset
+
+
+def _find_text_files(builder: Any, split: str) -> TextFiles | None:
+    """The CSV or JSON files of a split; None where they are others, or in a way of their own.
+
+    Raises:
+        DatasetError: A part of a split is asked for, which only the library could cut.
+    """
+    config = builder.config
+    is_plain = (
+        type(config).__name__ in ("CsvConfig", "JsonConfig")
+        and getattr(config, "field", None) is None
+        and getattr(config, "column_names", None) is None
+        and getattr(config, "names", None) is None
+    )
+    if is_plain and "[" in split:
+        raise DatasetError(
+            f"split {split}: expected the name of a split, found a part of one. Its files are CSV "
+            "or JSON, of which the library would lose texts. Name the split, and set the source's "
+            "`max_rows` to read only so many rows."
+        )
+    files = (config.data_files or {}).get(split) if is_plain else None
+    if files is None:
+        return None
+    return TextFiles(tuple(map(str, files)), _list_class_names(builder.info.features))
+
+
+def _list_class_names(features: Any) -> dict[str, list[str]]:
+    return {
+        name: list(map(str, feature.names))
+        for name, feature in (features or {}).items()
+        if type(feature).__name__ == "ClassLabel"
+    }
+
+
+def _read_files(files: TextFiles, source: SourceSettings) -> Iterator[Item]:
+    """Read files one after another as one.
+
+    Raises:
+        DatasetError: One is damaged.
+    """
+    number = 0
+    for uri in files.uris:
+        with open_named(uri) as (name, handle):
+            container = Container(uri, name, handle, files.class_names)
+            for item in read_mapped(container, source):
+                number += 1
+                if isinstance(item, Rejection) and item.reason in DAMAGE:
+                    raise DatasetError(
+                        f"{uri}: expected a file that can be read as a table, found row "
+                        f"{item.source_row} that cannot ({item.reason.value}: {item.detail}). It "
+                        "is damaged. Fetch it again, or set the source's `format` to 'sentences', "
+                        "which rejects such rows one by one."
+                    )
+                yield replace(item, source_row=number)
 
 
 def _read_dataset(dataset: Any, source: SourceSettings) -> Iterator[Item]:
-    return map_records(_list_records(dataset), make_column_mapper(source))
+    mapper = make_column_mapper(source, _list_class_names(dataset.features))
+    return map_records(_list_records(dataset), mapper)
 
 
 def _list_records(dataset: Any) -> Iterator[Record | Rejection]:

@@ -14,24 +14,27 @@ import json
 import logging
 import lzma
 import time
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from eigenshift.base.errors import DatasetError
 from eigenshift.base.schemas import REJECTED_ROWS, SOURCE_FILES
-from eigenshift.datasets.huggingface import digest_dataset, find_dataset
+from eigenshift.datasets.huggingface import SAVED_TO_DISK, digest_dataset, find_dataset
 from eigenshift.datasets.jigsaw import (
     make_jigsaw_reader,
     make_multilingual_reader,
     make_unintended_bias_reader,
 )
+from eigenshift.datasets.labels import LabelTally
 from eigenshift.datasets.language import resolve_language
 from eigenshift.datasets.paragraphs import make_paragraphs_reader
 from eigenshift.datasets.real_toxicity_prompts import make_prompts_reader
@@ -48,7 +51,7 @@ from eigenshift.datasets.records import (
 from eigenshift.datasets.screening import digest_text, screen_text
 from eigenshift.datasets.sentences import make_sentences_reader
 from eigenshift.datasets.spooling import RecordWriter
-from eigenshift.datasets.stages import ReadingInputs, ReadingKey
+from eigenshift.datasets.stages import DEFAULTS, ReadingInputs, ReadingKey
 from eigenshift.datasets.toxic_spans import make_toxic_spans_reader
 from eigenshift.datasets.toxicn import make_toxicn_reader
 from eigenshift.settings import SourceFormat, SourceSettings
@@ -60,6 +63,8 @@ from eigenshift.store.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
+EXPECTED_REASONS = frozenset({Reason.unscored, Reason.not_a_paragraph})
+"""Why rows are rejected of a file that is the one meant."""
 MAKE_READER: dict[SourceFormat, Callable[[SourceSettings], Reader]] = {
     SourceFormat.jigsaw: make_jigsaw_reader,
     SourceFormat.jigsaw_unintended_bias: make_unintended_bias_reader,
@@ -80,7 +85,23 @@ def list_sources(source: SourceSettings) -> list[SourceSettings]:
     """
     if source.format is SourceFormat.huggingface:
         return [source]
-    return [source.model_copy(update={"uri": file.uri}) for file in list_files(source.uri)]
+    return [source.model_copy(update={"uri": file.uri}) for file in _list_data_files(source.uri)]
+
+
+def _list_data_files(uri: str) -> list[SourceFile]:
+    """The files of a source.
+
+    Raises:
+        DatasetError: There are none, or they are in a way that only the hub's library reads.
+    """
+    files = list_files(uri)
+    saved = next((file for file in files if PurePosixPath(file.uri).name in SAVED_TO_DISK), None)
+    if saved is not None:
+        raise DatasetError(
+            f"{saved.uri}: expected files of texts, found a folder that the datasets library wrote "
+            "by save_to_disk. Set the source's `format` to 'huggingface', with its `columns`."
+        )
+    return files
 
 
 def digest_source(source: SourceSettings) -> str:
@@ -92,27 +113,38 @@ def digest_source(source: SourceSettings) -> str:
     if source.format is SourceFormat.huggingface:
         return digest_dataset(source)
     digests = []
-    for file in [*list_files(source.uri), *_list_labels_files(source)]:
+    for file in [*_list_data_files(source.uri), *_list_labels_files(source)]:
         with explain_damage(file.uri):
             digests.append([file.uri, digest_file(file.uri)])
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def read_file(source: SourceSettings, max_characters: int, workspace: Workspace) -> None:
+def read_file(
+    source: SourceSettings,
+    max_characters: int,
+    workspace: Workspace,
+    *,
+    max_rejected_share: float = DEFAULTS.max_rejected_share,
+    max_unknown_labels: float = DEFAULTS.max_unknown_labels,
+) -> None:
     """Read one file into a workspace; every record becomes a text or a rejected row.
 
     Args:
         source: The settings of the source, `uri` naming one file (`list_sources`).
         max_characters: Longer texts are rejected.
         workspace: Receives the tables, and the facts rows_read, records, rejected.
+        max_rejected_share: More rejected rows stop the run; `EXPECTED_REASONS` do not count.
+        max_unknown_labels: Share of the labels, 0 to 1; more that are none stop the run.
 
     Raises:
-        DatasetError: The file cannot be read, has the wrong columns, or no usable record.
+        DatasetError: The file cannot be read, has the wrong columns, no usable record, too few, or
+            labels that are none.
     """
     file = _find_input(source)
     started = time.perf_counter()
     rejected: list[Rejection] = []
-    n_rows = 0
+    labels = LabelTally()
+    n_rows = n_blank_lines = 0
     with (
         RecordWriter(workspace.path(tables.RECORDS.file)) as writer,
         closing(_read_items(file)) as items,
@@ -120,14 +152,21 @@ def read_file(source: SourceSettings, max_characters: int, workspace: Workspace)
         for item in islice(items, source.max_rows):
             n_rows += 1
             _check_row_number(file.uri, item, n_rows)
+            labels.add(item)
             found = _screen(item, source, file.uri, max_characters)
             if isinstance(found, Rejection):
                 rejected.append(found)
+                is_line = isinstance(item, Sample) and item.is_line
+                n_blank_lines += is_line and found.reason is Reason.empty_text
             else:
                 writer.append(found)
+    labels.check(file.uri, source, max_unknown_labels)
     reasons = Counter(rejection.reason for rejection in rejected)
     if n_rows == reasons.total():
         raise describe_unusable(file.uri, n_rows, reasons)
+    n_expected = n_blank_lines + sum(reasons[reason] for reason in EXPECTED_REASONS)
+    if reasons.total() - n_expected > max_rejected_share * n_rows:
+        raise _describe_share(file.uri, n_rows, reasons, max_rejected_share, labels)
     write_rejections(source.name, [(file.uri, item) for item in rejected], workspace)
     described = _describe_files(source, file, n_rows)
     workspace.write_rows(tables.SOURCE_FILES.file, described, SOURCE_FILES)
@@ -240,7 +279,7 @@ def explain_damage(uri: str) -> Iterator[None]:
     """Turn what a damaged or vanished file raises while it is read into one kind of error."""
     try:
         yield
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, OSError) as error:
         found = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DatasetError(
             f"{uri}: expected a readable file, found: {type(error).__name__}: {found}. A "
@@ -263,11 +302,39 @@ def describe_unusable(uri: str, n_rows: int, reasons: Counter[Reason]) -> Datase
     found = f"none among {n_rows} rows ({counts})" if n_rows else "no rows at all"
     return DatasetError(
         f"{uri}: expected at least one usable row, found {found}. The file is empty, damaged, or "
-        "in another schema. Check the source's `format`, `columns` and `labels_uri`, or take the "
-        "file out of the sources."
+        f"in another schema.{_advise_encoding(reasons)} Check the source's `format`, `columns` "
+        "and `labels_uri`, or take the file out of the sources."
+    )
+
+
+def _advise_encoding(reasons: Counter[Reason]) -> str:
+    if not reasons or reasons.most_common(1)[0][0] is not Reason.bad_encoding:
+        return ""
+    return (
+        " It is probably in another encoding than UTF-8: convert it, e.g. iconv -f WINDOWS-1252 "
+        "-t UTF-8."
+    )
+
+
+def _describe_share(
+    uri: str, n_rows: int, reasons: Counter[Reason], bound: float, labels: LabelTally
+) -> DatasetError:
+    counts = ", ".join(f"{reason.value}: {n}" for reason, n in reasons.most_common())
+    met = f" Labels met: {labels.describe()}." if labels.has_any else ""
+    return DatasetError(
+        f"{uri}: expected at most {bound:.0%} of the rows to be unusable, found {reasons.total()} "
+        f"rejected among {n_rows} ({counts}).{met} This is probably not the file meant, or it is "
+        f"in another schema.{_advise_encoding(reasons)} Check the source's `format` and "
+        "`columns`, or set `ingestion.max_rejected_share` to what is right for this file."
     )
 
 
 def carry_out(inputs: ReadingInputs, key: ReadingKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `read_file`."""
-    read_file(key.source, key.max_characters, workspace)
+    read_file(
+        key.source,
+        key.max_characters,
+        workspace,
+        max_rejected_share=key.max_rejected_share,
+        max_unknown_labels=key.max_unknown_labels,
+    )

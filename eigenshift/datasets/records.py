@@ -19,14 +19,16 @@ from functools import lru_cache
 from typing import Any
 
 from eigenshift.base.errors import DatasetError
+from eigenshift.datasets.label_words import is_label_word, read_word
 
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 CANONICAL_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 # An exponent needs a point or a sign: "5e10" may be a hexadecimal name.
 DECIMAL = re.compile(r"[+-]?\d+(\.\d*([eE][+-]?\d{1,3})?|[eE][+-]\d{1,3})", re.ASCII)
 MAX_NUMBER_CHARACTERS = 32
-TRUE_WORDS = frozenset({"true", "yes"})
-FALSE_WORDS = frozenset({"false", "no"})
+# A comma after 0 or 1, or before other than three digits, cannot part thousands.
+DECIMAL_COMMA = re.compile(r"[+-]?([01],\d+|\d{1,3},(\d{1,2}|\d{4,}))", re.ASCII)
+PERCENTAGE = re.compile(r"\d{1,3}([.,]\d+)? ?%", re.ASCII)
 COLUMN_NAME = re.compile(r"[A-Za-z_][\w.@-]{0,39}", re.ASCII)
 # fmt: off
 KNOWN_COLUMNS = frozenset({
@@ -69,7 +71,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One record mapped to what all sources have in common."""
+    """One record mapped to what all sources have in common.
+
+    `label` is what stood in its label's column, as an error may show it (`describe_label`);
+    `is_line` says that it is a line of plain text, which may be blank.
+    """
 
     source_row: int
     text: str
@@ -77,6 +83,8 @@ class Sample:
     toxicity: float | None = None
     language: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
+    is_line: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +141,7 @@ def check_columns(place: str, found: Sequence[str], required: Collection[str]) -
         DatasetError: A column is missing. The columns found are named only if this is a header
             beyond doubt: the first record of a file without one is a text.
     """
-    if set(required) <= set(found):
+    if has_columns(found, required):
         return
     if KNOWN_COLUMNS & set(found):
         shown = [name if COLUMN_NAME.fullmatch(name) else "(another)" for name in found]
@@ -147,6 +155,67 @@ def check_columns(place: str, found: Sequence[str], required: Collection[str]) -
         f"{place}: expected the columns {', '.join(sorted(required))}, {description}. Set the "
         "source's `format` (or `columns`) to what the file holds, or correct its header."
     )
+
+
+def has_columns(found: Collection[str], required: Collection[str]) -> bool:
+    """Whether all columns are there; of a nested one ("prompt.text") its rows show the field."""
+    return all(name in found or name.partition(".")[0] in found for name in required)
+
+
+def check_repeats(place: str, found: Sequence[str], required: Collection[str]) -> None:
+    """Check that no column that is read is there twice: which of the two is meant is not known.
+
+    Raises:
+        DatasetError: One is.
+    """
+    needed = {part for name in required for part in (name, name.partition(".")[0])}
+    repeated = sorted(name for name in needed if found.count(name) > 1)
+    if repeated:
+        raise DatasetError(
+            f"{place}: expected one column {repeated[0]}, found {found.count(repeated[0])} of that "
+            "name. Which of them is meant is not guessed. Rename or remove all but one."
+        )
+
+
+def find_value(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, or of a field of a nested one ("prompt.text"); None if there is none.
+
+    A column whose own name has the dot goes first. A cell that holds a JSON object is nested too.
+    """
+    if name in values:
+        return values[name]
+    column, dot, rest = name.partition(".")
+    if not dot or column not in values:
+        return None
+    found = parse_object(values[column])
+    return None if found is None else find_value(found, rest)
+
+
+def leave_out_value(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """All values but that of a column, or of a field of a nested one."""
+    if name in values:
+        return {key: value for key, value in values.items() if key != name}
+    column, dot, rest = name.partition(".")
+    found = parse_object(values.get(column)) if dot else None
+    if found is None:
+        return dict(values)
+    return {**values, column: leave_out_value(found, rest)}
+
+
+def parse_object(value: object) -> Mapping[str, Any] | None:
+    """A nested value: an object, or a cell in which one is written as JSON or as Python does."""
+    if isinstance(value, Mapping):
+        return value
+    if not (isinstance(value, str) and value.startswith("{") and value.endswith("}")):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
 
 
 def name_columns(header: Sequence[str]) -> list[str]:
@@ -180,7 +249,7 @@ def parse_binary_label(value: object, column: str) -> bool:
     Raises:
         RejectedRecordError: The label is missing, unscored, out of range or no number.
     """
-    number = _parse_number(value, column)
+    number = parse_number(value, column)
     if number == -1:
         raise RejectedRecordError(Reason.unscored, f"{column}: expected 0 or 1, found -1")
     if number not in (0, 1):
@@ -196,7 +265,7 @@ def parse_score(value: object, column: str) -> float:
     Raises:
         RejectedRecordError: The score is missing, unscored (-1), out of range or no number.
     """
-    number = float(_parse_number(value, column))
+    number = float(parse_number(value, column))
     if number == -1:
         raise RejectedRecordError(Reason.unscored, f"{column}: expected 0 to 1, found -1")
     if not 0.0 <= number <= 1.0:
@@ -207,7 +276,7 @@ def parse_score(value: object, column: str) -> float:
 
 
 def parse_label(value: object, column: str, threshold: float) -> tuple[bool, float | None]:
-    """Read a label of unknown kind: 0/1 and true/false are verdicts, decimals are scores.
+    """Read a label of unknown kind: 0/1 and words are verdicts, decimals and shares are scores.
 
     Returns:
         The verdict, and the score if the label was one.
@@ -215,7 +284,7 @@ def parse_label(value: object, column: str, threshold: float) -> tuple[bool, flo
     Raises:
         RejectedRecordError: As for `parse_binary_label`.
     """
-    number = _parse_number(value, column)
+    number = parse_number(value, column)
     if isinstance(number, int):
         return parse_binary_label(number, column), None
     score = parse_score(number, column)
@@ -227,8 +296,33 @@ def is_missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _parse_number(value: object, column: str) -> int | float:
-    """Read a cell or a JSON value as a number; an int only where it was written as one."""
+def describe_label(value: object) -> str:
+    """A label as an error may show it: a number or a known word, else its size or type.
+
+    A cell that is neither may be a text.
+    """
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    if not isinstance(value, str):
+        return type(value).__name__
+    return _describe_cell(value.strip())
+
+
+@lru_cache(maxsize=10_000)
+def _describe_cell(cell: str) -> str:
+    number = _parse_number_text(cell)
+    if is_label_word(cell) or (not isinstance(number, str) and len(cell) <= MAX_NUMBER_CHARACTERS):
+        return cell
+    return f"text of {len(cell)} characters"
+
+
+def parse_number(value: object, column: str) -> int | float:
+    """Read a cell or a JSON value as a number; an int only where it was written as one.
+
+    Raises:
+        RejectedRecordError: It is missing or no number.
+    """
+    cell = value
     if isinstance(value, str):
         value = _parse_number_text(value.strip())
     elif isinstance(value, bool):
@@ -239,8 +333,9 @@ def _parse_number(value: object, column: str) -> int | float:
         )
     if isinstance(value, int | float):
         return value
-    size = f"text of {len(value)} characters" if isinstance(value, str) else type(value).__name__
-    raise RejectedRecordError(Reason.label_unreadable, f"{column}: expected a number, found {size}")
+    raise RejectedRecordError(
+        Reason.label_unreadable, f"{column}: expected a number, found {describe_label(cell)}"
+    )
 
 
 def _parse_number_text(text: str) -> int | float | str:
@@ -248,20 +343,21 @@ def _parse_number_text(text: str) -> int | float | str:
         return int(text)
     if DECIMAL.fullmatch(text):
         return float(text)
-    if text.lower() in TRUE_WORDS:
-        return 1
-    if text.lower() in FALSE_WORDS:
-        return 0
-    return text
+    if DECIMAL_COMMA.fullmatch(text):
+        return float(text.replace(",", "."))
+    if PERCENTAGE.fullmatch(text):
+        return float(text.rstrip("% ").replace(",", ".")) / 100
+    verdict = read_word(text) if len(text) <= MAX_NUMBER_CHARACTERS else None
+    return text if verdict is None else int(verdict)
 
 
-def parse_attributes(values: Mapping[str, str], *, leave_out: Collection[str]) -> dict[str, Any]:
+def parse_attributes(values: Mapping[str, Any], *, leave_out: Collection[str]) -> dict[str, Any]:
     """Parse all other cells of a record: integers and decimals as numbers, the rest as text.
 
-    `id` stays text, digits or not: one column keeps one type.
+    `id` stays text, digits or not: one column keeps one type. Values that have a type keep it.
     """
     return {
-        name: cell if name == "id" else parse_cell(cell)
+        name: parse_cell(cell) if isinstance(cell, str) and name != "id" else cell
         for name, cell in values.items()
         if name not in leave_out
     }

@@ -7,12 +7,14 @@ from typing import Annotated, ClassVar
 
 from typing_extensions import Self
 
-from eigenshift.settings import SourceSettings
+from eigenshift.settings import IngestionSettings, SourceSettings
 from eigenshift.stages import tables
 from eigenshift.stages.inputs import Inputs, Of, Outside
 from eigenshift.stages.keys import Key, Reads
 from eigenshift.stages.stage import Stage
 from eigenshift.store.manifests import ArtifactReference, FileReference, choose_file
+
+DEFAULTS = IngestionSettings()
 
 
 class SourceContent(Outside):
@@ -39,12 +41,18 @@ class ReadingKey(Key):
 
     source: Annotated[SourceSettings, Reads("sources[]")]
     max_characters: Annotated[int, Reads("ingestion.max_characters")]
+    max_rejected_share: Annotated[float, Reads("ingestion.max_rejected_share")] = (
+        DEFAULTS.max_rejected_share
+    )
+    max_unknown_labels: Annotated[float, Reads("ingestion.max_unknown_labels")] = (
+        DEFAULTS.max_unknown_labels
+    )
 
 
 READ_FILE = Stage(
     name="read_file",
     kind="records",
-    version=1,
+    version=2,
     inputs=ReadingInputs,
     key=ReadingKey,
     files=(tables.RECORDS, tables.REJECTED_ROWS, tables.SOURCE_FILES),

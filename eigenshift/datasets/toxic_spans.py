@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from eigenshift.datasets.delimited import read_delimited
+from eigenshift.datasets.containers import read_records
 from eigenshift.datasets.records import (
     Reader,
     Reason,
@@ -20,6 +20,7 @@ from eigenshift.datasets.records import (
     map_records,
     parse_attributes,
     parse_list,
+    require_text,
 )
 from eigenshift.settings import SourceSettings
 
@@ -29,13 +30,13 @@ SPANS_COLUMN = "spans"
 
 def make_toxic_spans_reader(_: SourceSettings) -> Reader:
     """Reader of Toxic Spans files."""
-    return lambda uri: map_records(read_delimited(uri, (SPANS_COLUMN, TEXT_COLUMN)), _map_record)
+    return lambda uri: map_records(read_records(uri, (SPANS_COLUMN, TEXT_COLUMN)), _map_record)
 
 
 def _map_record(record: Record) -> Sample:
-    text = record.values[TEXT_COLUMN]
+    text = require_text(record.values.get(TEXT_COLUMN), TEXT_COLUMN)
     attributes = parse_attributes(record.values, leave_out=(TEXT_COLUMN, SPANS_COLUMN))
-    spans = join_positions(_parse_positions(record.values[SPANS_COLUMN], len(text)))
+    spans = join_positions(_parse_positions(record.values.get(SPANS_COLUMN), len(text)))
     return Sample(
         source_row=record.source_row,
         text=text,
@@ -44,8 +45,8 @@ def _map_record(record: Record) -> Sample:
     )
 
 
-def _parse_positions(cell: str, n_characters: int) -> list[int]:
-    found = parse_list(cell)
+def _parse_positions(cell: object, n_characters: int) -> list[int]:
+    found = parse_list(cell) if isinstance(cell, str) else cell
     if not isinstance(found, list) or not all(isinstance(place, int) for place in found):
         raise RejectedRecordError(
             Reason.label_unreadable, f"{SPANS_COLUMN}: expected a list of positions, found another"

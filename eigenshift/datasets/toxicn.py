@@ -1,20 +1,22 @@
 """ToxiCN 1.0 (Lu et al., ACL 2023) -> samples: Chinese posts with nested labels.
 
-Reads `content` and `toxic`; all other columns go to the attributes, the one-hot columns and
-`target`, which the file holds as Python lists in quotes, as lists.
+Reads `content` and `toxic`, of CSV as published or of JSON or Parquet; all other columns go to the
+attributes, the one-hot columns and `target`, which a CSV holds as Python lists in quotes, as lists.
 """
 
 from __future__ import annotations
 
-from eigenshift.datasets.delimited import read_delimited
+from eigenshift.datasets.containers import read_records
 from eigenshift.datasets.records import (
     Reader,
     Record,
     Sample,
+    describe_label,
     map_records,
     parse_attributes,
     parse_binary_label,
     parse_list,
+    require_text,
 )
 from eigenshift.settings import SourceSettings
 
@@ -28,15 +30,17 @@ def make_toxicn_reader(source: SourceSettings) -> Reader:
 
     def map_record(record: Record) -> Sample:
         attributes = parse_attributes(record.values, leave_out=(TEXT_COLUMN,))
+        label = record.values.get(LABEL_COLUMN)
         return Sample(
             source_row=record.source_row,
-            text=record.values[TEXT_COLUMN],
-            is_toxic=parse_binary_label(record.values[LABEL_COLUMN], LABEL_COLUMN),
+            text=require_text(record.values.get(TEXT_COLUMN), TEXT_COLUMN),
+            is_toxic=parse_binary_label(label, LABEL_COLUMN),
             language=language,
             attributes={
                 name: parse_list(value) if isinstance(value, str) else value
                 for name, value in attributes.items()
             },
+            label=describe_label(label),
         )
 
-    return lambda uri: map_records(read_delimited(uri, (TEXT_COLUMN, LABEL_COLUMN)), map_record)
+    return lambda uri: map_records(read_records(uri, (TEXT_COLUMN, LABEL_COLUMN)), map_record)

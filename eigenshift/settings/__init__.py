@@ -87,6 +87,7 @@ from eigenshift.settings.scorers import (
     VerdictRule,
 )
 from eigenshift.settings.sources import (
+    COLUMN_FORMATS,
     DEFAULT_ROLES,
     ColumnMapping,
     IngestionSettings,
@@ -97,6 +98,7 @@ from eigenshift.settings.sources import (
 from eigenshift.settings.training import FittingMethod, NgramChoice, TrainingSettings
 
 __all__ = [
+    "COLUMN_FORMATS",
     "DEFAULT_ROLES",
     "FRACTION",
     "PLACEHOLDER",

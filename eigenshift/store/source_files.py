@@ -18,9 +18,6 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from fsspec.compression import compr
-from fsspec.utils import infer_compression
-
 from eigenshift.base.errors import DatasetError
 from eigenshift.base.locations import split_options
 from eigenshift.store.filesystems import (
@@ -34,6 +31,10 @@ from eigenshift.store.range_reader import RangeReader
 from eigenshift.store.scratch import scratch_folder
 from eigenshift.store.storage import ObjectState
 from eigenshift.store.traffic import current_meter
+from eigenshift.store.unpacking import is_of_system, unpacking
+
+DOCUMENTS = frozenset({"readme", "license", "licence", "citation", "changelog", "notice"})
+"""Names, without endings, of what lies beside the data of a folder."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class SourceFile:
 
 
 def list_files(uri: str) -> list[SourceFile]:
-    """Expand a path, URL or glob to files, in a stable order.
+    """Expand a path, URL, glob or folder to files, in a stable order.
+
+    Of a folder these are all files in it and below, but for those of the system and tools (`.x`,
+    `_SUCCESS`) and for documents about the data (`DOCUMENTS`).
 
     Raises:
         DatasetError: Nothing matches.
@@ -58,8 +62,12 @@ def list_files(uri: str) -> list[SourceFile]:
         filesystem.invalidate_cache()
         if glob.has_magic(path) and not filesystem.isfile(path):  # "a[1].csv" may be a name
             found = filesystem.glob(path, detail=True)
+        elif not filesystem.exists(path):
+            found = {}
+        elif (info := filesystem.info(path))["type"] == "directory":
+            found = _find_data(filesystem, path)
         else:
-            found = {path: filesystem.info(path)} if filesystem.exists(path) else {}
+            found = {path: info}
         return [
             SourceFile(_display_uri(filesystem, item) + options, int(found[item]["size"] or 0))
             for item in sorted(found)
@@ -78,21 +86,39 @@ def list_files(uri: str) -> list[SourceFile]:
     return files
 
 
+def _find_data(filesystem: Any, folder: str) -> dict[str, Any]:
+    below = filesystem.find(folder, detail=True)
+    root = folder.rstrip("/")
+    return {path: info for path, info in below.items() if _is_data(path.removeprefix(root))}
+
+
+def _is_data(path: str) -> bool:
+    *folders, name = PurePosixPath(path.lstrip("/")).parts
+    is_document = name.partition(".")[0].lower() in DOCUMENTS
+    return not is_document and not any(map(is_of_system, [*folders, name]))
+
+
 @contextmanager
 def open_file(uri: str) -> Iterator[IO[bytes]]:
-    """Open any URL for reading bytes; gzip and friends are decompressed by suffix.
+    """Open any URL for reading bytes; what is compressed, whatever its name, is unpacked.
 
     Raises:
         FileNotFoundError: There is none.
         StorageError: It cannot be read.
+        DatasetError: It is a zip file, but not of one file.
     """
-    with _open_stored(uri) as stored:
-        compression = infer_compression(split_options(uri)[0])
-        if compression is None:
-            yield stored
-        else:
-            with compr[compression](stored, mode="rb") as handle:
-                yield handle
+    with open_named(uri) as (_, handle):
+        yield handle
+
+
+@contextmanager
+def open_named(uri: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """As `open_file`, with the name of what is read: of a zip file that of the file in it.
+
+    The stream has `peek`.
+    """
+    with _open_stored(uri) as stored, unpacking(stored, split_options(uri)[0]) as found:
+        yield found
 
 
 def digest_file(uri: str) -> str:
@@ -165,7 +191,7 @@ def _open_stored(uri: str) -> Iterator[Any]:
     )
     if info.get("size") is None:  # a web server that does not say: one stream, one attempt
         with explain_faults(uri, "read"), filesystem.open(path, "rb") as stream:
-            yield stream
+            yield io.BufferedReader(stream, READ_BLOCK_BYTES)
         return
     reader = RangeReader(filesystem, path, uri, int(info["size"]))
     with io.BufferedReader(reader, buffer_size=READ_BLOCK_BYTES) as buffered:

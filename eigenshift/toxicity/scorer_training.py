@@ -163,7 +163,13 @@ def read_labelled(sources: Sequence[SourceSettings], ingestion: IngestionSetting
         records = []
         for number, file in enumerate(files):
             workspace = _make_workspace(Path(scratch) / f"file-{number}")
-            read_file(file, ingestion.max_characters, workspace)
+            read_file(
+                file,
+                ingestion.max_characters,
+                workspace,
+                max_rejected_share=ingestion.max_rejected_share,
+                max_unknown_labels=ingestion.max_unknown_labels,
+            )
             names = (tables.RECORDS, tables.REJECTED_ROWS, tables.SOURCE_FILES)
             records.append(FileRecords(*(workspace.path(table.file) for table in names)))
         combined = _make_workspace(Path(scratch) / "samples")

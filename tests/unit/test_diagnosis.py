@@ -26,6 +26,7 @@ from eigenshift.toxicity.scorer_quality import TRAINING_NAME, Quality
 from eigenshift.toxicity.scorers import detoxify_checkpoint
 from eigenshift.toxicity.scorers.detoxify_checkpoint import Release
 from tests.support.benchmark_tasks import EVERYDAY
+from tests.support.hostile_files import make_workbook
 from tests.support.linear_scorers import make_folder
 
 
@@ -79,6 +80,16 @@ def test_good_settings_are_fine(sources: Path, tiny_model_folder: Path) -> None:
     assert found["model in memory"].is_fine
     assert "needs about" in found["model in memory"].detail
     assert not (sources / "store").exists()
+
+
+def test_a_source_that_no_format_reads_is_told(sources: Path, tiny_model_folder: Path) -> None:
+    """By what it is, before a run reads a row of it."""
+    settings = make_settings(sources, str(tiny_model_folder))
+    path = Path(settings.sources[0].uri)
+    path.write_bytes(make_workbook())
+    found = by_name(diagnose(settings))["source comments"]
+    assert not found.is_fine
+    assert "a workbook of Excel" in found.detail
 
 
 def test_missing_things_are_reported_one_by_one(tmp_path: Path) -> None:

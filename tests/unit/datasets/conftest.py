@@ -27,6 +27,8 @@ from eigenshift.settings import IngestionSettings, SourceSettings
 from eigenshift.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
+ANY_ROWS = {"max_rejected_share": 1.0, "max_unknown_labels": 1.0}
+"""Ingestion settings for files of mostly bad rows."""
 
 
 @dataclass
@@ -116,7 +118,13 @@ def ingest_source(
         for place, file in enumerate(list_sources(source)):
             folder = Path(scratch) / str(place)
             folder.mkdir()
-            read_file(file, ingestion.max_characters, Workspace(folder))
+            read_file(
+                file,
+                ingestion.max_characters,
+                Workspace(folder),
+                max_rejected_share=ingestion.max_rejected_share,
+                max_unknown_labels=ingestion.max_unknown_labels,
+            )
             files.append(FileRecords(*(folder / table.file for table in READ_FILE.tables)))
         combine_records(files, ingestion.rows_per_shard, workspace)
 

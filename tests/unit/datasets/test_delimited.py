@@ -117,9 +117,16 @@ def test_tsv_has_no_quoting() -> None:
 
 def test_unnamed_and_repeated_columns_get_names_of_their_own() -> None:
     """An unnamed index column and repeated names do not hide each other."""
-    (record,) = read(b",a,b,b,\n9,1,2,3,4\n")
+    (record,) = read(b",a,b,c,c,\n9,1,2,3,4,5\n")
     assert isinstance(record, Record)
-    assert record.values == {"column_0": "9", "a": "1", "b": "2", "b_2": "3", "column_4": "4"}
+    values = {"column_0": "9", "a": "1", "b": "2", "c": "3", "c_2": "4", "column_5": "5"}
+    assert record.values == values
+
+
+def test_a_column_that_is_read_may_not_be_there_twice() -> None:
+    """Which of the two is meant is not guessed."""
+    with pytest.raises(DatasetError, match="expected one column b, found 2 of that name"):
+        read(b"a,b,b\n1,2,3\n")
 
 
 @pytest.mark.parametrize(

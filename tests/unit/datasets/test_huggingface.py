@@ -189,3 +189,75 @@ def test_hub_that_does_not_answer_is_an_error(ingest, monkeypatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DatasetError, match=r"org/set \(split train\).*`revision`"):
         ingest(format="huggingface", uri="org/set", columns=COLUMNS)
+
+
+@pytest.mark.parametrize("place", ["file", "folder", "hub"])
+def test_texts_of_csv_stay_texts(ingest, tmp_path, monkeypatch, place) -> None:
+    """Pandas, by which the library reads CSV, takes these for nothing, and 0001 for 1."""
+    texts = ["None", "NA", "null", "nan", "tea"]
+    folder = tmp_path / "set"
+    folder.mkdir()
+    path = folder / "train.csv"
+    rows = "".join(f"000{n},{text},{n % 2}\n" for n, text in enumerate(texts))
+    path.write_text(f"id,text,y\n{rows}")
+    uri = {"file": str(path), "folder": str(folder), "hub": "org/set"}[place]
+    if place == "hub":
+        _answer_as_hub(monkeypatch, datasets.load_dataset_builder(str(folder)))
+    outcome = ingest(format="huggingface", uri=uri, columns={"label": "y", "id": "id"})
+    assert outcome.texts == texts
+    assert outcome.attributes(4) == {"id": "0004", "y": 0}
+
+
+def _answer_as_hub(monkeypatch, builder) -> None:
+    """The library as it answers for an id whose files are CSV."""
+    dataset = datasets.Dataset.from_dict({"id": [1], "text": [None], "y": [0]})
+    dataset.info.builder_name = "csv"
+    info = SimpleNamespace(sha=COMMIT)
+    monkeypatch.setattr(huggingface.HfApi, "dataset_info", lambda *_, **__: info)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+
+
+def test_texts_of_json_stay_texts(ingest, tmp_path) -> None:
+    """Pyarrow, by which the library reads JSON, makes dates of these."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    texts = ["2020-01-01", "2020-01-02"]
+    lines = "".join(json.dumps({"text": text, "y": 0}) + "\n" for text in texts)
+    (folder / "train.jsonl").write_text(lines)
+    for uri in (folder, folder / "train.jsonl"):
+        outcome = ingest(format="huggingface", uri=str(uri), columns={"label": "y"})
+        assert outcome.texts == texts
+
+
+def test_numbered_classes_are_read_by_their_names(ingest, tmp_path) -> None:
+    """0 may be the toxic one; names that say nothing stop the run."""
+    for number, names in enumerate((["toxic", "clean"], ["negative", "positive"])):
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+        )
+        table = {"text": ["tea", "jam"], "label": [0, 1]}
+        folder = tmp_path / str(number)
+        datasets.Dataset.from_dict(table, features=features).save_to_disk(str(folder))
+    options = {"format": "huggingface", "columns": {"label": "label"}}
+    outcome = ingest(uri=str(tmp_path / "0"), **options)
+    assert outcome.samples["is_toxic"].to_pylist() == [True, False]
+    with pytest.raises(DatasetError, match="expected labels, found 2 of 2 rows"):
+        ingest(uri=str(tmp_path / "1"), **options)
+
+
+def test_files_of_one_source_are_numbered_on(ingest, tmp_path) -> None:
+    """Rows of several files are one split's, whatever each file is."""
+    (tmp_path / "a.csv").write_text("text\ntea\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "jam"}\n{"text": "oil"}\n')
+    outcome = ingest(format="huggingface", role="neutral", uri=str(tmp_path / "*"))
+    assert outcome.samples["source_row"].to_pylist() == [1, 2, 3]
+
+
+def test_a_part_of_a_split_of_csv_is_refused(ingest, tmp_path) -> None:
+    """The library could cut it, but would lose texts; `max_rows` does the same."""
+    (tmp_path / "train.csv").write_text("text\ntea\nNone\n")
+    options = {"format": "huggingface", "role": "neutral", "uri": str(tmp_path)}
+    with pytest.raises(DatasetError, match="`max_rows`"):
+        ingest(split="train[:1]", **options)
+    assert ingest(max_rows=1, **options).texts == ["tea"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eigenshift.base.errors import DatasetError
+from tests.unit.datasets.conftest import ANY_ROWS
 
 HEADER = "id,comment_text,toxic,severe_toxic,obscene,threat,insult,identity_hate\n"
 
@@ -41,7 +42,7 @@ def test_unusable_labels_are_rejected_with_their_reason(ingest, write) -> None:
     rows = [("one", "0"), ("two", "-1"), ("three", ""), ("four", "2"), ("five", "maybe")]
     rows += [("six", "0.5"), ("seven", "1.0"), ("eight", " 1 "), ("nine", "１")]
     uri = write("t.csv", "comment_text,toxic\n" + "".join(f"{t},{y}\n" for t, y in rows))
-    outcome = ingest(format="jigsaw", uri=uri)
+    outcome = ingest(format="jigsaw", uri=uri, ingestion=ANY_ROWS)
     assert outcome.texts == ["one", "seven", "eight"]
     assert outcome.reasons == [
         (2, "unscored"),

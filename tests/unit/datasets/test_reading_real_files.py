@@ -9,11 +9,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import zipfile
 from functools import cache
 
 import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.delimited import read_delimited
 from eigenshift.datasets.records import Record
 
@@ -95,6 +99,74 @@ def test_labels_of_the_real_files(ingest_real, format, path, n_toxic, n_nontoxic
     """Labels add up to the balance given in the data's README; the rest has no verdict."""
     labels = ingest_real(format, path).samples["is_toxic"].to_pylist()
     assert (labels.count(True), labels.count(False)) == (n_toxic, n_nontoxic)
+
+
+LABELLED = {
+    "other/surge/toxicity_en.csv": ({"label": "is_toxic"}, 501, 498),
+    "other/toxigen/toxiGen.json.gz": ({"label": "label"}, 2_767, 3_747),
+    "other/hatecheck/test_suite_cases.csv": (
+        {"text": "test_case", "label": "label_gold"},
+        2_563,
+        1_165,
+    ),
+    "other/davidson/labeled_data.csv": (
+        {
+            "text": "tweet",
+            "label": "class",
+            "toxic_labels": [0, 1],
+            "nontoxic_labels": [2],
+        },
+        20_620,
+        4_163,
+    ),
+}
+"""Labels in words, and classes that the settings name; counts are those of the data's README."""
+
+
+@pytest.mark.parametrize("path", LABELLED)
+def test_labels_in_words_and_classes(ingest, real_data, path) -> None:
+    """Every row has the verdict its label says; repeats are counted as rejected."""
+    columns, n_toxic, n_nontoxic = LABELLED[path]
+    uri = str(real_data / path)
+    outcome = ingest(format="sentences", role="labelled", uri=uri, columns=columns)
+    labels = outcome.samples["is_toxic"].to_pylist()
+    assert set(outcome.facts["rejected"]) <= {"duplicate_text", "contradictory_labels"}
+    n_rejected = sum(outcome.facts["rejected"].values())
+    assert n_toxic - n_rejected <= labels.count(True) <= n_toxic
+    assert n_nontoxic - n_rejected <= labels.count(False) <= n_nontoxic
+    assert len(labels) + n_rejected == n_toxic + n_nontoxic
+
+
+@pytest.mark.parametrize(
+    ("path", "columns"),
+    [
+        ("other/davidson/labeled_data.csv", {"text": "tweet", "label": "class"}),
+        ("other/davidson/labeled_data.csv", {"text": "tweet", "label": "hate_speech"}),
+        ("other/toxigen/toxiGen.json.gz", {"label": "toxicity_score"}),
+    ],
+)
+def test_columns_of_classes_counts_and_ratings_stop_the_run(
+    ingest, real_data, path, columns
+) -> None:
+    """Formerly class 0, hate speech, was read as not toxic."""
+    with pytest.raises(DatasetError, match=r"expected labels, found \d+ of \d+ rows with others"):
+        ingest(format="sentences", role="labelled", uri=str(real_data / path), columns=columns)
+
+
+def test_prompts_are_the_same_in_every_container(ingest, ingest_real, real_data, tmp_path) -> None:
+    """As lines, as an array, as Parquet, and in a zip file under another name."""
+    path = "rtp/prompts_decodingtrust_toxic.jsonl"
+    expected = ingest_real("real_toxicity_prompts", path).samples.drop(["source_uri"])
+    content = real_data.joinpath(path).read_bytes()
+    rows = [json.loads(line) for line in content.splitlines()]
+    (tmp_path / "array.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.csv")
+    with zipfile.ZipFile(tmp_path / "packed.jsonl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("prompts.jsonl", content)
+    for name in ("array.json", "table.csv", "packed.jsonl"):
+        samples = ingest(format="real_toxicity_prompts", uri=str(tmp_path / name)).samples
+        is_same = samples.drop(["source_uri", "attributes"]) == expected.drop(["attributes"])
+        assert is_same
 
 
 def test_languages_of_the_real_files(ingest, ingest_real, real_data) -> None:
