@@ -24,6 +24,7 @@ DOCUMENTS = {
         "Audit and reports": "docs/audit.md",
         "Capability": "docs/capability.md",
         "Verdicts": "docs/verdicts.md",
+        "Protections": "docs/protections.md",
         "Exports": "docs/exports.md",
         "Devices": "docs/devices.md",
         "Scale": "docs/scale.md",

@@ -47,8 +47,8 @@ def run_audit(request: AuditRequest, console: Console, err_console: Console) -> 
     """Export, answer one question, or open the shell.
 
     Raises:
-        SettingsError: More than one of these was asked for, nothing where nobody can be asked, or
-            a subject that the answer would not be about.
+        SettingsError: The place holds no store, more than one of these was asked for, nothing where
+            nobody can be asked, or a subject that the answer would not be about.
     """
     given = [
         name
@@ -78,6 +78,7 @@ def run_audit(request: AuditRequest, console: Console, err_console: Console) -> 
         sql = request.sql
         if not given:
             if sys.stdin.isatty():
+                session.require_holdings()
                 _open_shell(session, request, console)
                 return
             sql = _read_question()

@@ -35,7 +35,7 @@ def open_audit(store_url: str, limits: AuditLimits | None = None) -> AuditSessio
     """Open a store for questions in SQL.
 
     Args:
-        store_url: Root URL of the store; one that is not there yet has empty views.
+        store_url: Root URL of the store; a place that holds none is refused when it is asked.
         limits: Of each query.
     """
     return AuditSession(store_url, limits or AuditLimits())
@@ -85,6 +85,14 @@ class AuditSession:
         """Whether questions are requests to an object store."""
         return not self._index.store.is_local
 
+    def require_holdings(self) -> None:
+        """Refuse a place that is no store now, not at the first question.
+
+        Raises:
+            SettingsError: Nothing of ours is there.
+        """
+        self._index.require_holdings()
+
     def query(self, sql: str, show_text: bool = False, *, hide_named: bool = False) -> pa.Table:
         """Answer one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN).
 
@@ -94,6 +102,7 @@ class AuditSession:
             hide_named: Hide text columns even where the SQL names them: it is not the reader's.
 
         Raises:
+            SettingsError: The place holds no store.
             AuditError: It is not one read-only statement, DuckDB refuses it, or it exceeds a limit.
             ArtifactError: A file behind a view is missing.
         """

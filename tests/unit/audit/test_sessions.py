@@ -22,7 +22,7 @@ from eigenshift.audit import (
     open_audit,
 )
 from eigenshift.base import schemas
-from eigenshift.base.errors import AuditError, EigenShiftError
+from eigenshift.base.errors import AuditError, EigenShiftError, SettingsError
 from eigenshift.ledger.runs import finish_run, start_run, write_run
 from eigenshift.store.manifests import MANIFEST_NAME
 from eigenshift.store.workspace import Workspace
@@ -76,13 +76,24 @@ def test_view_has_the_columns_of_the_contract(session: AuditSession, view: str) 
 def test_view_of_an_empty_store_has_the_same_columns_and_types(
     small: SmallStore, tmp_path: Path, view: str
 ) -> None:
-    """A store without runs answers with no rows, not with an error."""
-    with open_audit(str(tmp_path / "none")) as empty, open_audit(small.url) as full:
+    """A store whose only run has no artifacts yet answers with no rows of them, not with an error."""
+    with open_audit(build_empty_run(str(tmp_path / "new"))) as empty, open_audit(small.url) as full:
         found = empty.query(f"SELECT * FROM {view}", show_text=True)
         expected = full.query(f"SELECT * FROM {view}", show_text=True)
-    assert found.num_rows == 0
+    assert found.num_rows == (1 if view == "runs" else 0)
     assert found.schema.names == expected.schema.names
     assert [str(t) for t in found.schema.types] == [str(t) for t in expected.schema.types]
+
+
+def test_a_place_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    """Empty tables would look like a store without results; folders of other tools are none."""
+    (tmp_path / "runs" / "events").mkdir(parents=True)
+    (tmp_path / "runs" / "events" / "a.bin").write_bytes(b"")
+    with pytest.raises(SettingsError, match="expected a store of EigenShift, found no runs"):
+        connect(str(tmp_path))
+    for url in (str(tmp_path), str(tmp_path / "none"), "memory://nowhere-at-all"):
+        with open_audit(url) as session, pytest.raises(SettingsError, match="Check --store"):
+            session.query("SELECT 1")
 
 
 def test_run_that_failed_early_is_seen(tmp_path: Path) -> None:
