@@ -50,8 +50,8 @@ def export_views(
         Number of rows of each view.
 
     Raises:
-        SettingsError: The place holds no store, there is no such run, or the folder holds something already or cannot be
-            written.
+        SettingsError: The place holds no store, there is no such run, or the folder holds something
+            already or cannot be written.
         ArtifactError: A file behind a view is missing.
         AuditError: A file behind a view is damaged.
     """

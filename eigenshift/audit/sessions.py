@@ -184,7 +184,7 @@ class AuditSession:
         if hidden != schemas.TEXT_COLUMNS and not isinstance(error, duckdb.OutOfMemoryException):
             return AuditError(
                 f"audit query failed: {type(error).__name__} while reading rows. The message is "
-                "withheld: it may quote text. Use try_cast, or leave text columns out."
+                "withheld: it may quote text. Use TRY(...) or try_cast, or leave text columns out."
             )
         return AuditError(f"audit query failed: {explain(error)}")
 
