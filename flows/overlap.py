@@ -24,6 +24,7 @@ from eigenshift.ledger.presence import list_present
 from eigenshift.ledger.releases import slugify_model
 from eigenshift.settings import Overlap, RefreshSettings
 from eigenshift.store.storage import Store
+from flows.stopping import on_stop
 
 logger = logging.getLogger("eigenshift.run")
 
@@ -79,7 +80,8 @@ def one_refresh_at_a_time(settings: RefreshSettings) -> Iterator[None]:
         logger.info("another refresh of %s is running; waiting", settings.model.model_id)
         patience = ASK_AGAIN_SECONDS
     try:
-        yield
+        with on_stop(lambda _: slot.__exit__(None, None, None)):
+            yield
     finally:
         slot.__exit__(None, None, None)
 

@@ -222,11 +222,13 @@ def doctor(
 def _running(as_json: bool) -> Iterator[None]:
     """Around a run: its server is there, and with `--json` one that fails ends with JSON too."""
     from eigenshift.reporting.outcomes import FAILED_RUN
-    from flows.server_check import explain_server_fault, require_server
+    from flows.server_check import end_own_server, explain_server_fault, require_server
+    from flows.stopping import ending_by_signals, on_stop
 
-    require_server()
     try:
-        yield
+        with ending_by_signals(says_last=as_json), on_stop(end_own_server):
+            require_server()
+            yield
     except BaseException as error:
         if as_json and hasattr(error, FAILED_RUN):
             print(json.dumps(getattr(error, FAILED_RUN)), flush=True)  # noqa: T201

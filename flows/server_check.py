@@ -6,11 +6,16 @@ Prefect tells it by some 150 lines of traceback; here it is one line with the re
 from __future__ import annotations
 
 import os
+import sys
+from typing import TYPE_CHECKING
 
 import httpx
 
 from eigenshift.base.errors import EigenShiftError, SettingsError
 from eigenshift.diagnosis import Finding
+
+if TYPE_CHECKING:
+    from prefect.client.schemas import FlowRun
 
 NAME = "Prefect server"
 SECONDS = 5.0
@@ -66,6 +71,29 @@ def require_server() -> None:
         raise SettingsError(
             f"{NAME} {_show_url()}: expected an answer, found {_name_cause(error)}. {REMEDY}"
         ) from error
+
+
+def tell_stopped(url: str | None, run: FlowRun | None, signal_name: str) -> None:
+    """Tell a server that others look at that a flow run is over; without one there is nobody."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.states import Crashed
+
+    if url is None or run is None:
+        return
+    with (
+        temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(httpx_settings={"timeout": SECONDS}, sync_client=True) as client,
+    ):
+        client.set_flow_run_state(run.id, Crashed(message=f"Stopped by {signal_name}."))
+
+
+def end_own_server(_signal: str = "") -> None:
+    """Kill the server that Prefect started for this command; nobody else has it."""
+    module = sys.modules.get("prefect.server.api.server")
+    process = None if module is None else module.SubprocessASGIServer().server_process
+    if process is not None:
+        process.kill()
 
 
 def explain_server_fault(error: BaseException) -> ServerError | None:
