@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ SECONDS_FOR_EACH = 0.5
 ADVICE = "Finished work is kept: start the same command again to go on."
 EXIT_BY_SIGNAL = 128
 """Added to the signal's number, as shells do: 143 after SIGTERM, 130 after Ctrl-C."""
+
+EXIT_INTERRUPTED = EXIT_BY_SIGNAL + signal.SIGINT
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
@@ -83,6 +86,18 @@ def on_stop(duty: Callable[[str], None]) -> Iterator[None]:
 def say_last(line: str) -> None:
     """Give the line that stdout ends with, where that is wanted, if the process is stopped."""
     _ENDING.last_words = line
+
+
+def leave_interrupted() -> None:
+    """End a command that starts no run, after Ctrl-C: requests in threads may be tried for minutes.
+
+    Returns only where nothing is left to wait for.
+    """
+    _write(2, "error: stopped by SIGINT.")
+    main = threading.main_thread()
+    if any(thread is not main and not thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)
 
 
 @contextmanager

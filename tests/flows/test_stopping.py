@@ -21,9 +21,11 @@ from eigenshift.ledger.presence import list_present
 from eigenshift.ledger.runs import list_run_ids, read_run
 from eigenshift.settings import RefreshSettings
 from eigenshift.store.artifacts import ArtifactStore, StageResult
+from eigenshift.store.concurrency import ask_concurrently
 from eigenshift.store.filesystems import RetryPolicy
 from eigenshift.store.storage import Store
 from eigenshift.store.workspace import Workspace
+from eigenshift.upkeep import verification
 from eigenshift.upkeep.verification import verify_store
 from flows import journal as journal_module
 from flows import run_commands, stopping
@@ -112,6 +114,20 @@ def run_until_stopped(folder: Path, situation: str, words: Sequence[str]) -> Non
     main(["refresh", "--preset", "demo", "--store", str(folder / "store"), *words])
 
 
+def verify_until_stopped(folder: Path) -> None:
+    """A process that verifies a store whose storage does not answer, by several requests at once."""
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def ask(place: str) -> None:
+        (folder / place).touch()
+        RetryPolicy(100, LONG, LONG).call(place, "read", fail)
+
+    verification.verify_store = lambda _: ask_concurrently(ask, ["reached", "other"])  # type: ignore
+    main(["verify", "--store", str(folder / "store")])
+
+
 @pytest.fixture(scope="module")
 def context() -> Any:
     """Where processes to be stopped come from."""
@@ -123,7 +139,10 @@ def stop(context: Any, tmp_path: Path) -> Callable[..., tuple[int, float]]:
     """Stop a run in a situation; its exit code, and the seconds it took to end."""
 
     def stop(situation: str, number: int, *words: str, times: int = 1) -> tuple[int, float]:
-        process = start(context, run_until_stopped, [tmp_path, situation, words])
+        if situation == "verify":
+            process = start(context, verify_until_stopped, [tmp_path])
+        else:
+            process = start(context, run_until_stopped, [tmp_path, situation, words])
         deadline = time.monotonic() + SECONDS_TO_BEGIN
         while not (tmp_path / "reached").exists():
             assert process.exitcode is None, (tmp_path / "err").read_text()
@@ -194,6 +213,16 @@ def test_without_json_stdout_stays_empty(
     code, _ = stop("working", signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
     assert (tmp_path / "out").read_text() == ""
+
+
+def test_ctrl_c_does_not_wait_for_requests_that_are_tried_again(
+    stop: Callable[..., tuple[int, float]], tmp_path: Path
+) -> None:
+    """Commands that start no run: one line, exit code 130, and nothing is waited for."""
+    code, seconds = stop("verify", signal.SIGINT)
+    assert code == 128 + signal.SIGINT
+    assert seconds < SECONDS_TO_END
+    assert (tmp_path / "err").read_text().splitlines()[-1] == "error: stopped by SIGINT."
 
 
 def test_signals_keep_their_meaning_in_a_process_that_is_not_ours(tmp_path: Path) -> None:
