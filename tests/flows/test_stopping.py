@@ -115,7 +115,7 @@ def run_until_stopped(folder: Path, situation: str, words: Sequence[str]) -> Non
 
 
 def verify_until_stopped(folder: Path) -> None:
-    """A process that verifies a store whose storage does not answer, by several requests at once."""
+    """A process that verifies a store whose storage does not answer, by requests at once."""
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
