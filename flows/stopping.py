@@ -108,10 +108,10 @@ def _listening() -> Iterator[None]:
     so.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    former: dict[int, Handler] = {}
+    former: dict[signal.Signals, Handler] = {}
     if _ENDING.is_ours and is_main:
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 former[number] = signal.signal(number, _stop)
     try:
         yield
