@@ -75,10 +75,10 @@ def run_audit(request: AuditRequest, console: Console, err_console: Console) -> 
         console.print(f"Wrote {request.export}", highlight=False, soft_wrap=True)
         return
     with open_audit(request.store) as session:
+        session.require_holdings()
         sql = request.sql
         if not given:
             if sys.stdin.isatty():
-                session.require_holdings()
                 _open_shell(session, request, console)
                 return
             sql = _read_question()

@@ -98,7 +98,8 @@ class Connector:
     def _add_records(self, connection: duckdb.DuckDBPyConnection, views: Sequence[str]) -> None:
         """Make `internal.run_records`, `release_records`, `uses` and `manifests`."""
         index = self.index
-        index.require_holdings()
+        if views:
+            index.require_holdings()
         _add(connection, "run_records", index.runs.select(_without_state(index.runs)))
         _add(connection, "release_records", index.releases.select(_without_state(index.releases)))
         wanted = [list_kinds(view) for view in views]

@@ -35,7 +35,7 @@ def open_audit(store_url: str, limits: AuditLimits | None = None) -> AuditSessio
     """Open a store for questions in SQL.
 
     Args:
-        store_url: Root URL of the store; a place that holds none is refused when it is asked.
+        store_url: Root URL of the store; one that is none is refused when it is asked.
         limits: Of each query.
     """
     return AuditSession(store_url, limits or AuditLimits())
@@ -86,12 +86,14 @@ class AuditSession:
         return not self._index.store.is_local
 
     def require_holdings(self) -> None:
-        """Refuse a place that is no store now, not at the first question.
+        """Refuse a place that is no store now, not at the first question that names a view.
 
         Raises:
             SettingsError: Nothing of ours is there.
         """
-        self._index.require_holdings()
+        with metering() as meter:
+            self._index.require_holdings()
+        self.traffic = self.traffic + meter.traffic
 
     def query(self, sql: str, show_text: bool = False, *, hide_named: bool = False) -> pa.Table:
         """Answer one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN).

@@ -44,6 +44,7 @@ def test_a_sound_store_is_verified_with_exit_code_0(small: SmallStore, run: Run)
 
 ABOUT_A_STORE = {
     "audit": ["SELECT count(*) FROM runs"],
+    "audit without a view": ["SELECT 1"],
     "audit a saved question": ["--ask", "run_history"],
     "audit an export": ["--export", "OUT"],
     "runs": [],
