@@ -47,8 +47,8 @@ def run_audit(request: AuditRequest, console: Console, err_console: Console) -> 
     """Export, answer one question, or open the shell.
 
     Raises:
-        SettingsError: More than one of these was asked for, nothing where nobody can be asked, or
-            a subject that the answer would not be about.
+        SettingsError: The place holds no store, more than one of these was asked for, nothing where
+            nobody can be asked, or a subject that the answer would not be about.
     """
     given = [
         name
@@ -75,6 +75,7 @@ def run_audit(request: AuditRequest, console: Console, err_console: Console) -> 
         console.print(f"Wrote {request.export}", highlight=False, soft_wrap=True)
         return
     with open_audit(request.store) as session:
+        session.require_holdings()
         sql = request.sql
         if not given:
             if sys.stdin.isatty():

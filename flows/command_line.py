@@ -1,6 +1,7 @@
 """The command line: parse, call one flow or one library function, print, exit with a code.
 
-Exit codes: 0 done or promoted, 3 held by the gate, 2 bad settings or input, 1 anything else.
+Exit codes: 0 done or promoted, 3 held by the gate, 2 bad settings or input, 1 anything else; 143
+and 130 of a command that SIGTERM or Ctrl-C stopped.
 Results go to stdout, progress and logs to stderr. With `--json` the last line of stdout is one
 JSON object. Commands that start a run are `run_commands.py`'s, those about a store
 `store_commands.py`'s, those about a model `model_commands.py`'s, those about a scorer
@@ -21,6 +22,7 @@ from eigenshift.base.errors import INPUT_ERRORS, EigenShiftError, SettingsError
 from flows import model_commands, plan_commands, run_commands, scorer_commands, store_commands
 from flows.log_format import make_formatter
 from flows.options import EXIT_BAD_INPUT, EXIT_FAILED, err_console
+from flows.stopping import EXIT_INTERRUPTED, leave_interrupted
 
 app = typer.Typer(
     add_completion=False,
@@ -39,7 +41,10 @@ USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if "Click" i
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; every error of ours becomes one clear message."""
-    sys.exit(_run(lambda: _start(arguments)))
+    code = _run(lambda: _start(arguments))
+    if code == EXIT_INTERRUPTED:
+        leave_interrupted()
+    sys.exit(code)
 
 
 def _start(arguments: Sequence[str] | None) -> Any:

@@ -7,18 +7,20 @@ stage, shard, rows and seconds; never text of a sample.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from eigenshift.base.errors import DamagedFileError, EigenShiftError
-from eigenshift.ledger.presence import present, wait_for_collections
+from eigenshift.ledger.presence import Presence, present, wait_for_collections
 from eigenshift.ledger.releases import settle_current
 from eigenshift.ledger.runs import (
     ArtifactUse,
@@ -38,6 +40,7 @@ from eigenshift.store.filesystems import logging_faults
 from eigenshift.store.manifests import ArtifactReference, FileReference, choose_file
 from eigenshift.upkeep.repair import set_aside_damaged
 from flows.publication import StageProgress
+from flows.stopping import on_stop, say_last
 from tasks.stage import Single, submit_in_turn, submit_stage, submit_together
 
 logger = logging.getLogger("eigenshift.run")
@@ -88,7 +91,8 @@ class RunJournal:
         store = self.artifacts.store
         store.check_writable()
         with (
-            present(store, "run", self.record.run_id),
+            present(store, "run", self.record.run_id) as presence,
+            on_stop(partial(self._stop, presence)),
             share_cores(self.settings.execution.concurrency),
         ):
             write_run(store, self.record)
@@ -115,6 +119,14 @@ class RunJournal:
             if self.record.finished_at is None:
                 finish_run(self.record, "finished")
             write_run(store, self.record)
+
+    def _stop(self, presence: Presence, signal_name: str) -> None:
+        """Record that a signal ended the run, and take back its announcement."""
+        store = self.artifacts.store
+        finish_run(self.record, "failed", error=f"stopped by {signal_name}")
+        say_last(json.dumps(describe_failure(self.record, self.root)))
+        write_run(store, self.record)
+        store.remove(presence.path)
 
     @property
     def root(self) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from httpx import HTTPStatusError
 from prefect.client.orchestration import get_client
@@ -24,6 +25,7 @@ from eigenshift.ledger.presence import list_present
 from eigenshift.ledger.releases import slugify_model
 from eigenshift.settings import Overlap, RefreshSettings
 from eigenshift.store.storage import Store
+from flows.stopping import on_stop
 
 logger = logging.getLogger("eigenshift.run")
 
@@ -79,9 +81,14 @@ def one_refresh_at_a_time(settings: RefreshSettings) -> Iterator[None]:
         logger.info("another refresh of %s is running; waiting", settings.model.model_id)
         patience = ASK_AGAIN_SECONDS
     try:
-        yield
+        with on_stop(lambda _: _give_back(slot)):
+            yield
     finally:
-        slot.__exit__(None, None, None)
+        _give_back(slot)
+
+
+def _give_back(slot: AbstractContextManager[Any]) -> None:
+    slot.__exit__(None, None, None)
 
 
 def has_server() -> bool:

@@ -46,7 +46,7 @@ def refresh(settings: RefreshSettings, as_json: bool) -> None:
     create_home()
     from flows.refresh import run_refresh  # Prefect takes seconds to import: only where needed
 
-    with _telling_failure(as_json):
+    with _running(as_json):
         outcome = run_refresh(settings)
     if as_json:
         print(json.dumps(outcome.as_contract()))  # noqa: T201 - the contract's output
@@ -62,7 +62,7 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
     create_home()
     from flows.compare import run_compare
 
-    with _telling_failure(as_json):
+    with _running(as_json):
         comparison = run_compare(settings)
     _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
     if not as_json:
@@ -78,7 +78,7 @@ def tune(settings: RefreshSettings, as_json: bool) -> None:
     create_home()
     from flows.tune import run_tune
 
-    with _telling_failure(as_json):
+    with _running(as_json):
         tuning = run_tune(settings)
     _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json)
     if not as_json:
@@ -94,7 +94,7 @@ def detect(settings: DetectionSettings, as_json: bool) -> None:
     from flows.audit_commands import print_paper_tables
     from flows.detect import run_detect
 
-    with _telling_failure(as_json):
+    with _running(as_json):
         detection = run_detect(settings)
     if as_json:
         print(json.dumps(detection.as_contract()))  # noqa: T201
@@ -132,7 +132,7 @@ def benchmark(
         given.append(f"benchmark.tasks={json.dumps(tasks)}")
     if limit is not None:
         given.append(f"benchmark.limit={limit}")
-    with _telling_failure(as_json):
+    with _running(as_json):
         found = run_benchmark(store, run, arm, given)
     _print_result(found.as_contract(), COLUMNS, found.rows, as_json)
     if not as_json:
@@ -182,7 +182,7 @@ def reproduce(
     create_home()
     from flows.reproduce import run_reproduction
 
-    with _telling_failure(as_json):
+    with _running(as_json):
         replay = run_reproduction(reproduction, settings, tolerance=tolerance, overrides=given)
     if as_json or replay.differences:
         _print_result(replay.as_contract(), replay.columns, replay.rows, as_json)
@@ -219,15 +219,22 @@ def doctor(
 
 
 @contextmanager
-def _telling_failure(as_json: bool) -> Iterator[None]:
-    """With `--json`, a run that fails ends with its JSON object too."""
+def _running(as_json: bool) -> Iterator[None]:
+    """Around a run: its server is there, and with `--json` one that fails ends with JSON too."""
     from eigenshift.reporting.outcomes import FAILED_RUN
+    from flows.server_check import end_own_server, explain_server_fault, require_server
+    from flows.stopping import ending_by_signals, on_stop
 
     try:
-        yield
+        with ending_by_signals(says_last=as_json), on_stop(end_own_server):
+            require_server()
+            yield
     except BaseException as error:
         if as_json and hasattr(error, FAILED_RUN):
             print(json.dumps(getattr(error, FAILED_RUN)), flush=True)  # noqa: T201
+        fault = explain_server_fault(error)
+        if fault is not None:
+            raise fault from error
         raise
 
 

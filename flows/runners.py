@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from eigenshift.base.errors import SettingsError
 from eigenshift.diagnosis import count_cores
 from eigenshift.settings import ExecutionSettings, Runner
 from flows.overlap import has_server
+from flows.server_check import tell_stopped
+from flows.stopping import on_stop
 from tasks.stage import claims_gpu
 
 if TYPE_CHECKING:
@@ -51,7 +54,9 @@ def run_tasks(execution: ExecutionSettings) -> Iterator[None]:
     flow_run = FlowRunContext.get()
     if flow_run is None:
         raise RuntimeError("run_tasks: expected to be called inside a flow")
+    server = PREFECT_API_URL.value()
     with (
+        on_stop(partial(tell_stopped, server, flow_run.flow_run)),
         _shared_server(execution.runner),
         _start(execution) as runner,
         flow_run.model_copy(update={"task_runner": runner}),

@@ -6,14 +6,23 @@ Ctrl-C. The demo's settings prefill the form. A try-out: what runs for keeps is 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from eigenshift.base.errors import SettingsError
+from flows.options import EXIT_BAD_INPUT
 from flows.prefect_environment import create_home
+from flows.server_check import require_server
 
 
 def main() -> None:
     """Serve until interrupted."""
     create_home()
+    try:
+        require_server()
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_BAD_INPUT)
     from prefect import serve
 
     from eigenshift.settings import load_preset

@@ -5,11 +5,14 @@ What can run here is run in tests/services; containers and clusters are validate
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,30 @@ def test_schedules_are_off_until_somebody_switches_them_on() -> None:
     }
     assert set(scheduled) == {"refresh-nightly", "watch-sources", "compare-weekly"}
     assert not any(entry["active"] for entries in scheduled.values() for entry in entries)
+
+
+@pytest.mark.parametrize("day", [(2027, 3, 28), (2026, 10, 25)], ids=["forward", "back"])
+def test_schedules_are_even_where_clocks_change(day: tuple[int, int, int]) -> None:
+    """By Prefect's own reckoning, around both changes: no run early, none left out."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    start = datetime(*day, tzinfo=timezone.utc) - timedelta(days=1)
+    schedules = [
+        entry for item in read_prefect_file()["deployments"] for entry in item.get("schedules", [])
+    ]
+    assert len(schedules) == 3
+    for entry in schedules:
+        schedule = CronSchedule(cron=entry["cron"], timezone=entry["timezone"])
+        seconds = [date.timestamp() for date in asyncio.run(schedule.get_dates(400, start))]
+        steps = {after - before for before, after in itertools.pairwise(seconds)}
+        assert len(steps) == 1, entry["slug"]
+
+
+def test_operators_are_told_why_schedules_are_in_utc() -> None:
+    """Where they are set, and in the runbook."""
+    title = "Schedules and summer time"
+    assert title in (DEPLOYMENTS / "prefect.yaml").read_text()
+    assert f"## {title}" in (ROOT / "docs" / "runbook.md").read_text()
 
 
 def test_the_trigger_waits_for_the_event_that_the_watcher_sends() -> None:

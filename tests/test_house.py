@@ -71,6 +71,18 @@ def test_no_unit_test_is_outside_the_rooms_but_those_of_flat_files() -> None:
     assert flat <= {path.stem for path in LIBRARY.glob("*.py")} | {"public_names"}
 
 
+def test_parquet_is_written_by_one_module() -> None:
+    """It says why columns of floats have no statistics; no other writer may forget it."""
+    wrote = re.compile(r"\bpq\.write_table\b|\bParquetWriter\(|\bto_parquet\b|\bwrite_to_dataset\b")
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("eigenshift", "flows", "tasks")
+        for path in ROOT.joinpath(folder).rglob("*.py")
+        if wrote.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == ["eigenshift/store/parquet_files.py"]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_name_modules_that_are_there(document: Path) -> None:
     """Also in decisions of long ago: a file that moved is named by its new place."""

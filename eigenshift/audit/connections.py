@@ -6,7 +6,6 @@ replaced where a view reads them, so no expression over other columns can bring 
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -27,8 +26,6 @@ from eigenshift.audit.views import (
     list_tables,
 )
 from eigenshift.store.duckdb_files import StoredFileSystem
-
-logger = logging.getLogger(__name__)
 
 _CONFIG = {
     "autoinstall_known_extensions": "false",
@@ -68,6 +65,7 @@ class Connector:
             replacement: What stands in its place.
 
         Raises:
+            SettingsError: The place holds no store.
             ArtifactError: A file behind a view is missing.
             duckdb.Error: A file behind a view is no Parquet file.
         """
@@ -100,13 +98,13 @@ class Connector:
     def _add_records(self, connection: duckdb.DuckDBPyConnection, views: Sequence[str]) -> None:
         """Make `internal.run_records`, `release_records`, `uses` and `manifests`."""
         index = self.index
+        if views:
+            index.require_holdings()
         _add(connection, "run_records", index.runs.select(_without_state(index.runs)))
         _add(connection, "release_records", index.releases.select(_without_state(index.releases)))
         wanted = [list_kinds(view) for view in views]
         kinds = index.kinds if None in wanted else tuple(chain.from_iterable(filter(None, wanted)))
         found = [index.read_manifests(kind) for kind in dict.fromkeys(kinds)]
-        if not index.runs.num_rows and not any(table.num_rows for table in found):
-            logger.warning("%s: no runs and no artifacts here; check --store", index.store.root)
         manifests = pa.concat_tables(
             [table.select(MANIFESTS.names) for table in found] or [MANIFESTS.empty_table()]
         )

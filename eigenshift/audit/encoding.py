@@ -12,9 +12,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from eigenshift.base.errors import AuditError
+from eigenshift.store.parquet_files import write_parquet
 
 FORMATS = ("csv", "json", "parquet")
 
@@ -54,7 +54,7 @@ def _encode_json(table: pa.Table) -> bytes:
 
 def _encode_parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    write_parquet(table, buffer)
     return buffer.getvalue()
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eigenshift.audit.connections import Connector
 from eigenshift.audit.dictionary import list_entries
@@ -27,6 +26,7 @@ from eigenshift.audit.views import VIEW_NAMES, VIEW_SCHEMAS
 from eigenshift.base import schemas
 from eigenshift.base.errors import SettingsError
 from eigenshift.ledger.runs import choose_run
+from eigenshift.store.parquet_files import open_parquet_writer
 
 DATABASE_NAME = "audit.duckdb"
 HIDDEN_IN_EXPORT = "[text hidden: export with --show-text]"
@@ -50,8 +50,8 @@ def export_views(
         Number of rows of each view.
 
     Raises:
-        SettingsError: There is no such run, or the folder holds something already or cannot be
-            written.
+        SettingsError: The place holds no store, there is no such run, or the folder holds something
+            already or cannot be written.
         ArtifactError: A file behind a view is missing.
         AuditError: A file behind a view is damaged.
     """
@@ -96,7 +96,7 @@ def _write_view(
         which = f"WHERE run_id = {quote(run_id)}"
     n_rows = 0
     reader = connection.sql(f"SELECT * FROM {view} {which}").to_arrow_reader(ROWS_PER_BATCH)
-    with pq.ParquetWriter(folder / f"{view}.parquet", schema, compression="zstd") as writer:
+    with open_parquet_writer(folder / f"{view}.parquet", schema) as writer:
         for batch in reader:
             writer.write_table(pa.Table.from_batches([batch]).cast(schema))
             n_rows += batch.num_rows

@@ -28,9 +28,11 @@ from pydantic import ValidationError
 
 from eigenshift.audit import record_schemas
 from eigenshift.base.errors import ArtifactError
+from eigenshift.ledger.holdings import require_holdings
 from eigenshift.ledger.releases import CURRENT_NAME, Release
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.store.manifests import MANIFEST_NAME, Manifest
+from eigenshift.store.parquet_files import write_parquet
 from eigenshift.store.storage import ObjectState, Store
 
 logger = logging.getLogger(__name__)
@@ -99,6 +101,15 @@ class StoreIndex:
     def __init__(self, store_url: str) -> None:
         self.store = Store(store_url)
         self._manifests: dict[str, pa.Table] = {}
+
+    def require_holdings(self) -> None:
+        """Refuse a place that is no store; where runs are, nothing more is asked of it.
+
+        Raises:
+            SettingsError: Nothing of ours is there.
+        """
+        if not self.runs.num_rows:
+            require_holdings(self.store)
 
     @cached_property
     def runs(self) -> pa.Table:
@@ -294,7 +305,7 @@ def _write_cache(cache: Path | None, table: pa.Table) -> None:
     partial = cache.with_name(f".{cache.name}.{uuid.uuid4().hex}.partial")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        pq.write_table(table, partial, compression="zstd")
+        write_parquet(table, partial)
         partial.replace(cache)
     except OSError as error:
         logger.debug("%s: the index is not kept (%s)", cache, error.strerror)

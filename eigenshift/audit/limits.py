@@ -92,10 +92,16 @@ class Deadline:
 
         watcher = threading.Thread(target=watch, name="audit-deadline", daemon=True)
         with ExitStack() as undo:
-            undo.callback(watcher.join)
+            undo.callback(_join, watcher)
             undo.enter_context(end)  # closed, it ends the watcher
             end.setblocking(False)
             watcher.start()
             if threading.current_thread() is threading.main_thread():  # Python allows no other
                 undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(end.fileno()))
             yield
+
+
+def _join(watcher: threading.Thread) -> None:
+    """Wait for a watcher; one that Ctrl-C met before it had begun ends by itself."""
+    with suppress(RuntimeError):
+        watcher.join()

@@ -35,7 +35,7 @@ def open_audit(store_url: str, limits: AuditLimits | None = None) -> AuditSessio
     """Open a store for questions in SQL.
 
     Args:
-        store_url: Root URL of the store; one that is not there yet has empty views.
+        store_url: Root URL of the store; one that is none is refused when it is asked.
         limits: Of each query.
     """
     return AuditSession(store_url, limits or AuditLimits())
@@ -85,6 +85,16 @@ class AuditSession:
         """Whether questions are requests to an object store."""
         return not self._index.store.is_local
 
+    def require_holdings(self) -> None:
+        """Refuse a place that is no store now, not at the first question that names a view.
+
+        Raises:
+            SettingsError: Nothing of ours is there.
+        """
+        with metering() as meter:
+            self._index.require_holdings()
+        self.traffic = self.traffic + meter.traffic
+
     def query(self, sql: str, show_text: bool = False, *, hide_named: bool = False) -> pa.Table:
         """Answer one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN).
 
@@ -94,6 +104,7 @@ class AuditSession:
             hide_named: Hide text columns even where the SQL names them: it is not the reader's.
 
         Raises:
+            SettingsError: The place holds no store.
             AuditError: It is not one read-only statement, DuckDB refuses it, or it exceeds a limit.
             ArtifactError: A file behind a view is missing.
         """
@@ -175,7 +186,7 @@ class AuditSession:
         if hidden != schemas.TEXT_COLUMNS and not isinstance(error, duckdb.OutOfMemoryException):
             return QuestionError(
                 f"audit query failed: {type(error).__name__} while reading rows. The message is "
-                "withheld: it may quote text. Use try_cast, or leave text columns out."
+                "withheld: it may quote text. Use TRY(...) or try_cast, or leave text columns out."
             )
         return QuestionError(f"audit query failed: {explain(error)}")
 

@@ -19,6 +19,8 @@ from eigenshift.base.errors import QuestionError
 _ALL_VIEWS_WORDS = frozenset({"show", "describe", "information_schema"})
 _CATALOGUE_PREFIXES = ("duckdb_", "pragma_", "sqlite_")
 _CHANGING_WORDS = ("insert", "update", "delete", "merge")
+_SETTING = re.compile(r"\b(?:SET|PRAGMA) (?:GLOBAL |SESSION )?\w+ ?=")
+_SETTING_CLAUSE = re.compile(r",? or (?:SET|PRAGMA) \w+ ?= ?[^.\s]+[^.]*")
 
 
 def check_statement(sql: str) -> None:
@@ -89,7 +91,7 @@ def find_named_views(sql: str) -> tuple[str, ...]:
 
 def explain(error: BaseException) -> str:
     """DuckDB's message, with what to do where it is one of our own limits."""
-    message = str(error).strip()
+    message = _leave_out_settings(str(error).strip())
     if isinstance(error, duckdb.PermissionException):
         return f"{message}. Only the store's own artifacts can be read here."
     if isinstance(error, duckdb.CatalogException) and "Table with name" in message:
@@ -97,6 +99,22 @@ def explain(error: BaseException) -> str:
     if isinstance(error, duckdb.OutOfMemoryException):
         return f"{message}\nFilter or aggregate earlier."
     return message
+
+
+def _leave_out_settings(message: str) -> str:
+    """A message without advice to change settings, which are locked here."""
+    lines = [_leave_out_advice(line) for line in message.splitlines()]
+    if lines == message.splitlines():
+        return message
+    return "\n".join([*filter(None, lines), "Settings are locked here: change the question."])
+
+
+def _leave_out_advice(line: str) -> str:
+    """A line without the clauses and sentences that name a setting; the query's own words stay."""
+    if line.startswith("LINE ") or not _SETTING.search(line):
+        return line
+    sentences = re.split(r"(?<=[.!]) +", _SETTING_CLAUSE.sub("", line))
+    return " ".join(sentence for sentence in sentences if not _SETTING.search(sentence))
 
 
 def quote(text: str) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eigenshift.base.schemas import RECORDS, SAMPLES
+from eigenshift.store.parquet_files import open_parquet_writer
 from eigenshift.store.workspace import Workspace
 
 MAX_BATCH_ROWS = 4_096
@@ -24,7 +25,7 @@ class RecordWriter:
     """Writes rows of `schemas.RECORDS` one by one. A context manager."""
 
     def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, RECORDS, compression="zstd")
+        self._writer = open_parquet_writer(path, RECORDS)
         self._rows: list[dict[str, Any]] = []
         self._n_characters = 0
 

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eigenshift.base.arrays import AnyArray
 from eigenshift.base.errors import ArtifactError, ModelError
@@ -33,6 +32,7 @@ from eigenshift.model.tokens import limit_tokens
 from eigenshift.settings import ActivationSettings
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
+from eigenshift.store.parquet_files import open_parquet_writer
 from eigenshift.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -103,10 +103,9 @@ def _write_layers(
     schema = activations_schema(widths, settings.precision)
     # Byte-stream-split makes float32 a quarter smaller; DuckDB cannot read it for float16.
     is_split = settings.precision == "float32"
-    with pq.ParquetWriter(
+    with open_parquet_writer(
         workspace.path(tables.ACTIVATIONS.file),
         schema,
-        compression="zstd",
         use_dictionary=["sample_id"],
         use_byte_stream_split=[f"{name}.list.element" for name in columns] if is_split else False,
     ) as writer:

@@ -28,6 +28,7 @@ from eigenshift.settings import SitePooling
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.duckdb_files import TableFile, describe_file, open_parquet
+from eigenshift.store.parquet_files import open_parquet_writer
 from eigenshift.store.workspace import Workspace
 
 UNITS_PER_ROW_GROUP = 256
@@ -224,7 +225,7 @@ def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Keys delta encoded and not compressed again: a tenth smaller, but twice the time to read."""
     keys = [f"{name}.list.element" for name in KEY_COLUMNS]
     others = [name for name in schema.names if name not in KEY_COLUMNS]
-    return pq.ParquetWriter(
+    return open_parquet_writer(
         path,
         schema,
         compression=dict.fromkeys(others, "zstd") | dict.fromkeys(keys, "none"),

@@ -21,6 +21,7 @@ from eigenshift.exporting.checks import check_files, check_reloaded, measure_pat
 from eigenshift.exporting.hub import check_repository_name, push_export
 from eigenshift.exporting.patch_files import USAGE, write_patch_files
 from eigenshift.exporting.targets import describe_targets, list_losses, require_survival
+from eigenshift.ledger.holdings import require_holdings
 from eigenshift.ledger.releases import Release, list_releases
 from eigenshift.ledger.runs import BENCHMARKS_KIND, RunRecord, choose_run, find_benchmarked
 from eigenshift.model.files import ModelIdentity, identify_model
@@ -180,6 +181,8 @@ def _choose_released(store: Store, released: Sequence[Release]) -> str:
     """The run of the one release in force."""
     if len(released) == 1:
         return released[0].run_id
+    if not released:
+        require_holdings(store)
     models = ", ".join(release.model_id for release in released)
     found = f"those of several models ({models})" if released else "no patch in force"
     raise SettingsError(

@@ -5,5 +5,6 @@ deciding on a release `evaluation/gate.py`'s, and whether the store is sound `up
 
     runs.py      records of runs
     releases.py  what is in force, and its history
+    holdings.py  whether anything of ours is in a store
     presence.py  who is at work in this store
 """

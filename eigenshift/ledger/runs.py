@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eigenshift import __version__
 from eigenshift.base.arms import PATCHED_ARM
 from eigenshift.base.errors import ArtifactError, SettingsError
+from eigenshift.ledger.holdings import require_holdings
 from eigenshift.ledger.presence import remove_dead
 from eigenshift.settings import RefreshSettings
 from eigenshift.store.manifests import ArtifactReference, describe_versions
@@ -153,11 +154,12 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     """Read one record.
 
     Raises:
-        SettingsError: There is no such run.
+        SettingsError: There is no such run, or the place holds no store.
         ArtifactError: Its record is damaged.
     """
     path = f"runs/{run_id}.json"
     if not store.exists(path):
+        require_holdings(store)
         known = ", ".join(list_run_ids(store)[-3:]) or "none"
         raise SettingsError(
             f"{store.root}: expected run {run_id!r}, found no such run (latest: {known}). Choose "

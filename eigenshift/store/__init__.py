@@ -14,6 +14,7 @@ name. Knows no table's meaning and no stage; runs and releases are `ledger/`.
     local_files.py   files of this machine: digests remembered, copies of remote ones
     source_files.py  files that users name
     unpacking.py     compressed ones, told by their first bytes
+    parquet_files.py how every Parquet file is written
     duckdb_files.py  DuckDB over stored files, read where they lie
     output_folder.py a folder for the user, renamed into place at the end
     scratch.py       temporary folders that go with their process

@@ -109,6 +109,10 @@ class Store:
             plain = given.partition("://")[0] + "://" + plain.partition("://")[2]
         self._base = plain
         self.root = plain + root.removeprefix(given)
+        if self.is_local and Path(self._root).is_file():
+            raise SettingsError(
+                f"{self.root}: expected a folder for a store, found a file. Choose another --store."
+            )
 
     def uri(self, path: str) -> str:
         """Return the full URL of an object."""

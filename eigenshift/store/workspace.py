@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from eigenshift.store.parquet_files import write_parquet
 
 
 class Workspace:
@@ -24,7 +25,7 @@ class Workspace:
 
     def write_table(self, name: str, table: pa.Table, schema: pa.Schema) -> None:
         """Write a Parquet file; the table must fit the schema exactly."""
-        pq.write_table(table.cast(schema), self.path(name), compression="zstd")
+        write_parquet(table.cast(schema), self.path(name))
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
         """Write dictionaries as a Parquet file."""

@@ -22,6 +22,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from eigenshift.base.errors import SettingsError
+from eigenshift.ledger.holdings import require_holdings
 from eigenshift.ledger.presence import list_present, present, remove_dead
 from eigenshift.ledger.releases import list_releases
 from eigenshift.ledger.runs import RunRecord, end_dead_runs, list_run_ids, read_run, write_run
@@ -102,10 +103,11 @@ def collect_garbage(
         grace_hours: Loose files younger than this are left alone.
 
     Raises:
-        SettingsError: A run to keep does not exist.
+        SettingsError: The place holds no store, or a run to keep does not exist.
         ArtifactError: A run's record or a release is damaged: what it needs is unknown.
     """
     artifacts = ArtifactStore(store_url)
+    require_holdings(artifacts.store)
     if not delete:
         return _plan(artifacts, keep, keep_runs, grace_hours).collection
     with present(artifacts.store, "collection"):

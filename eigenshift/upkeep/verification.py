@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from eigenshift.base.errors import ArtifactError, StorageError
+from eigenshift.ledger.holdings import require_holdings
 from eigenshift.ledger.releases import CURRENT_NAME, Release
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.store.local_files import digest_local_file
@@ -54,12 +55,6 @@ class VerificationReport:
         return not self.problems
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to check."""
-        counts = (self.n_artifacts, self.n_runs, self.n_releases, self.n_orphans)
-        return not any((*counts, *self.problems))
-
-    @property
     def summary(self) -> str:
         """One line for people."""
         counted = (
@@ -71,8 +66,6 @@ class VerificationReport:
             if self.n_orphans
             else ""
         )
-        if self.is_empty:
-            return f"{self.store}: nothing is stored here. Is this the URL of the store?"
         if self.is_fine:
             return f"{counted}: everything fits{orphans}."
         return f"{counted}: {len(self.problems)} problems{orphans}."
@@ -112,8 +105,13 @@ class VerificationReport:
 
 
 def verify_store(store_url: str) -> VerificationReport:
-    """Check everything a store holds against its own records."""
+    """Check everything a store holds against its own records.
+
+    Raises:
+        SettingsError: The place holds no store.
+    """
     store = Store(store_url)
+    require_holdings(store)
     report = VerificationReport(store.root)
     # Records before artifacts: what a record names is there by then, also beside a running refresh.
     releases = _read_records(store, "releases", Release, "a release record", report)

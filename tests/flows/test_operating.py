@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from eigenshift.base.errors import SettingsError
 from eigenshift.ledger.runs import StageSummary
 from eigenshift.settings import RefreshSettings
+from flows import command_line, serve, server_check
+from flows.journal import RunJournal
 from flows.log_format import make_formatter
-from flows.server_check import check_server
+from flows.server_check import check_server, explain_server_fault, require_server
 
 
 def _format(message: str, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -90,6 +95,104 @@ def test_the_doctor_needs_no_prefect_server(monkeypatch: pytest.MonkeyPatch) -> 
     assert check_server().is_fine
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert not check_server().is_fine
+
+
+RUNS = {
+    "refresh": ["--preset", "demo"],
+    "compare": ["--preset", "demo"],
+    "tune": ["--preset", "demo"],
+    "detect": ["--preset", "demo"],
+    "benchmark": [],
+}
+"""Commands that start a run: what is typed after their name."""
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_a_run_is_told_that_the_server_does_not_answer(
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line with the place and the remedy, exit code 2; a password is not repeated."""
+    store = tmp_path / "store"
+    with (
+        temporary_settings({PREFECT_API_URL: "http://operator:secret@127.0.0.1:9/api"}),
+        pytest.raises(SystemExit) as leaving,
+    ):
+        command_line.main([command, *RUNS[command], "--store", str(store)])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert leaving.value.code == 2
+    assert line.startswith("error: Prefect server http://127.0.0.1:9/api: expected an answer")
+    assert "prefect server start" in line
+    assert "secret" not in line
+    assert not store.exists()
+
+
+def test_serving_is_told_that_the_server_does_not_answer(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """`python -m flows.serve` as well."""
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(SystemExit) as leaving,
+    ):
+        serve.main()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert leaving.value.code == 2
+    assert "prefect server start" in line
+
+
+def test_a_server_that_only_listens_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect itself would ask six times, and wait two minutes."""
+    monkeypatch.setattr(server_check, "SECONDS", 0.1)
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as mute,
+        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{mute.getsockname()[1]}/api"}),
+        pytest.raises(SettingsError, match=r"found none \(ReadTimeout\)"),
+    ):
+        require_server()
+
+
+def test_a_server_that_is_none_of_prefects_is_refused() -> None:
+    """It answers, with an error."""
+    with (
+        _server(404) as url,
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(SettingsError, match="found status 501"),  # it knows no GET
+    ):
+        require_server()
+
+
+def test_a_server_that_goes_in_the_middle_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The record and the JSON object as of any failed run, and what to do."""
+    request = httpx.Request("POST", "http://127.0.0.1:8123/api/task_runs/")
+
+    def run_refresh(settings: RefreshSettings) -> None:
+        with RunJournal("refresh", settings).recording():
+            raise httpx.ConnectError("refused", request=request)
+
+    monkeypatch.setattr("flows.refresh.run_refresh", run_refresh)
+    with temporary_settings({PREFECT_API_URL: None}), pytest.raises(SystemExit) as leaving:
+        command_line.main(
+            ["refresh", "--preset", "demo", "--store", str(tmp_path / "store"), "--json"]
+        )
+    printed = capfd.readouterr()
+    assert leaving.value.code == 1
+    assert json.loads(printed.out.splitlines()[-1])["status"] == "failed"
+    assert printed.err.splitlines()[-1].startswith("error: Prefect server of this command")
+    assert "Traceback" not in printed.err
+
+
+def test_only_requests_to_the_server_are_its_fault() -> None:
+    """The hub is asked by the same library."""
+    hub = httpx.ConnectError("x", request=httpx.Request("GET", "https://hub.example/api/models"))
+    own = httpx.ConnectError("x", request=httpx.Request("GET", "http://prefect:4200/api/flows"))
+    late = RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
+    with temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}):
+        found = [explain_server_fault(error) for error in (hub, ValueError(), own, late)]
+    assert found[:2] == [None, None]
+    assert "http://prefect:4200/api" in str(found[2])
+    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in str(found[3])
 
 
 def test_rates_are_of_what_was_made() -> None:

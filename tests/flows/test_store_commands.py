@@ -42,12 +42,44 @@ def test_a_sound_store_is_verified_with_exit_code_0(small: SmallStore, run: Run)
     assert "1 runs, 1 releases: everything fits." in text
 
 
-def test_a_mistyped_store_is_not_called_sound(tmp_path: Path, run: Run) -> None:
-    """Nothing is there, and nothing is made."""
-    code, text = run("verify", "--store", str(tmp_path / "typo"))
-    assert code == 0
-    assert "nothing is stored here" in text
-    assert not (tmp_path / "typo").exists()
+ABOUT_A_STORE = {
+    "audit": ["SELECT count(*) FROM runs"],
+    "audit without a view": ["SELECT 1"],
+    "audit a saved question": ["--ask", "run_history"],
+    "audit an export": ["--export", "OUT"],
+    "runs": [],
+    "runs as JSON": ["--json"],
+    "releases": [],
+    "report": ["--out", "OUT"],
+    "report of two": ["--against", "a", "--out", "OUT"],
+    "export": ["--out", "OUT"],
+    "rollback": ["--model", "demo"],
+    "verify": [],
+    "verify and mend": ["--repair"],
+    "gc": ["--keep", "1"],
+    "gc for good": ["--keep", "1", "--delete"],
+    "benchmark": [],
+    "plan": ["--run", "latest"],
+}
+"""Commands that ask something of a store that is there: what is typed after their name."""
+
+
+@pytest.mark.parametrize("place", ["typo", "other", "file"])
+@pytest.mark.parametrize("command", ABOUT_A_STORE)
+def test_a_place_that_is_no_store_is_told(
+    command: str, place: str, tmp_path: Path, run: Run
+) -> None:
+    """Nothing there, a folder of something else, a file: exit 2, the place named, nothing made."""
+    (tmp_path / "other" / "notes").mkdir(parents=True)
+    (tmp_path / "other" / "notes" / "a.txt").write_text("a")
+    (tmp_path / "file").write_text("a")
+    before = sorted(tmp_path.rglob("*"))
+    words = [word.replace("OUT", str(tmp_path / "out")) for word in ABOUT_A_STORE[command]]
+    code, text = run(command.split()[0], "--store", str(tmp_path / place), *words)
+    assert code == 2, text
+    assert str(tmp_path / place) in text
+    assert "--store" in text
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_damage_is_listed_with_what_to_do_and_exit_code_1(small: SmallStore, run: Run) -> None:

@@ -21,8 +21,9 @@ from eigenshift.audit import (
     find_named_columns,
     open_audit,
 )
+from eigenshift.audit.statements import explain
 from eigenshift.base import schemas
-from eigenshift.base.errors import AuditError, EigenShiftError
+from eigenshift.base.errors import AuditError, EigenShiftError, SettingsError
 from eigenshift.ledger.runs import finish_run, start_run, write_run
 from eigenshift.store.manifests import MANIFEST_NAME
 from eigenshift.store.workspace import Workspace
@@ -76,13 +77,24 @@ def test_view_has_the_columns_of_the_contract(session: AuditSession, view: str) 
 def test_view_of_an_empty_store_has_the_same_columns_and_types(
     small: SmallStore, tmp_path: Path, view: str
 ) -> None:
-    """A store without runs answers with no rows, not with an error."""
-    with open_audit(str(tmp_path / "none")) as empty, open_audit(small.url) as full:
+    """A store whose only run has no artifacts yet answers with no rows, not with an error."""
+    with open_audit(build_empty_run(str(tmp_path / "new"))) as empty, open_audit(small.url) as full:
         found = empty.query(f"SELECT * FROM {view}", show_text=True)
         expected = full.query(f"SELECT * FROM {view}", show_text=True)
-    assert found.num_rows == 0
+    assert found.num_rows == (1 if view == "runs" else 0)
     assert found.schema.names == expected.schema.names
     assert [str(t) for t in found.schema.types] == [str(t) for t in expected.schema.types]
+
+
+def test_a_place_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    """Empty tables would look like a store without results; folders of other tools are none."""
+    (tmp_path / "runs" / "events").mkdir(parents=True)
+    (tmp_path / "runs" / "events" / "a.bin").write_bytes(b"")
+    with pytest.raises(SettingsError, match="expected a store of EigenShift, found no runs"):
+        connect(str(tmp_path))
+    for url in (str(tmp_path), str(tmp_path / "none"), "memory://nowhere-at-all"):
+        with open_audit(url) as session, pytest.raises(SettingsError, match="Check --store"):
+            session.query("SELECT count(*) FROM layers")
 
 
 def test_run_that_failed_early_is_seen(tmp_path: Path) -> None:
@@ -393,6 +405,67 @@ def test_unknown_format_is_refused(session: AuditSession) -> None:
     """The message lists the formats."""
     with pytest.raises(AuditError, match="csv, json or parquet"):
         encode_table(session.query("SELECT 1"), "xml")
+
+
+@pytest.mark.parametrize(
+    "expression", ["5 % 0", "mod(5, 0)", "layer // (layer - layer)", "5.0 % (layer - layer)"]
+)
+def test_a_division_by_zero_is_answered_with_what_can_be_done(
+    session: AuditSession, expression: str
+) -> None:
+    """DuckDB advises to change a setting; those are locked, while TRY is at hand and works."""
+    with pytest.raises(AuditError) as refused:
+        session.query(f"SELECT {expression} AS share FROM layers")
+    message = str(refused.value)
+    assert "Use TRY(...) to return NULL" in message
+    assert "error_on_division_by_zero" not in message
+    assert "Settings are locked here" in message
+    answer = session.query(f"SELECT TRY({expression}) AS share FROM layers LIMIT 1")
+    assert answer["share"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("Too many columns. Use SET pivot_limit=X to have more.", "Too many columns."),
+        (
+            "No room.\n* Raise it (SET memory_limit='4GB')\n* Ask for less",
+            "No room.\n* Ask for less",
+        ),
+        (
+            "Deprecated.\nUse SET lambda_syntax='X' to have it.\nSee a page.",
+            "Deprecated.\nSee a page.",
+        ),
+    ],
+)
+def test_advice_to_change_a_setting_is_left_out(given: str, told: str) -> None:
+    """In whatever form DuckDB gives it."""
+    assert explain(ValueError(given)) == f"{told}\nSettings are locked here: change the question."
+
+
+def test_a_message_that_quotes_the_query_is_left_as_it_is() -> None:
+    """`SET` may be the reader's own."""
+    message = "Syntax error.\n\nLINE 1: SELECT 'SET x=1'"
+    assert explain(ValueError(message)) == message
+
+
+def test_notebook_connections_behave_as_documented(small: SmallStore) -> None:
+    """docs/audit.md: no `fetchone` of a relation; a half-read result is in the way."""
+    import duckdb
+
+    connection = connect(small.url)
+    with pytest.raises(AttributeError):
+        connection.sql("SELECT 1").fetchone()
+    assert connection.execute("SELECT range FROM range(10000000)").fetchone() == (0,)
+    with pytest.raises(duckdb.Error, match="unfinished result"):
+        connection.sql("SELECT 1").fetchall()
+    assert connection.cursor().sql("SELECT count(*) FROM samples").fetchall() == [(30,)]
+    connection.abort()
+    assert connection.sql("SELECT 1").fetchall() == [(1,)]
+    with pytest.raises(duckdb.Error, match="locked"):
+        connection.cursor().execute("SET error_on_division_by_zero = false")
+    with pytest.raises(duckdb.Error):
+        connection.cursor().sql("FROM read_text('/etc/passwd')").fetchall()
 
 
 def test_notebook_connection_hides_text_unless_asked(small: SmallStore) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from eigenshift.base.errors import SettingsError
 from eigenshift.ledger.runs import RunRecord, write_run
 from eigenshift.store.filesystems import RetryPolicy
 from eigenshift.store.manifests import MANIFEST_NAME, Manifest
@@ -83,11 +84,10 @@ def test_sound_store_has_no_problems(small: SmallStore) -> None:
     assert list_content(small.url) == before
 
 
-def test_empty_store_has_no_problems(tmp_path: Path) -> None:
-    """Nothing to check is no problem, but the summary asks for the URL; no folder appears."""
-    verdict = verify_store(str(tmp_path / "none"))
-    assert verdict.is_fine
-    assert "nothing is stored here" in verdict.summary
+def test_a_place_that_is_no_store_is_not_called_sound(tmp_path: Path) -> None:
+    """Nothing to check is no store; no folder appears."""
+    with pytest.raises(SettingsError, match="expected a store of EigenShift"):
+        verify_store(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
