@@ -10,7 +10,6 @@ differ in the head only; an arm that changes the trunk runs by itself. Reads tok
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigenshift.generation.branches import Branches, start_branches
 from eigenshift.generation.sampling import Keys, count_rows_per_block, pick_tokens, spread_noise
 from eigenshift.model.loading import LanguageModel
-from eigenshift.model.tokens import find_ends, pad_tokens
+from eigenshift.model.tokens import find_ends
 from eigenshift.patches.edits import HeadEdit, LogitEdit, ModelEdit
 from eigenshift.settings import SamplingSettings
 
@@ -63,20 +63,15 @@ def sample_batch(
     vocab = language_model.head.vocab
     ends = [end for end in find_ends(model, language_model.tokenizer) if end < vocab]
     ending = torch.tensor(ends, dtype=torch.long, device=device)
-    token_ids, mask = (
-        tensor.to(device)
-        for tensor in pad_tokens(prompts, language_model.tokenizer.pad_token_id, "left")
-    )
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    branches = start_branches(language_model, prompts)
     branch_of = torch.arange(len(prompts), device=device).repeat_interleave(settings.n_samples)
     branch_of = branch_of.repeat(len(arms))
     finished = torch.zeros(len(branch_of), dtype=torch.bool, device=device)
-    cache: Any = None
+    edits = [arm.edit for arm in arms]
     chosen: list[Tensor] = []
     for step in range(settings.n_tokens):
-        with _edit_heads(language_model, [arm.edit for arm in arms], branch_of):
-            outputs = model(**_call(model, token_ids, mask, positions, cache))
-        cache, logits = outputs.past_key_values, outputs.logits[:, -1]
+        with _edit_heads(language_model, edits, branches, branch_of):
+            logits = branches.read()[:, -1]
         if step < settings.min_tokens:
             logits[:, ending] = -torch.inf
         token = _draw_step(logits, arms, step, settings)
@@ -86,14 +81,8 @@ def sample_batch(
         chosen.append(token)
         if step + 1 == settings.n_tokens or bool(finished.all()):
             break
-        n_branches = len(token_ids)
-        branches, branch_of = torch.unique(branch_of * vocab + token, return_inverse=True)
-        parents = branches // vocab
-        token_ids = (branches % vocab)[:, None]
-        mask = torch.cat([mask[parents], mask.new_ones(len(parents), 1)], 1)
-        positions = positions[parents, -1:] + 1
-        if len(parents) > n_branches:  # as many: each goes on, none has split
-            cache.reorder_cache(parents)
+        children, branch_of = torch.unique(branch_of * vocab + token, return_inverse=True)
+        branches.go_on(children // vocab, children % vocab)
     table = torch.stack(chosen, 1).reshape(len(arms), -1, len(chosen)).tolist()
     return [[[token for token in row if token not in ends] for row in rows] for rows in table]
 
@@ -122,15 +111,18 @@ def _draw_step(
 
 @contextmanager
 def _edit_heads(
-    language_model: LanguageModel, edits: Sequence[ModelEdit], branch_of: Tensor
+    language_model: LanguageModel,
+    edits: Sequence[ModelEdit],
+    branches: Branches,
+    branch_of: Tensor,
 ) -> Iterator[None]:
     """Send each row's state to the head, changed by its arm's edit, in float32 or wider.
 
     Args:
         language_model: The model.
         edits: One per arm.
-        branch_of: Which row of the batch each continuation goes on from, shape (row,), arm by arm.
-            Only the last position goes to the head.
+        branches: What is run; only the states of their last tokens go to the head.
+        branch_of: Which branch each continuation goes on from, shape (row,), arm by arm.
     """
     weight = language_model.head_weight
     heads = [None if edit.head is None else _place(edit.head, weight) for edit in edits]
@@ -144,10 +136,10 @@ def _edit_heads(
         return edit.apply_to_states(states.to(edit.right.dtype)).to(states.dtype)
 
     def change_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = args[0][:, -1:]
+        states = branches.select(args[0])
         changed = [
-            change(states[branches], edit)
-            for branches, edit in zip(branch_of.chunk(len(edits)), heads, strict=True)
+            change(states[rows], edit)
+            for rows, edit in zip(branch_of.chunk(len(edits)), heads, strict=True)
         ]
         return (torch.cat(changed), *args[1:])
 
@@ -181,21 +173,3 @@ def _place_logits(edit: LogitEdit, weight: Tensor) -> LogitEdit:
 def _widen(tensor: Tensor, weight: Tensor) -> Tensor:
     width = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return tensor.to(device=weight.device, dtype=width)
-
-
-def _call(
-    model: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
-) -> dict[str, Any]:
-    """Keyword arguments of a forward pass; models without explicit positions take none."""
-    accepted = inspect.signature(model.forward).parameters
-    arguments: dict[str, Any] = {
-        "input_ids": input_ids,
-        "attention_mask": mask,
-        "past_key_values": cache,
-        "use_cache": True,
-    }
-    if "position_ids" in accepted:
-        arguments["position_ids"] = positions
-    if "logits_to_keep" in accepted:
-        arguments["logits_to_keep"] = 1
-    return arguments

@@ -269,6 +269,21 @@ MORE: dict[str, dict[str, Any]] = {
         "attention_window_size": 8,
     },
     "MambaConfig": {**SMALL, "state_size": 4},
+    "Mamba2Config": {
+        **SMALL,
+        "state_size": 8,
+        "num_heads": 4,
+        "head_dim": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+    },
+    "FalconMambaConfig": {**SMALL, "state_size": 4},
+    "RwkvConfig": {
+        **SMALL,
+        "attention_hidden_size": HIDDEN,
+        "intermediate_size": 24,
+        "context_length": 64,
+    },
     "GPTBigCodeConfig": GPT,
     "OpenAIGPTConfig": GPT,
     "GPTNeoConfig": {
