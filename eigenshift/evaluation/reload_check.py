@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from eigenshift.evaluation.stages import RELOAD_NAME, ReloadInputs, ReloadKey
 from eigenshift.model.encoding import encode_prompt
+from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.layers import fuse_activations
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
@@ -117,7 +117,7 @@ def _compare_reloaded(
             model.save_pretrained(folder)
         finally:
             applied.undo()
-        reloaded = AutoModelForCausalLM.from_pretrained(
+        reloaded = choose_auto_class(model.config).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
         reloaded = reloaded.to(device).eval()

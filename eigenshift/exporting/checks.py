@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
+from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.heads import digest_blocks, digest_tensor
 from eigenshift.model.layers import fuse_activations
 from eigenshift.model.loading import LanguageModel
@@ -89,9 +90,12 @@ def check_reloaded(
     Raises:
         ModelError: Something differs.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder), use_safetensors=True, trust_remote_code=False
-    ).eval()
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    model = (
+        choose_auto_class(config)
+        .from_pretrained(str(folder), use_safetensors=True, trust_remote_code=False)
+        .eval()
+    )
     fuse_activations(model)  # as the base's are, which tells in low precision
     found = compute_logits(model, measured.sequences)
     tolerance = LOGIT_TOLERANCE.get(measured.dtype, COARSE_TOLERANCE)
@@ -103,8 +107,10 @@ def check_reloaded(
     is_equal["the input embedding"] = _digest_embedding(model) == measured.embedding
     is_equal["the logits"] = difference <= tolerance
     if unties:
-        # transformers 5 keeps two different tensors apart by itself; other tools trust the setting
-        tied = model.config.get_text_config().tie_word_embeddings
+        # transformers notices two different tensors by itself; other tools trust the setting, which
+        # wrappers have at the top, in their language model's part, or in both
+        parts = (model.config, model.config.get_text_config())
+        tied = any(getattr(part, "tie_word_embeddings", False) for part in parts)
         is_equal["tie_word_embeddings"] = not tied
     _refuse(
         type(model).__name__,

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.exporting.merged import write_untied
+from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.weight_files import NewTensor, write_changed_file
 from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
 
@@ -94,6 +95,7 @@ def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) 
 def describe_use(base: PatchedBase) -> str:
     """The card's part on loading."""
     is_untied = _needs_untying(base)
+    class_name = choose_auto_class(base.skeleton.config).__name__
     source = f"<this folder>/{UNTIED_FOLDER}" if is_untied else "<base model>"
     note = (
         f"""
@@ -112,9 +114,9 @@ resizing the embeddings or serving it: what trusts the setting would tie them.
     return f"""## Load
 
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import {class_name}
 
-    model = AutoModelForCausalLM.from_pretrained("{source}")
+    model = {class_name}.from_pretrained("{source}")
     model = PeftModel.from_pretrained(model, "<this folder>")
     model = model.merge_and_unload()  # if it is to be permanent
 {note}

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
+from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loaded_files import (
     CONFIG_NAMES,
@@ -151,6 +153,8 @@ def describe_use(base: PatchedBase | None, names: Sequence[str], source: Path) -
         names: Of the parameters that changed.
         source: The base's folder.
     """
+    config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    class_name = choose_auto_class(config).__name__
     if base is None:
         how = (
             "The base stores some of these in parts, so transformers wrote all files anew: shards "
@@ -178,9 +182,9 @@ def describe_use(base: PatchedBase | None, names: Sequence[str], source: Path) -
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return f"""## Load
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import {class_name}, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained("<this folder>")
+    model = {class_name}.from_pretrained("<this folder>")
     tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 
 Changed: {listed}{more}. {how}

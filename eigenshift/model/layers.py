@@ -23,16 +23,19 @@ def list_layers(model: Any) -> list[nn.Module]:
     """Return a model's blocks, first to last.
 
     They are the entries of the `ModuleList` that has as many as the configuration has hidden
-    layers; where several do (experts, a vision tower), blocks of one class go before mixed ones,
-    then the list with most weights is taken. Works on heads-and-all models and on trunks.
+    layers, of a model with towers for images or sound in its language model; where several do
+    (experts), blocks of one class go before mixed ones, then the list with most weights is taken.
+    Works on heads-and-all models and on trunks.
 
     Raises:
         ModelError: No module list has that many entries.
     """
-    n_layers = model.config.get_text_config().num_hidden_layers
+    text_config = model.config.get_text_config()
+    n_layers = text_config.num_hidden_layers
+    language_model = model if text_config is model.config else model.get_decoder()
     found: list[nn.ModuleList] = [
         module
-        for module in model.modules()
+        for module in language_model.modules()
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
     if not found:

@@ -23,13 +23,13 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoTokenizer,
 )
 from transformers.utils import logging as transformers_logging
 
 from eigenshift.base.errors import ModelError
 from eigenshift.model.chat import ChatFormat
+from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import ModelIdentity, identify_model, uses_chat
 from eigenshift.model.heads import HeadDescription, describe_head
@@ -287,7 +287,7 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
     folder = str(identity.folder)
     config = _read_config(identity)
     kind = find_kind(config)
-    model_class = AutoModelForCausalLM if kind is ModelKind.causal else AutoModel
+    model_class = choose_auto_class(config) if kind is ModelKind.causal else AutoModel
     _refuse_further_files(identity, config)
     if names_authors_code(identity.folder):
         logger.warning(
@@ -403,8 +403,8 @@ def _explain_load_error(model_id: str, error: Exception) -> str:
     if "Unrecognized configuration class" in text:
         return (
             f"{model_id}: expected a causal language model, found a configuration that "
-            "AutoModelForCausalLM does not know. It is probably a vision or a speech model. Choose "
-            "a model made to read or generate text."
+            "transformers has no class for, neither for text nor for images and text. It is probably "
+            "a vision or a speech model. Choose a model made to read or generate text."
         )
     return (
         f"{model_id}: expected a causal language model that transformers can load, found "

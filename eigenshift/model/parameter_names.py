@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -22,6 +22,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.heads import find_head
 
 
@@ -34,7 +35,7 @@ def build_skeleton(folder: Path) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+        return choose_auto_class(config).from_config(config, trust_remote_code=False).eval()
 
 
 def match_parameters(skeleton: Any, keys: Iterable[str]) -> dict[str, str]:

@@ -305,6 +305,97 @@ MORE: dict[str, dict[str, Any]] = {
 """Further architectures, of which one round trip is tried: class of configuration -> values."""
 
 
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_TOWER = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "out_hidden_size": HIDDEN,
+    "patch_size": 14,
+}
+QWEN_IDS = {
+    "image_token_id": 92,
+    "video_token_id": 93,
+    "vision_start_token_id": 94,
+    "vision_end_token_id": 95,
+}
+ROTATED_IN_SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "Qwen2VLConfig": {
+        "text_config": {**LLAMA, "rope_parameters": ROTATED_IN_SECTIONS},
+        "vision_config": {
+            **{"depth": 2, "embed_dim": 16, "hidden_size": HIDDEN, "num_heads": 2},
+            **{"mlp_ratio": 2, "patch_size": 14},
+        },
+        **QWEN_IDS,
+        "tie_word_embeddings": True,
+    },
+    "Qwen2_5_VLConfig": {
+        "text_config": {**LLAMA, "rope_parameters": ROTATED_IN_SECTIONS},
+        "vision_config": {**QWEN_TOWER, "fullatt_block_indexes": [1]},
+        **QWEN_IDS,
+        "tie_word_embeddings": False,
+    },
+    "Qwen3VLConfig": {
+        "text_config": {**LLAMA, "rope_parameters": ROTATED_IN_SECTIONS},
+        "vision_config": {
+            **QWEN_TOWER,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        **QWEN_IDS,
+        "tie_word_embeddings": True,
+    },
+    "Mistral3Config": {
+        "text_config": {"model_type": "mistral", **LLAMA},
+        "vision_config": {"model_type": "pixtral", **TOWER},
+        "image_token_index": 95,
+        "tie_word_embeddings": False,
+    },
+    "InternVLConfig": {
+        "text_config": {"model_type": "qwen2", **LLAMA},
+        "vision_config": {**TOWER, "image_size": [28, 28], "patch_size": [14, 14]},
+        "image_token_id": 95,
+        "tie_word_embeddings": False,
+    },
+    "Idefics3Config": {
+        "text_config": {"model_type": "llama", **LLAMA},
+        "vision_config": TOWER,
+        "image_token_id": 95,
+        "tie_word_embeddings": False,
+    },
+    "LlavaConfig": {
+        "text_config": {"model_type": "llama", **LLAMA},
+        "vision_config": {"model_type": "clip_vision_model", **TOWER},
+        "image_token_index": 95,
+        "tie_word_embeddings": False,
+    },
+    "PaliGemmaConfig": {
+        "text_config": {"model_type": "gemma", **LLAMA},
+        "vision_config": {"model_type": "siglip_vision_model", **TOWER, "projection_dim": HIDDEN},
+        "image_token_index": 95,
+        "projection_dim": HIDDEN,
+        "hidden_size": HIDDEN,
+        "tie_word_embeddings": True,
+    },
+    "SmolVLMConfig": {
+        "text_config": {"model_type": "llama", **LLAMA},
+        "vision_config": TOWER,
+        "image_token_id": 95,
+        "tie_word_embeddings": True,
+    },
+}
+"""Wrappers around a language model and a vision tower that has as many layers and is as wide."""
+
+
 class StubTokenizer:
     """The little of a tokenizer that `models.wrap_model` looks at."""
 
@@ -326,10 +417,12 @@ def make_random_model(config_class: str, values: dict[str, Any]) -> Any:
     import transformers
     from torch import nn
 
+    from eigenshift.model.classes import choose_auto_class
+
     config = getattr(transformers, config_class)(**values)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = choose_auto_class(config).from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 nn.init.normal_(parameter, mean=0.5, std=0.5)

@@ -254,7 +254,7 @@ def test_identity_does_not_load_weights(
     tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Identifying a model reads its files only."""
-    monkeypatch.setattr(loading, "AutoModelForCausalLM", None)
+    monkeypatch.setattr(loading, "choose_auto_class", None)
     assert len(identify_model(ModelSettings(id=str(tiny_model_folder))).digest) == 64
 
 
