@@ -1,11 +1,11 @@
 """A batch of branches on their way through the model: read what is new, go on with drawn tokens.
 
 A branch is a prompt and the tokens drawn so far. Where the model returns a cache and continues from
-it as it should, each token is read once (`CachedBranches`); where it has no cache (OpenAI GPT), one
-that cannot be shared out among branches (RWKV, xLSTM), or one that padding spoils, the
-whole sequences are read again at every step (`WholeBranches`), which is slower and right for every
-causal model. Which of the two is decided by a probe, once per model. Runs the model; what is done
-at its head is `decoding.py`'s.
+it as it should, each token is read once (`CachedBranches`). Where it has no cache (OpenAI GPT), one
+that cannot be shared out among branches (RWKV, MiniMax), or one that padding spoils, the whole
+sequences are read again at every step (`WholeBranches`), which is slower and right for every causal
+model. Which of the two is decided by a probe, once per model. Runs the model; what is done at its
+head is `decoding.py`'s.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from eigenshift.model.batching import is_out_of_memory
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.tokens import pad_tokens
 
@@ -32,6 +33,8 @@ N_PROBE_STEPS = 3
 PROBE_TOLERANCE = 1e-3
 COARSE_TOLERANCE = 3e-2
 """Largest difference of logits relative to the largest, in float32 and in coarser weights."""
+PROBE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""As which models fail whose cache was made for one sequence, or for their own `generate` only."""
 
 _cache_names: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 """Of each model probed, as long as it lives."""
@@ -180,12 +183,18 @@ def find_cache_name(language_model: LanguageModel) -> str | None:
     """
     model = language_model.model
     if model not in _cache_names:
-        found = _probe_cache(language_model)
+        try:
+            found, reason = _probe_cache(language_model), "none that holds"
+        except PROBE_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            found, reason = None, f"it cannot be gone on from ({type(error).__name__}: {error})"
         if found is None:
             logger.info(
-                "no cache to rely on: model=%s class=%s; whole sequences are read at each token",
+                "whole sequences are read at each token: model=%s class=%s cache=%s",
                 language_model.id,
                 type(model).__name__,
+                reason,
             )
         _cache_names[model] = found
     return _cache_names[model]

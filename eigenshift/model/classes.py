@@ -1,8 +1,9 @@
 """Which of transformers' auto classes a causal language model is loaded by.
 
-A wrapper around a language model and a vision tower (Qwen2.5-VL, LLaVA) has no causal class for its
-configuration, but one for images and text; without an image it is a causal language model as any
-other. Reads configurations only.
+A wrapper around a language model and a vision tower (Qwen2.5-VL, LLaVA) has a class for images and
+text; without an image it is a causal language model as any other. A few have a class for text alone
+besides, which reads the wrapper's configuration in part (Qwen3.5's takes a tied head for one of its
+own), so what the configuration names goes first. Reads configurations only.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from transformers import (
 
 
 def choose_auto_class(config: Any) -> Any:
-    """The auto class for a model's configuration; the causal one where there are both."""
-    return AutoModelForImageTextToText if is_wrapper(config) else AutoModelForCausalLM
+    """The auto class for a model's configuration: `AutoModelForCausalLM` or that of wrappers."""
+    return AutoModelForImageTextToText if _is_wrapper(config) else AutoModelForCausalLM
 
 
-def is_wrapper(config: Any) -> bool:
-    """Whether a configuration is of a wrapper that no causal class knows."""
+def _is_wrapper(config: Any) -> bool:
     kind = type(config)
-    is_known = kind in MODEL_FOR_CAUSAL_LM_MAPPING
-    return not is_known and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return False
+    name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind].__name__
+    return name in (config.architectures or ()) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING

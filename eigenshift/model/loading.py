@@ -286,6 +286,10 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
     transformers_logging.disable_progress_bar()
     folder = str(identity.folder)
     config = _read_config(identity)
+    if hasattr(config, "rescale_every"):
+        # RWKV would divide weights of its later layers at the first pass, for float16's sake, and
+        # `save_pretrained` would write them so: what is measured must be what is in the files
+        config.rescale_every = 0
     kind = find_kind(config)
     model_class = choose_auto_class(config) if kind is ModelKind.causal else AutoModel
     _refuse_further_files(identity, config)

@@ -212,31 +212,75 @@ ARCHITECTURES = {
 
 LIKE_LLAMA = (
     "ApertusConfig",
+    "ArceeConfig",
     "Cohere2Config",
+    "DogeConfig",
     "Ernie4_5Config",
     "Exaone4Config",
     "GemmaConfig",
     "Glm4Config",
     "GlmConfig",
+    "HeliumConfig",
     "HunYuanDenseV1Config",
+    "Ministral3Config",
+    "NanoChatConfig",
     "NemotronConfig",
     "Olmo2Config",
+    "Olmo3Config",
     "OlmoConfig",
     "PersimmonConfig",
     "Phi3Config",
+    "SeedOssConfig",
     "SmolLM3Config",
     "StableLmConfig",
     "Starcoder2Config",
 )
+EXPERTS = {**LLAMA, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+STATE_HEADS = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
+LINEAR_HEADS = {
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 MORE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(LIKE_LLAMA, LLAMA),
     "GraniteMoeConfig": {**LLAMA, "num_local_experts": 2},
     "GptOssConfig": {**LLAMA, "num_local_experts": 2, "num_experts_per_tok": 1},
-    "Qwen3MoeConfig": {
+    "Qwen3MoeConfig": EXPERTS,
+    "OlmoeConfig": {**LLAMA, "num_experts": 2, "num_experts_per_tok": 1},
+    "Qwen3NextConfig": {**EXPERTS, **LINEAR_HEADS, "shared_expert_intermediate_size": 8},
+    "MiniMaxConfig": {
         **LLAMA,
-        "num_experts": 2,
+        "num_local_experts": 2,
         "num_experts_per_tok": 1,
-        "moe_intermediate_size": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "block_size": 8,
+    },
+    "DiffLlamaConfig": {**LLAMA, "num_key_value_heads": 2},
+    "Gemma3nTextConfig": {
+        **LLAMA,
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": None,
+    },
+    "Llama4TextConfig": {
+        **LLAMA,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 24,
+        "attention_chunk_size": 8,
     },
     "DeepseekV3Config": {
         **LLAMA,
@@ -278,6 +322,48 @@ MORE: dict[str, dict[str, Any]] = {
         "chunk_size": 8,
     },
     "FalconMambaConfig": {**SMALL, "state_size": 4},
+    "JambaConfig": {
+        **LLAMA,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+    },
+    "BambaConfig": {**LLAMA, **STATE_HEADS, "mamba_expand": 2, "attn_layer_indices": [1]},
+    "Zamba2Config": {
+        **LLAMA,
+        "num_hidden_layers": 3,
+        "layers_block_type": ["mamba", "hybrid", "mamba"],
+        "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 4,
+        "mamba_headdim": 8,
+        "chunk_size": 8,
+    },
+    "NemotronHConfig": {
+        **LLAMA,
+        "num_hidden_layers": 4,
+        "hybrid_override_pattern": "M-*-",
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+    },
+    "GraniteMoeHybridConfig": {
+        **LLAMA,
+        **STATE_HEADS,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "shared_intermediate_size": 8,
+        "layer_types": ["mamba", "attention"],
+    },
+    "Lfm2Config": {**LLAMA, "full_attn_idxs": [1], "conv_L_cache": 3, "block_multiple_of": 8},
+    "xLSTMConfig": {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2},
     "RwkvConfig": {
         **SMALL,
         "attention_hidden_size": HIDDEN,
@@ -292,6 +378,29 @@ MORE: dict[str, dict[str, Any]] = {
         "num_heads": 2,
         "attention_types": [[["global"], 2]],
         "max_position_embeddings": 64,
+    },
+    "GPTNeoXJapaneseConfig": {**SMALL, "intermediate_multiple_size": 2},
+    "CodeGenConfig": {**GPT, "n_head": 4, "rotary_dim": 4},
+    "CTRLConfig": {**GPT, "dff": 24},
+    "ModernBertDecoderConfig": {
+        **SMALL,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    },
+    "ReformerConfig": {
+        **IDS,
+        "hidden_size": HIDDEN,
+        "is_decoder": True,
+        "attention_head_size": 8,
+        "num_attention_heads": 2,
+        "feed_forward_size": 24,
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [8, 8],
+        "max_position_embeddings": 64,
+        "attn_layers": ["local", "local"],
+        "local_attn_chunk_length": 8,
     },
     "BioGptConfig": {**SMALL, "intermediate_size": 24},
     "XGLMConfig": {
@@ -386,6 +495,32 @@ WRAPPERS: dict[str, dict[str, Any]] = {
         "hidden_size": HIDDEN,
         "tie_word_embeddings": True,
     },
+    "Qwen3_5Config": {
+        "text_config": {
+            **LLAMA,
+            **LINEAR_HEADS,
+            "rope_parameters": {**ROTATED_IN_SECTIONS, "partial_rotary_factor": 1.0},
+        },
+        "vision_config": {**QWEN_TOWER, "num_position_embeddings": 16},
+        **QWEN_IDS,
+        "tie_word_embeddings": True,
+    },
+    "Llama4Config": {
+        "text_config": {
+            **LLAMA,
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 24,
+            "attention_chunk_size": 8,
+        },
+        "vision_config": {
+            **TOWER,
+            "vision_output_dim": HIDDEN,
+            "projector_input_dim": HIDDEN,
+            "projector_output_dim": HIDDEN,
+        },
+        "image_token_index": 95,
+        "tie_word_embeddings": False,
+    },
     "SmolVLMConfig": {
         "text_config": {"model_type": "llama", **LLAMA},
         "vision_config": TOWER,
@@ -394,6 +529,14 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     },
 }
 """Wrappers around a language model and a vision tower that has as many layers and is as wide."""
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "BertConfig": {**SMALL, "intermediate_size": 24, "max_position_embeddings": 64},
+    "T5Config": {**IDS, "d_model": HIDDEN, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2},
+    "XLNetConfig": {**IDS, "d_model": HIDDEN, "n_layer": 2, "n_head": 2, "d_inner": 24},
+    "ViTConfig": TOWER,
+}
+"""What does not generate text token by token: refused with a reason."""
 
 
 class StubTokenizer:
@@ -412,7 +555,7 @@ def make_architecture(name: str, **changes: Any) -> Any:
 
 
 def make_random_model(config_class: str, values: dict[str, Any]) -> Any:
-    """As `make_architecture`, of any configuration."""
+    """As `make_architecture`, of any configuration; a wrapper with its tower."""
     import torch
     import transformers
     from torch import nn
@@ -422,7 +565,10 @@ def make_random_model(config_class: str, values: dict[str, Any]) -> Any:
     config = getattr(transformers, config_class)(**values)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = choose_auto_class(config).from_config(config, dtype=torch.float32)
+        auto_class: Any = choose_auto_class(config)
+        if config_class in WRAPPERS:
+            auto_class = transformers.AutoModelForImageTextToText
+        model = auto_class.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 nn.init.normal_(parameter, mean=0.5, std=0.5)
