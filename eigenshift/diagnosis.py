@@ -32,7 +32,7 @@ from eigenshift.datasets.containers import Container
 from eigenshift.datasets.reading import digest_source
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
-from eigenshift.model.loading import check_weight_names
+from eigenshift.model.loading import check_weight_names, find_class_name
 from eigenshift.settings import (
     ModelSettings,
     RefreshSettings,
@@ -357,7 +357,7 @@ def check_benchmark(tasks: Sequence[str]) -> Finding:
 
 
 def check_model(settings: ModelSettings) -> Finding:
-    """Whether the model's files are here and whole, or can be fetched from the hub."""
+    """Whether the model's files are here, whole, of a class that can be studied, or on the hub."""
     if _is_on_hub_only(settings.id, settings.revision):
         client = huggingface_hub.HfApi()
         found = client.model_info(
@@ -366,8 +366,12 @@ def check_model(settings: ModelSettings) -> Finding:
         detail = f"{settings.id}: on the hub at {found.sha}; the first run downloads it"
         return Finding("model", True, detail)
     identity = identify_model(settings)
+    class_name = find_class_name(identity)
     check_weight_names(identity)
-    detail = f"{settings.id}: complete in {identity.folder}, digest {identity.digest[:12]}"
+    detail = (
+        f"{settings.id}: complete in {identity.folder}, digest {identity.digest[:12]}, loads as "
+        f"{class_name}"
+    )
     return Finding("model", True, detail)
 
 

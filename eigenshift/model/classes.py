@@ -13,6 +13,7 @@ from typing import Any
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
 )
@@ -21,6 +22,23 @@ from transformers import (
 def choose_auto_class(config: Any) -> Any:
     """The auto class for a model's configuration: `AutoModelForCausalLM` or that of wrappers."""
     return AutoModelForImageTextToText if _is_wrapper(config) else AutoModelForCausalLM
+
+
+def find_class(config: Any, *, is_causal: bool) -> type[Any] | None:
+    """The class a model will have, None if transformers has none that fits.
+
+    Args:
+        config: Of the model.
+        is_causal: It is to generate text; otherwise its trunk is enough.
+    """
+    mapping = MODEL_MAPPING
+    if is_causal:
+        is_wrapper = _is_wrapper(config)
+        mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if is_wrapper else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
+        return None
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _is_wrapper(config: Any) -> bool:

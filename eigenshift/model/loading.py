@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from eigenshift.base.errors import ModelError
 from eigenshift.model.chat import ChatFormat
-from eigenshift.model.classes import choose_auto_class
+from eigenshift.model.classes import choose_auto_class, find_class
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import ModelIdentity, identify_model, uses_chat
 from eigenshift.model.heads import HeadDescription, describe_head
@@ -291,6 +291,7 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
         # `save_pretrained` would write them so: what is measured must be what is in the files
         config.rescale_every = 0
     kind = find_kind(config)
+    _require_class(identity, config)
     model_class = choose_auto_class(config) if kind is ModelKind.causal else AutoModel
     _refuse_further_files(identity, config)
     if names_authors_code(identity.folder):
@@ -382,6 +383,27 @@ def _read_config(identity: ModelIdentity) -> Any:
         raise ModelError(_explain_load_error(identity.id, error)) from error
 
 
+def find_class_name(identity: ModelIdentity) -> str:
+    """Name of the class a model will be loaded as; only its configuration is read.
+
+    Raises:
+        ModelError: transformers has none for it, or cannot read the configuration.
+    """
+    return _require_class(identity, _read_config(identity)).__name__
+
+
+def _require_class(identity: ModelIdentity, config: Any) -> type[Any]:
+    found = find_class(config, is_causal=find_kind(config) is ModelKind.causal)
+    if found is None:
+        raise ModelError(
+            f"{identity.id}: expected a causal language model or an encoder, found a "
+            f"configuration ({config.model_type}) that transformers has no class for, neither for "
+            "text nor for images and text. It is probably a vision or a speech model. Choose a "
+            "model made to read or generate text."
+        )
+    return found
+
+
 def find_kind(config: Any) -> ModelKind:
     """Tell from its configuration how a model reads text.
 
@@ -403,12 +425,6 @@ def _explain_load_error(model_id: str, error: Exception) -> str:
             f"{model_id}: expected a model class shipped with transformers, found one that needs "
             "its author's code. Such code is never run here. Choose a model that transformers "
             "supports natively."
-        )
-    if "Unrecognized configuration class" in text:
-        return (
-            f"{model_id}: expected a causal language model, found a configuration that "
-            "transformers has no class for, neither for text nor for images and text. It is probably "
-            "a vision or a speech model. Choose a model made to read or generate text."
         )
     return (
         f"{model_id}: expected a causal language model that transformers can load, found "

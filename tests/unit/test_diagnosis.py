@@ -92,6 +92,18 @@ def test_a_source_that_no_format_reads_is_told(sources: Path, tiny_model_folder:
     assert "a workbook of Excel" in found.detail
 
 
+def test_a_model_of_no_use_is_reported(sources: Path, tiny_model_folder: Path) -> None:
+    """What a model will be loaded as is told; a vision model is refused before a run is started."""
+    found = by_name(diagnose(make_settings(sources, str(tiny_model_folder))))
+    assert "loads as GPT2LMHeadModel" in found["model"].detail
+    folder = sources / "vision"
+    shutil.copytree(tiny_model_folder, folder)
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    found = by_name(diagnose(make_settings(sources, str(folder))))
+    assert not found["model"].is_fine
+    assert "probably a vision or a speech model" in found["model"].detail
+
+
 def test_missing_things_are_reported_one_by_one(tmp_path: Path) -> None:
     """Each missing file is a finding of its own, with what to do."""
     missing = str(tmp_path / "nothing")

@@ -33,6 +33,7 @@ from eigenshift.model.heads import describe_head
 from eigenshift.model.layers import get_trunk, list_layers
 from eigenshift.model.loading import LanguageModel, forget_models, load_model, use_model, wrap_model
 from eigenshift.settings import GenerationSettings, ModelSettings
+from tests.support.architectures import MORE, make_random_model
 
 VOCAB = 96
 SMALL = {
@@ -464,6 +465,31 @@ def test_other_models_are_refused(
     (copy / "config.json").write_text(json.dumps({**document, **changes}))
     with pytest.raises(ModelError, match=message):
         load_model(ModelSettings(id=str(copy)), device="cpu")
+
+
+def test_a_model_that_divides_its_weights_when_it_runs_is_kept_from_it(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """RWKV's later blocks: the same logits as by itself, but the weights stay those of the files."""
+    values = MORE["RwkvConfig"] | {
+        "vocab_size": len(tiny_tokenizer),
+        "num_hidden_layers": 5,
+        "rescale_every": 2,
+    }
+    make_random_model("RwkvConfig", values).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    loading.forget_models()
+    model = loading.load_model(ModelSettings(id=str(tmp_path)), "cpu").model
+    loading.forget_models()
+    alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    tokens = torch.arange(12)[None] * 7 + 3
+    with torch.inference_mode():
+        found, expected = (item(input_ids=tokens, use_cache=False).logits for item in (model, alone))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    name = "rwkv.blocks.4.feed_forward.value.weight"
+    assert torch.equal(model.get_parameter(name), stored[name])
+    assert not torch.equal(alone.get_parameter(name), stored[name])
 
 
 def test_a_model_without_tokenizer_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
