@@ -26,6 +26,7 @@ DOCUMENTS = {
         "Verdicts": "docs/verdicts.md",
         "Protections": "docs/protections.md",
         "Exports": "docs/exports.md",
+        "Architectures": "docs/architectures.md",
         "Devices": "docs/devices.md",
         "Scale": "docs/scale.md",
     },

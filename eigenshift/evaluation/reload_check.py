@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from eigenshift.evaluation.stages import RELOAD_NAME, ReloadInputs, ReloadKey
-from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.classes import choose_auto_class
+from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.layers import fuse_activations
 from eigenshift.model.loading import LanguageModel, forget_models, load_model

@@ -34,7 +34,9 @@ def find_class(config: Any, *, is_causal: bool) -> type[Any] | None:
     mapping = MODEL_MAPPING
     if is_causal:
         is_wrapper = _is_wrapper(config)
-        mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if is_wrapper else MODEL_FOR_CAUSAL_LM_MAPPING
+        mapping = (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if is_wrapper else MODEL_FOR_CAUSAL_LM_MAPPING
+        )
     if type(config) not in mapping:
         return None
     found = mapping[type(config)]

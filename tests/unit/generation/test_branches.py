@@ -37,6 +37,7 @@ CACHE_NAMES: dict[str, str | None] = {
     "FalconH1Config": "past_key_values",
     **dict.fromkeys(STATES, "cache_params"),
     **dict.fromkeys(NO_CACHE, None),
+    "MiniMaxConfig": None,  # its cache does not follow where branches split
 }
 PROMPTS = [[7, 8], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21], [30], [40, 41, 42, 43, 44]]
 SETTINGS = SamplingSettings(n_samples=3, n_tokens=5, min_tokens=5, top_p=0.95, seed=3)

@@ -470,7 +470,7 @@ def test_other_models_are_refused(
 def test_a_model_that_divides_its_weights_when_it_runs_is_kept_from_it(
     tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
-    """RWKV's later blocks: the same logits as by itself, but the weights stay those of the files."""
+    """RWKV's later blocks: the logits it has by itself, with the weights of the files."""
     values = MORE["RwkvConfig"] | {
         "vocab_size": len(tiny_tokenizer),
         "num_hidden_layers": 5,
@@ -485,7 +485,9 @@ def test_a_model_that_divides_its_weights_when_it_runs_is_kept_from_it(
     alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens = torch.arange(12)[None] * 7 + 3
     with torch.inference_mode():
-        found, expected = (item(input_ids=tokens, use_cache=False).logits for item in (model, alone))
+        found, expected = (
+            item(input_ids=tokens, use_cache=False).logits for item in (model, alone)
+        )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     name = "rwkv.blocks.4.feed_forward.value.weight"
     assert torch.equal(model.get_parameter(name), stored[name])

@@ -90,9 +90,7 @@ def test_a_wrapper_keeps_its_tower(name: str, tiny_tokenizer: Any, tmp_path: Pat
     check_files(base, tmp_path / "out", written)
     measured = measure_patched(language_model, patch)
     check_reloaded(tmp_path / "out", measured, written, unties=base.is_tied)
-    before, after = (
-        load_file(path / "model.safetensors") for path in (folder, tmp_path / "out")
-    )
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
     tower = [key for key in before if any(part in key for part in TOWER_PARTS)]
     assert len(tower) > 10
     assert all(torch.equal(before[key], after[key]) for key in tower)
