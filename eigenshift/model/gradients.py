@@ -121,7 +121,7 @@ def _run_batch(
         return output if layers else output.detach().requires_grad_()
 
     def begin_graph(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output.detach().requires_grad_()
+        return output.detach().requires_grad_().clone()  # CTRL scales it in place, so no leaf
 
     model = language_model.model
     with language_model.lock, ExitStack() as stack, torch.enable_grad():

@@ -60,6 +60,8 @@ RESIDUAL_ONLY = "activations.sites=[{site: residual, pooling: mean}]"
 MLP_ONLY = "activations.sites=[{site: mlp_activation, pooling: max}]"
 ODD_STREAMS = ("Gemma3nTextConfig",)
 """Whose residual stream has another shape than (text, position, unit)."""
+HEAD_ONLY = ("Gemma3nTextConfig",)
+"""Whose derivatives by the layers are not finite, so that the study of layers refuses them."""
 HOW = {"past_key_values": "cache", "cache_params": "state", None: "whole sequences"}
 N_CHECKED_TEXTS = 6
 MIN_EQUAL = 0.95
@@ -143,7 +145,7 @@ def try_architecture(name: str, folder: Path) -> Outcome:
         if name in ODD_STREAMS:
             sites = "MLP"
             given.append(MLP_ONLY)
-        writers = list_writers(language_model.model)
+        writers = [] if name in HEAD_ONLY else list_writers(language_model.model)
         given += [DEEP] if writers else []
         settings = _load_settings(given)
         record = _refresh(settings)

@@ -568,6 +568,8 @@ def make_random_model(config_class: str, values: dict[str, Any]) -> Any:
         auto_class: Any = choose_auto_class(config)
         if config_class in WRAPPERS:
             auto_class = transformers.AutoModelForImageTextToText
+        if config_class in OTHERS:
+            auto_class = transformers.AutoModel
         model = auto_class.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim == 1:

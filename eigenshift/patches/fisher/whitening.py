@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eigenshift.base.errors import ModelError
+
 METRIC_RIDGE = 0.01
 """Added to A and G, relative to their mean diagonal."""
 DIAGONAL_RIDGE = 1.0
@@ -41,14 +43,25 @@ class Metric:
     of_inputs: Tensor
 
     @classmethod
-    def of(cls, outputs: Tensor, inputs: Tensor) -> Metric:
+    def of(cls, outputs: Tensor, inputs: Tensor, place: str = "the head") -> Metric:
         """Of second moments G and A, to which a ridge is added.
 
         Args:
             outputs: G, shape (out, out), or its diagonal, shape (out,), of as many tokens that all
                 directions of them cannot be kept.
             inputs: A, shape (in, in).
+            place: Which layer's, for messages.
+
+        Raises:
+            ModelError: A moment is not finite.
         """
+        if not all(bool(moment.isfinite().all()) for moment in (outputs, inputs)):
+            raise ModelError(
+                f"Fisher metric of {place}: expected finite states and derivatives of harmless "
+                "text, found NaN or infinity. Some step of the architecture has no derivative at "
+                "its states, or the precision is too low. Use model.dtype: float32, or an "
+                "intervention of the head alone (patch.intervention: eigenshift_fisher)."
+            )
         return cls(*(_find_root(moment) for moment in (outputs, inputs)))
 
     def whiten(self, gradient: Tensor) -> Tensor:

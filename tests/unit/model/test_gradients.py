@@ -21,14 +21,19 @@ from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import run_hooked
 from eigenshift.patches.patching import make_patch, patched_model
 from tests.support.architectures import (
+    MORE,
     VOCAB,
+    WRAPPERS,
     StubTokenizer,
     change_linears,
     damp_head,
     make_architecture,
+    make_random_model,
 )
 
 ARCHITECTURES = ("gpt2", "gptj", "opt", "llama", "mixtral", "gemma2", "gemma3", "cohere", "granite")
+FURTHER = ("CTRLConfig", "MambaConfig", "OpenAIGPTConfig", "RecurrentGemmaConfig", "LlavaConfig")
+"""Embeddings scaled in place, a state, no cache, a recurrence, a tower beside."""
 SEQUENCES = [
     [(3 * place + 7 * number + 4) % (VOCAB - 8) + 3 for place in range(length)]
     for number, length in enumerate((5, 9, 2, 9, 12, 6))
@@ -62,6 +67,8 @@ def wrap(name: str) -> LanguageModel:
             for layer in model.model.layers:
                 layer.mlp = RoutedMlp(model.config)
         model.eval()
+    elif name in FURTHER:
+        model = make_random_model(name, {**MORE, **WRAPPERS}[name])
     else:
         model = make_architecture(name)
     model.requires_grad_(False)
@@ -161,7 +168,7 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = 2e-5) -> Non
     assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "routed"])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *FURTHER, "routed"])
 def test_products_add_up_to_the_gradients_of_the_weights(name: str) -> None:
     """For every writer, and for the head's own output; padding and batches leave no trace."""
     language_model = wrap(name)

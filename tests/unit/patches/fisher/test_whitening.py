@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from eigenshift.base.errors import ModelError
 from eigenshift.patches.fisher import whitening
 from eigenshift.patches.fisher.whitening import (
     DIAGONAL_RIDGE,
@@ -52,6 +53,17 @@ def moments() -> tuple[Array, Array]:
 def metric(moments: tuple[Array, Array]) -> Metric:
     """Of these."""
     return Metric.of(*map(torch.from_numpy, moments))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_moments_that_are_not_finite_are_refused(
+    moments: tuple[Array, Array], value: float
+) -> None:
+    """No ridge makes them positive definite; the layer is named."""
+    outputs, inputs = map(torch.from_numpy, moments)
+    outputs[2, 3] = value
+    with pytest.raises(ModelError, match="Fisher metric of layer 3: expected finite"):
+        Metric.of(outputs, inputs, "layer 3")
 
 
 @pytest.fixture
