@@ -39,8 +39,9 @@ def find_class(config: Any, *, is_causal: bool) -> type[Any] | None:
         )
     if type(config) not in mapping:
         return None
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, tuple) else found
+    found: Any = mapping[type(config)]
+    chosen: type[Any] = found[0] if isinstance(found, tuple) else found
+    return chosen
 
 
 def _is_wrapper(config: Any) -> bool:
