@@ -98,13 +98,16 @@ def walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def walk_named(folder: str, name: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Paths and states of files called `name`; os.scandir, since there may be many thousands."""
+    """Paths and states of files called `name`; os.scandir, since there may be many thousands.
+
+    The folder may be a link; those below it are not followed, since one may lead back.
+    """
     path = f"{folder}/{name}"
     with suppress(FileNotFoundError, NotADirectoryError):
         yield path, os.stat(path)  # noqa: PTH116 - a Path for each would double the time
         return
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        folders = sorted(entry.path for entry in entries if entry.is_dir())
+        folders = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
         for inner in folders:
             yield from walk_named(inner, name)
 

@@ -29,12 +29,24 @@ ENDS = {
     "mixtral": ["self_attn.o_proj"],
     "phi": ["self_attn.dense", "mlp.fc2"],
 }
-FUSED_EXPERTS = ("GraniteMoeConfig", "GptOssConfig", "Qwen3MoeConfig")
+FUSED_EXPERTS = (
+    *("GraniteMoeConfig", "GptOssConfig", "Qwen3MoeConfig", "OlmoeConfig", "MiniMaxConfig"),
+)
+ONE_PART = ("MambaConfig", "Mamba2Config", "FalconMambaConfig")
+NOT_ALL_KNOWN = {"xLSTMConfig": [1, 1], "CTRLConfig": [1, 1]}
+"""Their feed-forward part has names of its own, so patches of layers leave it alone."""
+NONE_KNOWN = ("RwkvConfig", "ModernBertDecoderConfig")
+"""Of these only the head is changed (docs/architectures.md)."""
 N_WRITERS = {
     **{name: [2, 2] for name in MORE},
-    **{name: [1, 1] for name in (*FUSED_EXPERTS, "MambaConfig")},
+    **{name: [1, 1] for name in (*FUSED_EXPERTS, *ONE_PART)},
+    **{name: [0, 0] for name in NONE_KNOWN},
+    **NOT_ALL_KNOWN,
     "FalconH1Config": [3, 3],
+    "JambaConfig": [2, 1],
+    "NemotronHConfig": [1, 1, 1, 1],
     "RecurrentGemmaConfig": [2, 2, 2],
+    "Zamba2Config": [1, 3, 1],
 }
 
 
