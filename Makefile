@@ -44,9 +44,10 @@ bench-real: real-model ## Compare all methods on the real model: a page in docs/
 test: $(STAMP) check ## Checks and the default test suite (CPU, offline)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# In one process: most of these start a whole set-up (PostgreSQL, server, worker, browser) once for all.
+# Those of tests/services in one process: they start a whole set-up (PostgreSQL, server, worker, browser) once for all.
 test-slow: $(STAMP) ## The tests left out of the default run
-	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/services
+	@$(BIN)/python -m pytest -q -m slow tests/services
 
 check: $(STAMP) ## Format, lint, types, import contract, generated docs
 	@$(BIN)/ruff format --check --quiet .
