@@ -560,7 +560,7 @@ def make_random_model(config_class: str, values: dict[str, Any]) -> Any:
     import transformers
     from torch import nn
 
-    from eigenshift.model.classes import choose_auto_class
+    from eigenshift.model.classes import choose_auto_class, find_class
 
     config = getattr(transformers, config_class)(**values)
     with torch.random.fork_rng():
@@ -568,7 +568,7 @@ def make_random_model(config_class: str, values: dict[str, Any]) -> Any:
         auto_class: Any = choose_auto_class(config)
         if config_class in WRAPPERS:
             auto_class = transformers.AutoModelForImageTextToText
-        if config_class in OTHERS:
+        if config_class in OTHERS and find_class(config, is_causal=True) is None:
             auto_class = transformers.AutoModel
         model = auto_class.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
