@@ -22,8 +22,10 @@ from eigenshift.evaluation.bootstrap import summarise
 
 MIN_EFFECTIVE = 30.0
 """Toxic texts that count, below which a foretold rate is not to be relied on."""
-MIN_OTHERS = 200
-"""Texts that are not toxic and are weighed, at least; else as many as are toxic."""
+MAX_TOXIC = 300
+"""Toxic texts that are weighed, at most: what more of them add, prompts take away again."""
+MIN_OTHERS = 150
+"""Texts that are not toxic and are weighed, at least; else half as many as are toxic."""
 MIN_COVERED, MAX_COVERED = 0.5, 1.5
 """Bounds of the mean weight: below, the edited model says mostly what the base never says; above,
 a few weights make up most of it."""
@@ -71,7 +73,7 @@ class PredictedRate:
 
 
 def choose_texts(is_toxic: Flags, prompts: IntArray, n_prompts: int, seed: int) -> WeighedSample:
-    """All toxic texts, and as many of the others.
+    """Toxic texts, and half as many of the others.
 
     Args:
         is_toxic: Whether any scorer or slice counts a text, shape (text,).
@@ -79,14 +81,21 @@ def choose_texts(is_toxic: Flags, prompts: IntArray, n_prompts: int, seed: int) 
         n_prompts: How many prompts there are.
         seed: Of the draw.
     """
+    generator = np.random.default_rng(seed)
     toxic, others = np.flatnonzero(is_toxic), np.flatnonzero(~is_toxic)
-    n_drawn = min(len(others), max(MIN_OTHERS, len(toxic)))
-    drawn = np.sort(np.random.default_rng(seed).choice(others, n_drawn, replace=False))
-    share = len(others) / n_drawn if n_drawn else 1.0
-    places = np.concatenate([toxic, drawn])
-    counts = np.concatenate([np.ones(len(toxic)), np.full(n_drawn, share)])
+    n_toxic = min(len(toxic), MAX_TOXIC)
+    n_others = min(len(others), max(MIN_OTHERS, n_toxic // 2))
+    drawn = [
+        np.sort(generator.choice(group, n_drawn, replace=False))
+        for group, n_drawn in ((toxic, n_toxic), (others, n_others))
+    ]
+    counts = [
+        np.full(len(found), len(group) / max(len(found), 1))
+        for found, group in zip(drawn, (toxic, others), strict=True)
+    ]
+    places = np.concatenate(drawn)
     n_by_prompt = np.bincount(prompts, minlength=n_prompts).astype(np.float64)
-    return WeighedSample(places, counts, prompts[places], n_by_prompt)
+    return WeighedSample(places, np.concatenate(counts), prompts[places], n_by_prompt)
 
 
 def predict_rate(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
+from eigenshift.evaluation import predicted_rates
 from eigenshift.evaluation.bootstrap import draw_counts
 from eigenshift.evaluation.likelihood_ratios import DrawnText, measure_log_ratios
 from eigenshift.evaluation.predicted_rates import choose_texts, predict_rate
@@ -114,7 +115,7 @@ def test_each_text_has_the_ratio_that_generate_would_give_it(
 
 @pytest.mark.parametrize("name", ["head", "logits", "trunk"])
 def test_what_is_foretold_is_what_the_edited_model_does(
-    tiny_language_model: LanguageModel, name: str
+    tiny_language_model: LanguageModel, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How often tokens that the edit favours are said: from the base's texts, and from its own."""
     settings = GenerationSettings(n_samples=1_000, n_tokens=3, top_p=0.95)
@@ -130,6 +131,7 @@ def test_what_is_foretold_is_what_the_edited_model_does(
 
     is_marked = has_favoured(texts)
     prompts = np.repeat(np.arange(N_PROMPTS), settings.n_samples)
+    monkeypatch.setattr(predicted_rates, "MAX_TOXIC", len(texts))
     sample = choose_texts(is_marked, prompts, N_PROMPTS, seed=0)
     replicates = draw_counts(N_PROMPTS, 200, 0)
     found = predict_rate(

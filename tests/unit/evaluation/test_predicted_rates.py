@@ -9,6 +9,7 @@ import pytest
 
 from eigenshift.evaluation.bootstrap import draw_counts
 from eigenshift.evaluation.predicted_rates import (
+    MAX_TOXIC,
     MIN_EFFECTIVE,
     PredictedRate,
     choose_texts,
@@ -64,19 +65,22 @@ def test_an_edit_that_changes_nothing_has_the_base_s_rate() -> None:
     found = predict_rate(
         np.zeros(len(sample.places)), is_toxic[sample.places], sample, replicates, 0.95
     )
-    assert found.n_effective == pytest.approx(is_toxic.sum())
+    assert found.n_effective == pytest.approx(min(is_toxic.sum(), MAX_TOXIC))
     assert found.value == pytest.approx(is_toxic.mean())
     assert found.covered == pytest.approx(1.0)
 
 
-def test_all_toxic_texts_are_weighed_and_the_others_stand_for_all() -> None:
-    """Counts add up to the texts there are."""
-    is_toxic = np.arange(3_000) % 10 == 0
+@pytest.mark.parametrize(("share", "n_toxic", "n_others"), [(15, 200, 150), (2, 300, 150)])
+def test_what_is_weighed_stands_for_all(share: int, n_toxic: int, n_others: int) -> None:
+    """Every toxic text where there are not too many; counts add up to the texts there are."""
+    is_toxic = np.arange(3_000) % share == 0
     sample = choose_texts(is_toxic, np.arange(3_000) // 10, 300, seed=1)
-    assert set(np.flatnonzero(is_toxic)) <= set(sample.places)
-    assert len(sample.places) == 600
+    weighed = is_toxic[sample.places]
+    assert (int(weighed.sum()), int((~weighed).sum())) == (n_toxic, n_others)
+    assert sample.counts[weighed].sum() == pytest.approx(is_toxic.sum())
     assert sample.counts.sum() == pytest.approx(3_000)
     assert (sample.n_by_prompt == 10).all()
+    assert len(set(sample.places)) == len(sample.places)
 
 
 def test_a_slice_counts_its_own_prompts_only() -> None:
