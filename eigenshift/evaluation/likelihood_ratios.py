@@ -119,6 +119,10 @@ class _Rows:
     steps: Tensor
     texts: Tensor
 
+    def take(self, part: slice) -> _Rows:
+        """Some of the positions."""
+        return _Rows(self.states[part], self.targets[part], self.steps[part], self.texts[part])
+
 
 def _iterate_rows(
     language_model: LanguageModel,
@@ -149,15 +153,7 @@ def _iterate_rows(
             torch.full_like(targets, place),
         )
         for start in range(0, len(targets), n_rows):
-            part = slice(start, start + n_rows)
-            waiting.append(
-                _Rows(
-                    of_text.states[part],
-                    of_text.targets[part],
-                    of_text.steps[part],
-                    of_text.texts[part],
-                )
-            )
+            waiting.append(of_text.take(slice(start, start + n_rows)))
             if sum(len(rows.targets) for rows in waiting) >= n_rows:
                 yield join()
     if waiting:

@@ -30,7 +30,6 @@ MIN_COVERED, MAX_COVERED = 0.5, 1.5
 """Bounds of the mean weight: below, the edited model says mostly what the base never says; above,
 a few weights make up most of it."""
 
-Places = IntArray
 Flags = npt.NDArray[np.bool_]
 
 
@@ -45,7 +44,7 @@ class WeighedSample:
         n_by_prompt: How many texts each prompt has in all, shape (prompt,).
     """
 
-    places: Places
+    places: IntArray
     counts: FloatArray
     prompts: IntArray
     n_by_prompt: FloatArray

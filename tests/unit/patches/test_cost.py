@@ -10,7 +10,14 @@ import torch
 
 from eigenshift.components.budget_texts import BudgetTexts
 from eigenshift.model.writers import list_writers
-from eigenshift.patches.cost import Cost, CostMeter
+from eigenshift.patches.cost import (
+    MAX_LOGITS_OF_KIND,
+    MAX_TOKENS_OF_KIND,
+    ROUGH_SHARE,
+    Cost,
+    CostMeter,
+    count_tokens_of_kind,
+)
 from eigenshift.patches.edits import HeadEdit, LogitEdit, ModelEdit
 from eigenshift.patches.folding import fold_edit
 from tests.support.architectures import change_linears, damp_head, list_mlp_layers, scale_units
@@ -139,3 +146,23 @@ def test_an_edit_that_overflows_costs_infinitely_much() -> None:
     edit = ModelEdit(HeadEdit(huge, huge, torch.zeros(1, dtype=torch.float64)))
     texts = BudgetTexts({"neutral": bed.evidence.budget_texts.by_kind["neutral"]})
     assert CostMeter(bed.language_model, texts).measure(edit).largest_rise == math.inf
+
+
+def test_a_wide_vocabulary_is_read_at_fewer_positions() -> None:
+    """As many logits of each kind whatever the vocabulary, and never more tokens than the bound."""
+    assert count_tokens_of_kind(2_000) == MAX_TOKENS_OF_KIND
+    assert count_tokens_of_kind(49_152) == MAX_LOGITS_OF_KIND // 49_152 == 2_730
+    assert count_tokens_of_kind(2 * MAX_LOGITS_OF_KIND) == 1
+
+
+def test_a_rough_meter_reads_the_first_texts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kind some; on them it says what a meter of them says."""
+    bed = make_bed("gpt2")
+    monkeypatch.setattr("eigenshift.patches.cost.MAX_TOKENS_OF_KIND", 40 * ROUGH_SHARE)
+    meter = CostMeter(bed.language_model, bed.evidence.budget_texts, tokens_per_batch=64)
+    rough, few = meter.make_rough(), bed.evidence.budget_texts.limit(40)
+    assert rough.texts == few
+    assert len(few.sequences) < len(meter.texts.sequences)
+    edit = list_edits(bed)["all"]
+    expected = CostMeter(bed.language_model, few, tokens_per_batch=64).measure(edit)
+    assert rough.measure(edit).rises == expected.rises
