@@ -85,27 +85,22 @@ def activations_schema(widths: dict[str, int], precision: str) -> pa.Schema:
     )
 
 
-def neuron_summaries_schema(precision: str) -> pa.Schema:
-    """Schema of a shard's neuron summaries: one row per layer, site, language and unit.
-
-    Args:
-        precision: "float16" or "float32", of the activations; the width of a key.
-    """
-    keys = pa.list_(pa.uint16() if precision == "float16" else pa.uint32())
-    return pa.schema(
-        [
-            describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
-            describe_column("language", pa.string(), "Language of the samples; null if unknown"),
-            describe_column("layer", pa.int16(), "0 = first layer"),
-            describe_column("site", pa.string(), "residual, mlp_activation, ..."),
-            describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
-            describe_column("neuron_index", pa.int32(), "Unit within the site"),
-            describe_column("n_samples", pa.int64(), "Labelled samples of the shard and language"),
-            describe_column("n_nonfinite", pa.int64(), "Samples left out: NaN or infinite"),
-            describe_column("toxic_keys", keys, "Values on toxic samples as ordered integers"),
-            describe_column("nontoxic_keys", keys, "Values on non-toxic samples, likewise"),
-        ]
-    )
+NEURON_SUMMARIES = pa.schema(
+    [
+        describe_column("dataset", pa.string(), "Dataset of the labelled samples"),
+        describe_column("language", pa.string(), "Language of the samples; null if unknown"),
+        describe_column("layer", pa.int16(), "0 = first layer"),
+        describe_column("site", pa.string(), "residual, mlp_activation, ..."),
+        describe_column("pooling", pa.string(), "max, mean or last, over real tokens"),
+        describe_column("neuron_index", pa.int32(), "Unit within the site"),
+        describe_column("n_samples", pa.int64(), "Labelled samples of the shard and language"),
+        describe_column("n_nonfinite", pa.int64(), "Samples left out: NaN or infinite"),
+        describe_column("key_bytes", pa.int8(), "Of a key: 2 of float16 values, 4 of float32"),
+        describe_column("toxic_keys", pa.binary(), "Values on toxic samples: rises of the keys"),
+        describe_column("nontoxic_keys", pa.binary(), "Values on non-toxic samples, likewise"),
+    ]
+)
+"""Of a shard: one row per layer, site, language and unit (`detection/neuron_summaries.py`)."""
 
 
 NEURONS = pa.schema(

@@ -12,7 +12,8 @@ layers. What *generates* toxicity is `components/`.
     layer_transfers.py     probes and units carried from dataset to dataset
     labelled_layers.py     one layer's values beside their labels
     probes.py              ridge probes in closed form, cross-validated
-    ranked_units.py        the same for many units at once, where there are few samples
-    ranking.py             AUROC and average precision from sorted values
+    ranked_units.py        AUROC and average precision of many units, by sorting few samples
+    counting.py            the same by counting many samples, in compiled loops
+    ranking.py             values as ordered integers, and one unit's placements and folds
     stages.py              what the stages of this room are
 """

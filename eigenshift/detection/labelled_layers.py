@@ -45,7 +45,7 @@ def connect(memory_limit: str, temp_folder: Path) -> duckdb.DuckDBPyConnection:
         downloaded nor loaded, and no stock fsspec filesystem is registered: DuckDB's reading
         ahead through one is a race that can give wrong sums without an error (duckdb_files.py).
     """
-    return duckdb.connect(
+    connection = duckdb.connect(
         ":memory:",
         config={
             "memory_limit": memory_limit,
@@ -55,6 +55,8 @@ def connect(memory_limit: str, temp_folder: Path) -> duckdb.DuckDBPyConnection:
             "autoload_known_extensions": False,
         },
     )
+    connection.execute("SET enable_progress_bar = false")  # it goes to stdout under `python -c`
+    return connection
 
 
 def load_sql(name: str, **identifiers: str) -> str:

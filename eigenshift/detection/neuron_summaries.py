@@ -1,17 +1,20 @@
 """What the neuron statistics need of one shard: each unit's values by class, without the samples.
 
 Reads one activation shard and its samples; writes `neuron_summaries.parquet`, one row per layer,
-site, language and unit. A row holds the unit's values as two sorted lists of keys (`ranking.py`),
-one per class. Values of a class are added up by putting lists together, so the statistics of any
-number of shards follow exactly (`neuron_statistics.py`), and a new shard costs its own reading.
-Sorted keys differ little from one to the next: delta encoded they take half the bytes of the
-activations, lie together by unit, and decode faster (docs/decisions/0012-neuron-summaries.md).
+site, language and unit. A row holds the unit's values as keys (`ranking.py`) in ascending order,
+one binary value per class: the first key, then the rises from one to the next, little-endian, each
+as long as `key_bytes` says; `numpy.cumsum` of them, in their own type, gives the keys. Values of a
+class are added up by putting keys together, so the statistics of any number of shards follow
+exactly (`neuron_statistics.py`), and a new shard costs its own reading. The rises are small:
+compressed they take less than half the bytes of the activations, and lie together by unit
+(docs/decisions/0012-neuron-summaries.md, 0080-counting-compiled.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eigenshift.base.arrays import BoolArray, IntArray, ValueArray
+from eigenshift.base.arrays import BoolArray, IntArray, KeyArray, ValueArray
 from eigenshift.base.errors import ArtifactError
-from eigenshift.base.schemas import neuron_summaries_schema
-from eigenshift.detection.ranking import encode_keys
+from eigenshift.base.schemas import NEURON_SUMMARIES
 from eigenshift.detection.stages import SummaryInputs, SummaryKey
 from eigenshift.settings import SitePooling
 from eigenshift.stages import tables
@@ -72,19 +74,15 @@ def summarise_shard(
     place = describe_file(activation_file)
     with open_parquet(activation_file) as shard:
         _check_sites(shard.schema_arrow, sites, place)
-        value_type = shard.schema_arrow.field(sites[0].column).type.value_type
-        schema = neuron_summaries_schema(
-            "float16" if pa.types.is_float16(value_type) else "float32"
-        )
-        with _open_writer(workspace.path(tables.NEURON_SUMMARIES.file), schema) as writer:
+        with _open_writer(workspace.path(tables.NEURON_SUMMARIES.file)) as writer:
             for layer, table in _read_layers(shard, sites):
                 rows, positions = _match(table["sample_id"], labels, layer, place)
                 n_samples = max(n_samples, len(rows))
                 for site in sites:
-                    values = _read_values(table[site.column], place)[rows]
-                    for part in _summarise(values, labels, positions, schema):
+                    values = _read_values(table[site.column], place)
+                    for part in _summarise(values, rows, labels, positions):
                         writer.write_table(
-                            _describe_rows(part, dataset, layer, site, schema),
+                            _describe_rows(part, dataset, layer, site),
                             row_group_size=UNITS_PER_ROW_GROUP,
                         )
     workspace.facts["n_samples"] = n_samples
@@ -164,51 +162,70 @@ def _read_values(column: pa.ChunkedArray, place: str) -> ValueArray:
 
 
 def _summarise(
-    values: ValueArray, labels: _Labels, positions: IntArray, schema: pa.Schema
-) -> Iterator[dict[str, pa.Array]]:
-    """Columns for each language among the samples, or of empty lists where there are none.
+    values: ValueArray, rows: IntArray, labels: _Labels, positions: IntArray
+) -> Iterator[dict[str, pa.Array | pa.ChunkedArray]]:
+    """Columns for each language among the samples, or without a key where there are none.
 
     Args:
-        values: Shape (sample, unit).
+        values: Shape (row, unit).
+        rows: Which rows have a label, shape (sample,).
         labels: The shard's labels.
         positions: Where in `labels` each sample is, shape (sample,).
-        schema: Of the summaries.
     """
     languages = np.array([labels.languages[position] or "" for position in positions], object)
     is_toxic = labels.is_toxic[positions]
     for language in sorted(set(languages)) or [""]:
         is_spoken = languages == language
-        n_nonfinite = np.count_nonzero(~np.isfinite(values[is_spoken]), axis=0)
-        columns = {
-            "language": pa.array([language or None] * len(n_nonfinite), pa.string()),
-            "n_samples": pa.array([np.count_nonzero(is_spoken)] * len(n_nonfinite), pa.int64()),
-            "n_nonfinite": pa.array(n_nonfinite, pa.int64()),
-        }
+        n_samples = np.count_nonzero(is_spoken)
+        n_nonfinite = np.full(values.shape[1], n_samples)
+        columns = {}
         for name, is_class in zip(KEY_COLUMNS, (is_toxic, ~is_toxic), strict=True):
-            columns[name] = _sort_keys(values[is_spoken & is_class].T, schema.field(name).type)
-        yield columns
+            columns[name], n_finite = _pack_keys(values, rows[is_spoken & is_class])
+            n_nonfinite -= n_finite
+        yield columns | {
+            "language": pa.array([language or None] * len(n_nonfinite), pa.string()),
+            "n_samples": pa.repeat(n_samples, len(n_nonfinite)),
+            "n_nonfinite": pa.array(n_nonfinite, pa.int64()),
+            "key_bytes": pa.repeat(pa.scalar(values.dtype.itemsize, pa.int8()), len(n_nonfinite)),
+        }
 
 
-def _sort_keys(values: ValueArray, type_: pa.DataType) -> pa.Array:
-    """Keys of each unit's finite values in ascending order, a list per unit.
+def _pack_keys(values: ValueArray, rows: IntArray) -> tuple[pa.ChunkedArray, IntArray]:
+    """Keys of each unit's finite values on some rows, packed, and how many those are."""
+    from eigenshift.detection import counting  # a third of a second, wanted by no other stage
+
+    keys, n_finite = counting.collect_keys(values, rows)
+    # 16 bits are sorted by radix, which is fast on any processor.
+    keys.sort(axis=1, kind="stable" if keys.dtype.itemsize == 2 else None)
+    parts = []
+    for first in range(0, len(keys), UNITS_PER_ROW_GROUP):  # of less than 2 GiB, as Arrow wants it
+        units = slice(first, first + UNITS_PER_ROW_GROUP)
+        packed = counting.pack_keys(keys[units], n_finite[units])
+        stops = np.concatenate([[0], np.cumsum(n_finite[units])]) * keys.dtype.itemsize
+        buffers = [None, pa.py_buffer(stops.astype(np.int32)), pa.py_buffer(packed)]
+        parts.append(pa.Array.from_buffers(pa.binary(), len(stops) - 1, buffers))
+    return pa.chunked_array(parts, pa.binary()), n_finite
+
+
+def unpack_keys(column: pa.Array, key_bytes: int) -> list[KeyArray]:
+    """The keys of each row of a column that was read back.
 
     Args:
-        values: Shape (unit, sample).
-        type_: Of the column.
+        column: Binary, without nulls.
+        key_bytes: Length of a key.
     """
-    is_finite = np.isfinite(values)
-    keys = encode_keys(values)
-    keys[~is_finite] = np.iinfo(keys.dtype).max  # sorts behind every finite value
-    keys.sort(axis=1)
-    lengths = np.count_nonzero(is_finite, axis=1)
-    is_kept = np.arange(values.shape[1]) < lengths[:, None]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    kept = keys.ravel() if is_kept.all() else keys[is_kept]
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(kept), type=type_)
+    from eigenshift.detection import counting  # as above
+
+    _, stops, data = column.buffers()
+    offsets = np.frombuffer(stops, np.int32)[column.offset : column.offset + len(column) + 1]
+    places = (offsets - offsets[0]) // key_bytes
+    packed = np.frombuffer(data or b"", f"u{key_bytes}", places[-1], offsets[0])
+    keys = counting.unpack_keys(packed, places[1:].astype(np.int64))
+    return [keys[start:stop] for start, stop in pairwise(places.tolist())]
 
 
 def _describe_rows(
-    columns: dict[str, pa.Array], dataset: str, layer: int, site: SitePooling, schema: pa.Schema
+    columns: dict[str, pa.Array | pa.ChunkedArray], dataset: str, layer: int, site: SitePooling
 ) -> pa.Table:
     n_units = len(columns["n_nonfinite"])
     columns |= {
@@ -218,19 +235,17 @@ def _describe_rows(
         "pooling": pa.repeat(site.pooling.value, n_units),
         "neuron_index": pa.array(np.arange(n_units), pa.int32()),
     }
-    return pa.table([columns[name] for name in schema.names], schema=schema)
+    names = NEURON_SUMMARIES.names
+    return pa.table([columns[name] for name in names], schema=NEURON_SUMMARIES)
 
 
-def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Keys delta encoded and not compressed again: a tenth smaller, but twice the time to read."""
-    keys = [f"{name}.list.element" for name in KEY_COLUMNS]
-    others = [name for name in schema.names if name not in KEY_COLUMNS]
+def _open_writer(path: Path) -> pq.ParquetWriter:
+    """The first level of zstd: the next ones save a hundredth and take twice the time."""
     return open_parquet_writer(
         path,
-        schema,
-        compression=dict.fromkeys(others, "zstd") | dict.fromkeys(keys, "none"),
+        NEURON_SUMMARIES,
+        compression_level=1,
         use_dictionary=["dataset", "language", "site", "pooling"],
-        column_encoding=dict.fromkeys(keys, "DELTA_BINARY_PACKED"),
     )
 
 

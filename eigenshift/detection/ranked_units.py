@@ -1,7 +1,7 @@
 """Exact rank statistics of many units at once, where there are few samples.
 
-Counting keys (`ranking.py`) costs some twenty calls and up to 65,536 counters a unit, however few
-the samples; sorting all units' rows in one call costs what the samples cost. The statistics are the
+Counting keys (`ranking.py`, `counting.py`) costs up to 65,536 counters a unit, however few the
+samples; sorting all units' rows in one call costs what the samples cost. The statistics are the
 same: pairs are counted in integers and divided once. Above `MOST_SAMPLES` counting is cheaper.
 
 Pure functions of arrays, shape (unit, sample).
@@ -93,7 +93,7 @@ class RankedUnits:
         return _divide(wins, 2 * self.n_toxic * self.n_nontoxic)
 
     def compute_average_precisions(self) -> FloatArray:
-        """As `ranking.ClassComparison.compute_average_precision`, shape (unit,)."""
+        """As scikit-learn's `average_precision_score`, shape (unit,)."""
         below, _ = self._nontoxic
         toxic_below, _ = self._count(self._is_toxic)
         true_positives = self.n_toxic[:, None] - toxic_below

@@ -2,17 +2,16 @@
 
 A float's bits become an unsigned integer of the same order, its *key*. A float16 has only 65,536
 keys, so the values of a unit are counted per key instead of being sorted; float32 keys are first
-replaced by their ranks among the distinct ones. AUROC and average precision follow from running
-totals of the counts, in integers: exact fractions, rounded once, whatever the order of the samples.
+replaced by their ranks among the distinct ones. AUROCs follow from running totals of the counts, in
+integers: exact fractions, rounded once, whatever the order of the samples.
 
-Pure functions of arrays. Reading and tables are in `neuron_statistics.py`, `probes.py` and
-`neuron_stability.py`.
+Pure functions of arrays. The loops over many units are in `counting.py`; reading and tables in
+`neuron_statistics.py`, `probes.py` and `neuron_stability.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,8 +45,8 @@ def decode_keys(keys: KeyArray) -> FloatArray:
 
 
 with np.errstate(invalid="ignore"):
-    _HALVES = decode_keys(np.arange(1 << 16, dtype=np.uint16))
-"""Value of each float16 key."""
+    HALVES = decode_keys(np.arange(1 << 16, dtype=np.uint16))
+"""Value of each float16 key, shape (65,536,)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Levels:
         """Number the keys, at least one: by subtraction if they are short, else by their ranks."""
         if keys.dtype.itemsize == 2:
             lowest, highest = int(keys.min()), int(keys.max())
-            return cls(keys - keys.dtype.type(lowest), _HALVES[lowest : highest + 1])
+            return cls(keys - keys.dtype.type(lowest), HALVES[lowest : highest + 1])
         distinct = np.unique(keys)
         return cls(np.searchsorted(distinct, keys), decode_keys(distinct))
 
@@ -75,56 +74,6 @@ class Levels:
     def n_levels(self) -> int:
         """Number of codes, those without a value among them."""
         return len(self.values)
-
-
-class ClassComparison:
-    """The values of one unit on toxic and on non-toxic samples, both finite and not empty."""
-
-    def __init__(self, toxic: KeyArray, nontoxic: KeyArray) -> None:
-        """Count the values.
-
-        Args:
-            toxic: Keys on toxic samples, in any order.
-            nontoxic: Keys on non-toxic samples, in any order.
-        """
-        levels = Levels.of(np.concatenate([nontoxic, toxic]))
-        self.n_toxic, self.n_nontoxic = len(toxic), len(nontoxic)
-        self._values = levels.values
-        self._toxic = np.sort(levels.codes[len(nontoxic) :])
-        self._counts = np.bincount(levels.codes[: len(nontoxic)], minlength=levels.n_levels)
-
-    @cached_property
-    def _placements(self) -> tuple[IntArray, IntArray]:
-        """Non-toxic values not above, and equal to, each toxic value in ascending order."""
-        not_above: IntArray = np.cumsum(self._counts)[self._toxic]
-        equal: IntArray = self._counts[self._toxic]
-        return not_above, equal
-
-    def compute_auroc(self) -> float:
-        """Share of (toxic, non-toxic) pairs in which the toxic value is higher, ties one half."""
-        not_above, equal = self._placements
-        return int(2 * not_above.sum() - equal.sum()) / (2 * self.n_toxic * self.n_nontoxic)
-
-    def compute_average_precision(self) -> float:
-        """Sum over thresholds of (rise of recall) x precision, equal values sharing a threshold.
-
-        scikit-learn's definition (`average_precision_score`).
-        """
-        not_above, equal = self._placements
-        toxic_below = np.arange(self.n_toxic)
-        is_repeated = self._toxic[1:] == self._toxic[:-1]
-        toxic_below[1:][is_repeated] = 0
-        true_positives = self.n_toxic - np.maximum.accumulate(toxic_below)
-        false_positives = self.n_nontoxic - not_above + equal
-        return float((true_positives / (true_positives + false_positives)).mean())
-
-    def measure_toxic(self) -> tuple[float, float]:
-        """Mean of the toxic values and the sum of their squared deviations from it."""
-        return _measure(self._values[self._toxic])
-
-    def measure_nontoxic(self) -> tuple[float, float]:
-        """Mean of the non-toxic values and the sum of their squared deviations from it."""
-        return _measure(self._values, self._counts)
 
 
 def compute_placements(keys: KeyArray, is_toxic: BoolArray) -> FloatArray:
@@ -178,22 +127,3 @@ def compute_fold_aurocs(
     n_without = (n_toxic.sum() - n_toxic) * (n_nontoxic.sum() - n_nontoxic)
     with np.errstate(invalid="ignore"):
         return without / (2 * n_without), np.diag(pairs) / (2 * n_toxic * n_nontoxic)
-
-
-def measure_values(keys: KeyArray) -> tuple[float, float]:
-    """Mean of some finite values, at least one, and the sum of squared deviations from it."""
-    return _measure(decode_keys(np.sort(keys)))
-
-
-def _measure(values: FloatArray, counts: IntArray | None = None) -> tuple[float, float]:
-    """Two passes in float64, over each value once or as often as it is counted.
-
-    A constant has deviations of exactly 0: a float32 times a count below 2^29 is exact in float64.
-    """
-    if counts is None:
-        mean = values.mean()
-        return float(mean), float(np.square(values - mean).sum())
-    weights = counts.astype(np.float64)
-    mean = np.einsum("i,i->", weights, values) / weights.sum()
-    squares = np.square(values - mean)
-    return float(mean), float(np.einsum("i,i->", weights, squares))

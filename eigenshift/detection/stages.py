@@ -71,7 +71,7 @@ class SummaryKey(Key):
 SUMMARISE_NEURONS = Stage(
     name="summarise_neurons",
     kind="neuron_summaries",
-    version=1,
+    version=2,
     inputs=SummaryInputs,
     key=SummaryKey,
     files=(tables.NEURON_SUMMARIES,),

@@ -62,13 +62,6 @@ def _is_list_of_floats(type_: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_floating(type_.value_type))
 
 
-def _expect_summaries(found: pa.Schema) -> pa.Schema:
-    """Keys as wide as the activations they were made of."""
-    place = found.get_field_index("toxic_keys")
-    is_half = place >= 0 and found.field(place).type == pa.list_(pa.uint16())
-    return schemas.neuron_summaries_schema("float16" if is_half else "float32")
-
-
 RECORDS = Table("records.parquet", schemas.RECORDS)
 REJECTED_ROWS = Table("rejected_rows.parquet", schemas.REJECTED_ROWS, keeps_books=True)
 SOURCE_FILES = Table("source_files.parquet", schemas.SOURCE_FILES, keeps_books=True)
@@ -76,7 +69,7 @@ SAMPLES = Table("samples-*.parquet", schemas.SAMPLES)
 SELECTION_PROMPTS = Table("selection-*.parquet", schemas.PROMPTS)
 EVALUATION_PROMPTS = Table("evaluation-*.parquet", schemas.PROMPTS)
 ACTIVATIONS = Table("activations.parquet", _expect_activations)
-NEURON_SUMMARIES = Table("neuron_summaries.parquet", _expect_summaries)
+NEURON_SUMMARIES = Table("neuron_summaries.parquet", schemas.NEURON_SUMMARIES)
 NEURONS = Table("neurons.parquet", schemas.NEURONS)
 NEURON_STABILITY = Table("neuron_stability.parquet", schemas.NEURON_STABILITY)
 LAYERS = Table("layers.parquet", schemas.LAYERS)

@@ -1,9 +1,10 @@
-"""How every Parquet file is written: compressed, and without statistics of columns of floats.
+"""How every Parquet file is written: compressed, and without statistics of floats and of bytes.
 
 The least and greatest value that a file states of a column leave NaN out, and DuckDB 2.0 takes
 them for all of it: it skips rows that hold NaN (`WHERE isnan(x)`), or rows beside them (it holds
 NaN for greater than any number), and answers `max(x)` from them, without an error. What is not
-stated is read. Other columns keep theirs; they are how one layer of a large file is found.
+stated is read. Of bytes nobody asks, and they would stand whole in the file's foot. Other columns
+keep theirs; they are how one layer of a large file is found.
 Reading is `duckdb_files.py`'s and pyarrow's.
 """
 
@@ -53,7 +54,7 @@ def open_parquet_writer(
 
 
 def list_stated_columns(schema: pa.Schema) -> list[str]:
-    """Paths of the columns whose least and greatest value are stated: those that hold no floats.
+    """Paths of the columns whose least and greatest value are stated: all but floats and bytes.
 
     Args:
         schema: May be nested; a path leads to what lies innermost, as Parquet spells it.
@@ -62,9 +63,11 @@ def list_stated_columns(schema: pa.Schema) -> list[str]:
     pq.write_table(schema.empty_table(), empty)
     leaves = pq.ParquetFile(empty).schema
     columns = [leaves.column(place) for place in range(len(leaves))]
-    floats = {column.path for column in columns if _holds_floats(column)}
-    return [column.path for column in columns if column.path not in floats]
+    silent = {column.path for column in columns if _is_silent(column)}
+    return [column.path for column in columns if column.path not in silent]
 
 
-def _holds_floats(column: Any) -> bool:
-    return column.physical_type in FLOATS or column.logical_type.type == HALF
+def _is_silent(column: Any) -> bool:
+    kind = column.logical_type.type
+    is_bytes = column.physical_type == "BYTE_ARRAY" and kind == "NONE"
+    return is_bytes or column.physical_type in FLOATS or kind == HALF
