@@ -26,8 +26,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
 from eigenshift.base.errors import DatasetError
-from eigenshift.benchmarks.harness import require_tasks
-from eigenshift.benchmarks.tasks import find_version
+from eigenshift.base.findings import Finding
+from eigenshift.base.machine import count_cores
+from eigenshift.benchmarks.tasks import find_version, require_tasks
 from eigenshift.datasets.containers import Container
 from eigenshift.datasets.reading import digest_source
 from eigenshift.model.devices import resolve_device
@@ -46,8 +47,8 @@ from eigenshift.store.source_files import fetch_path, is_folder, list_files, ope
 from eigenshift.store.storage import Store
 from eigenshift.toxicity.functional_cases import read_cases
 from eigenshift.toxicity.scorer_quality import describe_quality, read_quality
-from eigenshift.toxicity.scorers import load_scorer
 from eigenshift.toxicity.scorers.detoxify_checkpoint import Release, find_release
+from eigenshift.toxicity.scorers.loading import load_scorer
 
 PYTHON_VERSIONS = ((3, 10), (3, 14))
 """First supported, first not supported (pyproject.toml)."""
@@ -71,15 +72,6 @@ PUBLIC_ORIGINS = {
 }
 """Where the files that shipped presets name are from; their licences are in data/README.md."""
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at."""
-
-    name: str
-    is_fine: bool
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -191,13 +183,6 @@ def check_pair(pair: BadPair, version: str | None, other: str | None) -> Finding
 def check_processor() -> Finding:
     """How many cores this process may use."""
     return Finding("processor", True, f"{count_cores()} cores")
-
-
-def count_cores() -> int:
-    """Cores this process may use (a container's or batch system's limit included)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_memory() -> Finding:

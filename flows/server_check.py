@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from eigenshift.base.errors import EigenShiftError, SettingsError
-from eigenshift.diagnosis import Finding
+from eigenshift.base.findings import Finding
 
 if TYPE_CHECKING:
     from prefect.client.schemas import FlowRun

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from eigenshift.base.arms import BASE_ARM
-from eigenshift.base.errors import ModelError
+from eigenshift.base.errors import ModelError, SettingsError
 from eigenshift.components import stages as components
-from eigenshift.components.choice import require_components
 from eigenshift.components.text_halves import (
     CALIBRATION_SHARE,
     require_both_parts,
@@ -23,20 +22,21 @@ from eigenshift.datasets import stages as datasets
 from eigenshift.datasets.reading import list_sources
 from eigenshift.evaluation import stages as evaluation
 from eigenshift.evaluation.evidence import Evidence, find_thin_evidence
-from eigenshift.evaluation.fluency import allot_texts
+from eigenshift.evaluation.text_allotment import allot_texts
 from eigenshift.generation import stages as generation
 from eigenshift.model import stages as model_stages
-from eigenshift.model.loading import ModelKind, explain_no_head
+from eigenshift.model.kinds import ModelKind, explain_no_head
 from eigenshift.patches import stages as patch_stages
-from eigenshift.patches.interventions import PatchRequest, list_needs
-from eigenshift.patches.interventions.fisher_components import PLACES
-from eigenshift.settings import Role, ScorerSettings, StateSource
+from eigenshift.patches.interventions.registry import list_needs
+from eigenshift.patches.requests import PatchRequest
+from eigenshift.patches.stages import FISHER_PLACES
+from eigenshift.settings import RefreshSettings, Role, ScorerSettings, StateSource
 from eigenshift.stages import tables
 from eigenshift.stages.running import Piece
 from eigenshift.stages.stage import K, Stage
 from eigenshift.store.manifests import ArtifactReference, FileReference
 from eigenshift.toxicity import stages as toxicity
-from eigenshift.toxicity.scoring import require_scored_shards
+from eigenshift.toxicity.unscored import require_scored_shards
 from flows.journal import RunJournal, logger
 
 SEARCHING_COMMANDS = ("tune", "compare")
@@ -157,9 +157,34 @@ def identify_model(journal: RunJournal, *, must_generate: bool = True) -> Artifa
         if facts["kind"] != ModelKind.causal.name:
             raise ModelError(explain_no_head(settings.model.id, ModelKind[facts["kind"]]))
         searches = journal.record.command in SEARCHING_COMMANDS
-        require_components(settings, facts["head"]["hidden"], searches=searches)
+        _require_components(settings, facts["head"]["hidden"], searches=searches)
     journal.record.model_digest = facts["digest"]
     return model
+
+
+def _require_components(settings: RefreshSettings, hidden: int, *, searches: bool) -> None:
+    """Stop before a run does its work if it would ask for components that are not there.
+
+    Args:
+        settings: Of the run.
+        hidden: Width of the head: so many components it has.
+        searches: Whether the run searches a grid (`settings.tune`).
+
+    Raises:
+        SettingsError: More are asked for than there are, or than are decomposed.
+    """
+    asked = {"components.n_components": settings.components.n_components}
+    if searches:
+        asked["tune.n_components"] = max(settings.tune.n_components)
+    n_available, remedy = hidden, f"The head of {settings.model.model_id} has no more. Lower it."
+    n_decomposed = settings.components.n_decomposed
+    if n_decomposed is not None and n_decomposed < hidden:
+        n_available, remedy = n_decomposed, "Lower it, or raise components.n_decomposed."
+    for name, count in asked.items():
+        if count is not None and count > n_available:
+            raise SettingsError(
+                f"{name}: expected at most {n_available} components, found {count}. {remedy}"
+            )
 
 
 def generate(
@@ -317,7 +342,7 @@ def build_patches(
     fisher = _find_fisher_components(journal, evidence, requests.values())
     building = {}
     for arm, request in requests.items():
-        place = PLACES.get(request.intervention)
+        place = FISHER_PLACES.get(request.intervention)
         found = None if place is None else fisher[place, request.max_perplexity_increase]
         read = evidence.model_copy(update={"fisher": found})
         building[arm] = journal.submit(
@@ -333,9 +358,9 @@ def _find_fisher_components(
 ) -> dict[tuple[patch_stages.FisherPlace, float], ArtifactReference]:
     """What the requests' interventions in the Fisher metric need, each place and budget once."""
     wanted = {
-        (PLACES[request.intervention], request.max_perplexity_increase)
+        (FISHER_PLACES[request.intervention], request.max_perplexity_increase)
         for request in requests
-        if request.intervention in PLACES
+        if request.intervention in FISHER_PLACES
     }
     if not wanted:
         return {}

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.errors import NothingToDampError, SettingsError
 from eigenshift.evaluation import stages as evaluation
-from eigenshift.patches.interventions import Need, PatchRequest, find_recipe
+from eigenshift.patches.interventions.registry import find_recipe
+from eigenshift.patches.requests import Need, PatchRequest
 from eigenshift.patches.stages import HeadEvidence
 from eigenshift.settings import RefreshSettings
 from eigenshift.settings.patch import AUTOMATIC

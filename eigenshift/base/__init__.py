@@ -8,6 +8,8 @@ belongs in its room.
     arrays.py     types of the arrays that are passed around
     auroc.py      how well scores tell two classes apart
     arms.py       names of the arms every run compares
+    findings.py   what doctor says of one thing
+    machine.py    what this machine gives a process
     locations.py  paths and URLs as people write them
     text.py       the form in which texts are compared
 """

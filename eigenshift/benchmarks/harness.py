@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,14 @@ from jinja2 import TemplateError
 
 from eigenshift.base.errors import EvaluationError, SettingsError
 from eigenshift.benchmarks.stages import AnswerKey
-from eigenshift.benchmarks.tasks import INSTALL, find_version, is_path, list_file_tasks
+from eigenshift.benchmarks.tasks import (
+    INSTALL,
+    explain_unknown,
+    find_version,
+    index_tasks,
+    is_path,
+    list_file_tasks,
+)
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.patching import Patch, patched_model
 from eigenshift.store.scratch import scratch_folder
@@ -115,24 +121,6 @@ def answer_questions(
     )
 
 
-def require_tasks(names: Sequence[str]) -> None:
-    """Stop before a run does its work if a task cannot be put at its end.
-
-    Whether a hub has the questions is not asked.
-
-    Raises:
-        SettingsError: The harness is not installed, or there is no such task.
-    """
-    if not names:
-        return
-    find_version()
-    for name in names:
-        if is_path(name):
-            list_file_tasks(name)
-        elif name not in _index_tasks().task_index:
-            raise SettingsError(_explain_unknown(name))
-
-
 @dataclass(frozen=True)
 class _Harness:
     """What is used of the package; seeds are its command line's own."""
@@ -194,14 +182,6 @@ def _set_examples(task: Any, num_fewshot: int | None, seed: int) -> None:
     task.set_fewshot_seed(seed=seed)
 
 
-@lru_cache(maxsize=1)
-def _index_tasks() -> Any:
-    """The harness's own tasks by name; it reads thousands of files to know them."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
 def _load_tasks(name: str, cache: Path) -> dict[str, Any]:
     """The harness's task objects by name, with their questions.
 
@@ -211,11 +191,11 @@ def _load_tasks(name: str, cache: Path) -> dict[str, Any]:
     """
     try:
         if not is_path(name):
-            return dict(_index_tasks().load([name])["tasks"])
+            return dict(index_tasks().load([name])["tasks"])
         return _load_file_tasks(name, cache)
     except LOADING_ERRORS as error:
-        if not is_path(name) and name not in _index_tasks().task_index:
-            raise SettingsError(_explain_unknown(name)) from error
+        if not is_path(name) and name not in index_tasks().task_index:
+            raise SettingsError(explain_unknown(name)) from error
         raise EvaluationError(
             f"{name}: expected a benchmark task with its questions, found {type(error).__name__}. "
             "A task of the harness takes its questions from a hub, which may not be reachable from "
@@ -242,13 +222,6 @@ def _load_file_tasks(name: str, cache: Path) -> dict[str, Any]:
         for task in found
     ]
     return dict(manager.load([{"group": "eigenshift_files", "task": members}])["tasks"])
-
-
-def _explain_unknown(name: str) -> str:
-    return (
-        f"benchmark.tasks: expected tasks that lm-eval {find_version()} knows, found {name!r}. "
-        "`lm_eval ls tasks` lists them; a folder of task files is given with a slash, as ./folder."
-    )
 
 
 def _list_marks(task: str, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,37 @@ def _expand(path: Path, folder: Path, named: str | Sequence[str]) -> Iterator[Pa
                 "it there, or correct dataset_kwargs.data_files."
             )
         yield from found
+
+
+def require_tasks(names: Sequence[str]) -> None:
+    """Stop before a run does its work if a task cannot be put at its end.
+
+    Whether a hub has the questions is not asked.
+
+    Raises:
+        SettingsError: The harness is not installed, or there is no such task.
+    """
+    if not names:
+        return
+    find_version()
+    for name in names:
+        if is_path(name):
+            list_file_tasks(name)
+        elif name not in index_tasks().task_index:
+            raise SettingsError(explain_unknown(name))
+
+
+@lru_cache(maxsize=1)
+def index_tasks() -> Any:
+    """The harness's own tasks by name; it reads thousands of files to know them."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def explain_unknown(name: str) -> str:
+    """What is said of a name that the harness has no task of."""
+    return (
+        f"benchmark.tasks: expected tasks that lm-eval {find_version()} knows, found {name!r}. "
+        "`lm_eval ls tasks` lists them; a folder of task files is given with a slash, as ./folder."
+    )

@@ -20,10 +20,8 @@ import torch
 from torch import Tensor
 
 from eigenshift.base.arrays import FloatArray
-from eigenshift.base.errors import SettingsError
 from eigenshift.components.calibration import MAX_LOGITS, CalibrationStates, ToxicStates
 from eigenshift.model.loading import LanguageModel
-from eigenshift.settings import RefreshSettings
 
 LOGITS_PER_MEASURE = 1 << 20
 LOGITS_PER_DERIVATIVE = 1 << 23
@@ -354,28 +352,3 @@ def _measure_loss_of(calibration: CalibrationStates) -> Measure:
         return gradient.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=gradient.dtype))
 
     return Measure(sum_losses, differentiate)
-
-
-def require_components(settings: RefreshSettings, hidden: int, *, searches: bool) -> None:
-    """Stop before a run does its work if it would ask for components that are not there.
-
-    Args:
-        settings: Of the run.
-        hidden: Width of the head: so many components it has.
-        searches: Whether the run searches a grid (`settings.tune`).
-
-    Raises:
-        SettingsError: More are asked for than there are, or than are decomposed.
-    """
-    asked = {"components.n_components": settings.components.n_components}
-    if searches:
-        asked["tune.n_components"] = max(settings.tune.n_components)
-    n_available, remedy = hidden, f"The head of {settings.model.model_id} has no more. Lower it."
-    n_decomposed = settings.components.n_decomposed
-    if n_decomposed is not None and n_decomposed < hidden:
-        n_available, remedy = n_decomposed, "Lower it, or raise components.n_decomposed."
-    for name, count in asked.items():
-        if count is not None and count > n_available:
-            raise SettingsError(
-                f"{name}: expected at most {n_available} components, found {count}. {remedy}"
-            )

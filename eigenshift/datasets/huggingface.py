@@ -32,6 +32,7 @@ from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.column_mapping import list_required_columns, make_column_mapper
 from eigenshift.datasets.containers import Container
 from eigenshift.datasets.records import (
+    SAVED_TO_DISK,
     Item,
     Reason,
     Record,
@@ -60,7 +61,6 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_TIMEOUT_SECONDS = 10.0
 TEXT_BUILDERS = frozenset({"csv", "json"})
 DAMAGE = frozenset({Reason.bad_json})
-SAVED_TO_DISK = ("dataset_dict.json", "state.json")
 # What the hub client raises when it cannot connect is no OSError, and which class it is depends
 # on its HTTP library; the client's errors module re-exports it.
 HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", hub_errors.HfHubHTTPError)

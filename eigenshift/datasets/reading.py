@@ -28,7 +28,6 @@ import pyarrow as pa
 
 from eigenshift.base.errors import DatasetError
 from eigenshift.base.schemas import REJECTED_ROWS, SOURCE_FILES
-from eigenshift.datasets.huggingface import SAVED_TO_DISK, digest_dataset, find_dataset
 from eigenshift.datasets.jigsaw import (
     make_jigsaw_reader,
     make_multilingual_reader,
@@ -39,6 +38,7 @@ from eigenshift.datasets.language import resolve_language
 from eigenshift.datasets.paragraphs import make_paragraphs_reader
 from eigenshift.datasets.real_toxicity_prompts import make_prompts_reader
 from eigenshift.datasets.records import (
+    SAVED_TO_DISK,
     Item,
     Reader,
     Reason,
@@ -111,6 +111,8 @@ def digest_source(source: SourceSettings) -> str:
         DatasetError: No file matches, or one cannot be read.
     """
     if source.format is SourceFormat.huggingface:
+        from eigenshift.datasets.huggingface import digest_dataset  # imports the hub's client
+
         return digest_dataset(source)
     digests = []
     for file in [*_list_data_files(source.uri), *_list_labels_files(source)]:
@@ -256,6 +258,8 @@ def _describe_files(source: SourceSettings, file: SourceInput, n_rows: int) -> l
 
 def _find_input(source: SourceSettings) -> SourceInput:
     if source.format is SourceFormat.huggingface:
+        from eigenshift.datasets.huggingface import find_dataset
+
         return find_dataset(source)
     (file,) = list_files(source.uri)
     with explain_damage(source.labels_uri or source.uri):

@@ -21,6 +21,8 @@ from typing import Any
 from eigenshift.base.errors import DatasetError
 from eigenshift.datasets.label_words import is_label_word, read_word
 
+SAVED_TO_DISK = ("dataset_dict.json", "state.json")
+"""Files by which a folder that `datasets` saved is known."""
 INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 CANONICAL_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 # An exponent needs a point or a sign: "5e10" may be a hexadecimal name.

@@ -4,6 +4,7 @@ Reads scores, fluency and patches; writes token shifts, control draws, fluency, 
 and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/releases.py`'s.
 
     fluency.py              perplexity and divergence on neutral and in-domain text
+    text_allotment.py       how many texts for evaluation each shard gives
     token_shifts.py         which tokens a patch makes rarer
     control_draws.py        a patch against random choices of components or directions
     grid.py                 perplexity and divergence of many edits in closed form
@@ -28,6 +29,7 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     caveats.py              what the finished numbers say against themselves
     permutation.py          a paired test
     reload_check.py         whether the exported model is what was measured
+    headlines.py            what finished tables and facts say in one number
     gate.py                 whether a patch may be released
     capability.py           whether it left the model's capability, by benchmark questions
     stages.py               what the stages of this room are

@@ -31,7 +31,7 @@ from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.workspace import Workspace
-from eigenshift.toxicity.scoring import require_scored
+from eigenshift.toxicity.unscored import require_scored
 
 ALL_LANGUAGES = "all"
 TOO_FEW = "fewer than two continuations that both scored"

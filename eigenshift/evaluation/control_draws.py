@@ -11,9 +11,8 @@ generated. Reads head states and the decomposition; writes `control_draws.parque
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -196,15 +195,6 @@ def _find_log_probabilities(
 ) -> Tensor:
     given = states.to(language_model.head_weight)
     return torch.log_softmax(compute_logits(language_model, edit, given).float(), dim=-1)
-
-
-def compute_p_value(facts: Mapping[str, Any]) -> float:
-    """Chance that a random draw does as well: (draws as low + 1) / (draws + 1).
-
-    Args:
-        facts: Of a `control_draws` artifact.
-    """
-    return float((facts["n_as_low"] + 1) / (facts["n_draws"] + 1))
 
 
 def carry_out(inputs: DrawInputs, key: DrawKey, bench: Bench, workspace: Workspace) -> None:

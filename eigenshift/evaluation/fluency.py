@@ -13,9 +13,7 @@ calibrated the choice of components (`calibration.py`) are the caller's to leave
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from eigenshift.base import schemas
 from eigenshift.base.arms import BASE_ARM
-from eigenshift.components.text_halves import CALIBRATION_SHARE, split_neutral
+from eigenshift.components.text_halves import split_neutral
 from eigenshift.evaluation.stages import (
     FluencyInputs,
     FluencyKey,
@@ -44,45 +42,6 @@ from eigenshift.store.manifests import ArtifactReference
 from eigenshift.store.workspace import Workspace
 
 POSITIONS_PER_BLOCK = 256
-
-
-def allot_texts(
-    n_rows: Sequence[int], max_texts: int, count_evaluated: Callable[[], Sequence[int]]
-) -> list[int]:
-    """How many texts to take from the top of each shard's evaluation part.
-
-    All shards are represented in proportion, by their rows where every shard has enough texts for
-    evaluation (about half of its rows, by their ids) and else by those.
-
-    Args:
-        n_rows: Rows of each shard.
-        max_texts: Upper bound of the sum; it is reached if there are as many texts for evaluation.
-        count_evaluated: Gives the texts for evaluation of each shard; asked only if a shard may
-            have too few, since it reads all of them.
-    """
-    if sum(n_rows) <= max_texts:
-        return list(n_rows)
-    allotted = _share(n_rows, max_texts)
-    if all(map(_has_surely, n_rows, allotted)):
-        return allotted
-    n_evaluated = count_evaluated()
-    n_taken = sum(map(min, allotted, n_evaluated))
-    if n_taken == min(max_texts, sum(n_evaluated)):
-        return allotted
-    return _share(n_evaluated, min(max_texts, sum(n_evaluated)))
-
-
-def _share(sizes: Sequence[int], total: int) -> list[int]:
-    """Split a total in proportion to sizes."""
-    ends = [round(total * end / sum(sizes)) for end in accumulate(sizes)]
-    return [end - start for start, end in pairwise([0, *ends])]
-
-
-def _has_surely(n_rows: int, n_texts: int) -> bool:
-    """Whether a shard has so many texts for evaluation: half of its rows, 5 deviations less."""
-    return n_texts <= n_rows / CALIBRATION_SHARE - 5 * math.sqrt(n_rows) / CALIBRATION_SHARE
-
-
 _Encoded = tuple[str, str, list[int], int]
 """Id of a text, its language (or kind), its tokens, and how many of them are context only."""
 

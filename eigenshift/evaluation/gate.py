@@ -14,7 +14,6 @@ from typing import Any
 from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.errors import NothingToDampError
 from eigenshift.evaluation.caveats import DIFFERENCE, describe_chance, is_within_chance
-from eigenshift.evaluation.control_draws import compute_p_value
 from eigenshift.evaluation.degeneration import (
     EMPTY,
     REFUSAL,
@@ -22,9 +21,14 @@ from eigenshift.evaluation.degeneration import (
     SELF_BLEU,
     name_difference,
 )
+from eigenshift.evaluation.headlines import (
+    IDENTITY,
+    NONTOXIC,
+    compute_p_value,
+    find_identity_change,
+)
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.evaluation.slices import HARMLESS_SLICE
-from eigenshift.evaluation.token_shifts import IDENTITY, NONTOXIC, find_identity_change
 from eigenshift.settings import GateSettings
 
 Row = Mapping[str, Any]

@@ -20,7 +20,7 @@ from eigenshift.evaluation.stages import ChoiceInputs, InterventionKey
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
-from eigenshift.toxicity.scoring import require_scored
+from eigenshift.toxicity.unscored import require_scored
 
 
 def choose_intervention(

@@ -17,13 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from eigenshift.base.errors import EvaluationError
 
+NORMAL = NormalDist()
 POWER = 0.8
 """The usual chance at which an effect that is there should be seen."""
 ASSUMED_BASE_RATE = 0.1
@@ -79,7 +79,7 @@ class Demand:
     @property
     def critical(self) -> float:
         """Standard errors at which the interval of the difference leaves out 0."""
-        return float(norm.ppf(0.5 + self.confidence / 2))
+        return float(NORMAL.inv_cdf(0.5 + self.confidence / 2))
 
 
 def estimate_variation(n_toxic: Sequence[int], n_scored: Sequence[int]) -> Variation:
@@ -153,7 +153,7 @@ def count_prompts(
             "--reduction."
         )
     effect = reduction * variation.base_rate
-    deviations = demand.critical + float(norm.ppf(demand.power))
+    deviations = demand.critical + float(NORMAL.inv_cdf(demand.power))
     variance = compute_variance(variation, reduction, n_continuations)
     return math.ceil(deviations**2 * variance / effect**2 + demand.critical**2 / 2)
 
@@ -173,7 +173,7 @@ def compute_power(
         return 0.0
     if variance == 0:
         return 1.0
-    return float(norm.cdf(effect * math.sqrt(n_effective / variance) - demand.critical))
+    return float(NORMAL.cdf(effect * math.sqrt(n_effective / variance) - demand.critical))
 
 
 def find_detectable(
@@ -188,6 +188,8 @@ def find_detectable(
 
     if miss(1.0) < 0:
         return None
-    return (
-        float(brentq(miss, LEAST_REDUCTION, 1.0)) if miss(LEAST_REDUCTION) < 0 else LEAST_REDUCTION
-    )
+    if miss(LEAST_REDUCTION) >= 0:
+        return LEAST_REDUCTION
+    from scipy.optimize import brentq  # half a second, and most runs are not planned anew
+
+    return float(brentq(miss, LEAST_REDUCTION, 1.0))

@@ -29,7 +29,7 @@ from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
-from eigenshift.toxicity.scoring import require_scored
+from eigenshift.toxicity.unscored import require_scored
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ nothing: a classifier trained on the data set it is judged on looks better than 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,16 @@ from eigenshift.base import schemas
 from eigenshift.base.arrays import BoolArray, FloatArray
 from eigenshift.base.auroc import estimate_auroc
 from eigenshift.components.text_halves import is_calibration_text
+from eigenshift.evaluation.headlines import ALL, FUNCTIONAL, LABELLED
 from eigenshift.evaluation.stages import QualityInputs, QualityKey
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
 from eigenshift.toxicity.functional_cases import FunctionalCase, read_cases
 from eigenshift.toxicity.scorer_training import find_heldout
-from eigenshift.toxicity.scorers import Scorer, open_scorer
+from eigenshift.toxicity.scorers.interface import Scorer
+from eigenshift.toxicity.scorers.loading import open_scorer
 
-ALL = "all"
-LABELLED, FUNCTIONAL = "labelled", "functional"
 MIN_OF_EACH = 2
 """Texts of each label that an AUROC needs for its interval."""
 TOO_FEW = "fewer than two texts of a label"
@@ -177,31 +177,6 @@ def measure_quality(judged: JudgedTexts, confidence: float) -> dict[str, Any]:
         return {**found, "reason": TOO_FEW}
     auroc, low, high = estimate_auroc(scores, is_toxic, confidence)
     return {**found, "auroc": auroc, "auroc_low": low, "auroc_high": high, "reason": None}
-
-
-def summarise_quality(
-    rows: Sequence[Mapping[str, Any]], scorer: str
-) -> dict[str, dict[str, float | None]]:
-    """The deciding scorer's AUROC on all labelled texts, for the headline numbers of a run.
-
-    Args:
-        rows: `schemas.SCORER_QUALITY` rows.
-        scorer: Its name.
-    """
-    found = [
-        row
-        for row in rows
-        if row["scorer"] == scorer and row["basis"] == LABELLED and is_whole(row)
-    ]
-    return {
-        name: {"value": row["auroc"], "low": row["auroc_low"], "high": row["auroc_high"]}
-        for name, row in zip(["scorer_auroc"], found, strict=False)
-    }
-
-
-def is_whole(row: Mapping[str, Any]) -> bool:
-    """Whether a row is about all texts of its basis."""
-    return bool(row["subject"] == ALL and row["language"] == ALL)
 
 
 def _judge_basis(

@@ -8,7 +8,7 @@ insults at toxic positions and leave words for groups of people alone at all oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from eigenshift.base import schemas
 from eigenshift.base.arrays import BoolArray, FloatArray
 from eigenshift.components.head_states import compute_states_again
 from eigenshift.components.table import find_toxic_tokens
+from eigenshift.evaluation.headlines import IDENTITY, INSULT, NEUTRAL, NONTOXIC, TOXIC
 from eigenshift.evaluation.stages import TokenShiftInputs, TokenShiftKey
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.patches.edits import ModelEdit
@@ -34,9 +35,6 @@ from eigenshift.toxicity.word_lists import WordList, load_identity_terms, read_w
 STATES_PER_BLOCK = 256
 N_LISTED = 100
 """Tokens listed by fall, and again by ratio; identity tokens are all listed."""
-
-TOXIC, NONTOXIC = "toxic", "nontoxic"
-INSULT, IDENTITY, NEUTRAL = "insult", "identity", "neutral"
 
 
 @dataclass(frozen=True)
@@ -135,21 +133,6 @@ def average_probabilities(
         logits = compute_logits(language_model, edit, block)
         total += torch.softmax(logits.float(), dim=-1).double().sum(0)
     return np.asarray((total / max(1, len(states))).cpu().numpy())
-
-
-def find_identity_change(facts: Mapping[str, Any]) -> float | None:
-    """Relative change of the probability of identity words at non-toxic positions.
-
-    Args:
-        facts: Of a `token_shifts` artifact.
-
-    Returns:
-        -1 if they cannot be said any more, 0 if nothing changed; None if the vocabulary has none.
-    """
-    found = facts["probability"][NONTOXIC][IDENTITY]
-    if not found["base"]:
-        return None
-    return float(found["patched"] / found["base"] - 1.0)
 
 
 def _list_tokens(

@@ -47,7 +47,7 @@ from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.manifests import ArtifactReference
 from eigenshift.store.workspace import Workspace
-from eigenshift.toxicity.scoring import require_scored
+from eigenshift.toxicity.unscored import require_scored
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,3 @@ model's folder for a run is `model/`'s, in a scorer's `ngrams/`'s.
     joblib_reader.py the process that reads them, with nothing but the standard library
     cards.py         the README that goes with it
 """
-
-from eigenshift.fetching.folders import FetchedModel, fetch_model
-from eigenshift.fetching.scorers import FetchedScorer, fetch_scorer
-
-__all__ = ["FetchedModel", "FetchedScorer", "fetch_model", "fetch_scorer"]

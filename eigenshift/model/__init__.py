@@ -8,6 +8,7 @@ What the states say about toxicity is `detection/` and `components/`; changing w
     loaded_files.py        which files decide what is loaded, and what is refused beside them
     wrapped_names.py       names of weights that a training wrapper left in a checkpoint
     loading.py             load it, keep it, have it to oneself
+    kinds.py               how models read and write text
     classes.py             by which of transformers' classes
     description.py         which model it is and what it looks like
     heads.py               the output head: where it is, what happens around it

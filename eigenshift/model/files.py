@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub.errors import HFValidationError
-
 from eigenshift.base.errors import EigenShiftError, ModelError
 from eigenshift.fetching.catalogue import suggest_fetching
 from eigenshift.model.loaded_files import (
@@ -154,6 +151,9 @@ def _looks_like_path(model_id: str) -> bool:
 
 
 def _fetch_from_hub(settings: ModelSettings) -> tuple[Path, str | None]:
+    import huggingface_hub  # a third of a second, and most models lie in folders
+    from huggingface_hub.errors import HFValidationError
+
     try:
         folder = Path(
             huggingface_hub.snapshot_download(

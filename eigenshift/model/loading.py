@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -33,6 +32,7 @@ from eigenshift.model.classes import choose_auto_class, find_class
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import ModelIdentity, identify_model, uses_chat
 from eigenshift.model.heads import HeadDescription, describe_head
+from eigenshift.model.kinds import ModelKind, explain_no_head
 from eigenshift.model.layers import fuse_activations, get_trunk
 from eigenshift.model.loaded_files import has_vocabulary, names_authors_code, read_keys
 from eigenshift.model.parameter_names import build_skeleton, list_absent
@@ -46,14 +46,6 @@ MAX_LOADED_MODELS = 1
 
 _loaded: dict[tuple[str | None, ...], TextModel] = {}
 _loading = threading.Lock()
-
-
-class ModelKind(str, Enum):
-    """How a model reads and writes text."""
-
-    causal = "causal language model"
-    encoder = "encoder"
-    encoder_decoder = "encoder-decoder"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -161,15 +153,6 @@ def load_model(settings: ModelSettings, device: str = "auto") -> LanguageModel:
     found = load_text_model(settings, device)
     assert isinstance(found, LanguageModel)  # noqa: S101 - by its kind
     return found
-
-
-def explain_no_head(model_id: str, kind: ModelKind) -> str:
-    """Why a model that does not generate text is refused where one is needed."""
-    return (
-        f"{model_id}: expected a causal language model, found an {kind.value}, which has no head "
-        "that generates text token by token. Choose a model made to generate text, or study what "
-        "this one detects (eigenshift detect)."
-    )
 
 
 @contextmanager

@@ -6,7 +6,10 @@ from enum import Enum
 
 from pydantic import BaseModel, ConfigDict
 
-from eigenshift.settings import ComponentScore
+from eigenshift.settings import ComponentScore, Site
+
+UNIT_SITES = (Site.mlp_up, Site.mlp_gate, Site.mlp_down)
+"""Sites whose units are scaled, as far as the model has them."""
 
 
 class Need(str, Enum):

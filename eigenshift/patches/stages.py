@@ -30,6 +30,13 @@ class FisherPlace(str, Enum):
     """Every layer that writes into the residual stream, and the head."""
 
 
+FISHER_PLACES = {
+    "eigenshift_fisher": FisherPlace.head,
+    "eigenshift_fisher_deep": FisherPlace.deep,
+}
+"""What each of these interventions changes."""
+
+
 class FisherInputs(Inputs):
     """The model, toxic positions with the texts they are of, neutral and harmless texts."""
 
@@ -135,6 +142,6 @@ BUILD_PATCH = Stage(
     inputs=PatchInputs,
     key=PatchKey,
     files=(TENSORS_NAME, DESCRIPTION_NAME),
-    work="eigenshift.patches.interventions:carry_out",
+    work="eigenshift.patches.interventions.building:carry_out",
     runs_model=True,
 )

@@ -27,8 +27,8 @@ from eigenshift.evaluation.degeneration import (
     REPETITION,
     SELF_BLEU,
 )
+from eigenshift.evaluation.headlines import LABELLED, is_whole
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
-from eigenshift.evaluation.scorer_measurement import LABELLED, is_whole
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
 

@@ -8,6 +8,7 @@ does not matter here; states at those positions are `components/`'s.
     scorer_training.py  a linear scorer out of labelled texts
     scorer_quality.py   how well it does on those it has not seen
     scoring.py          a shard of continuations scored
+    unscored.py         how many may go without a score
     toxic_positions.py  the words that make continuations toxic
     occlusion.py        by leaving words out
     attribution.py      by the classifier's gradient, checked by leaving out

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from eigenshift.base.errors import ScorerError
 from eigenshift.toxicity.occlusion import Proposal
-from eigenshift.toxicity.scorers import OpenClassifier, Scorer
+from eigenshift.toxicity.scorers.interface import Scorer
 from eigenshift.toxicity.scorers.languages import LanguageScorer
+from eigenshift.toxicity.scorers.sequence_scorer import OpenClassifier
 from eigenshift.toxicity.word_spans import Span, list_windows, list_words
 
 TEXTS_PER_BATCH = 32

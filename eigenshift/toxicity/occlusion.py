@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from eigenshift.toxicity.scorers import Scorer
+from eigenshift.toxicity.scorers.interface import Scorer
 from eigenshift.toxicity.word_spans import Span, blank, keep_only, list_windows
 
 MAX_TOXIC_WORDS = 4

@@ -48,7 +48,7 @@ class Classifier(Outside):
 
     def identify(self) -> str:
         """Digest of all that decides the scores."""
-        from eigenshift.toxicity.scorers import identify_scorer
+        from eigenshift.toxicity.scorers.identity import identify_scorer
 
         return identify_scorer(self.settings)
 

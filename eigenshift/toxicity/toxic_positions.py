@@ -23,7 +23,8 @@ from eigenshift.store.workspace import Workspace
 from eigenshift.toxicity.attribution import GradientProposer
 from eigenshift.toxicity.occlusion import ToxicWord, find_toxic_words, propose_every_word
 from eigenshift.toxicity.phrases import PhraseList
-from eigenshift.toxicity.scorers import Scorer, open_scorer
+from eigenshift.toxicity.scorers.interface import Scorer
+from eigenshift.toxicity.scorers.loading import open_scorer
 from eigenshift.toxicity.stages import PositionInputs, PositionKey
 from eigenshift.toxicity.token_spans import find_step, find_token_spans
 from eigenshift.toxicity.word_lists import read_words

@@ -19,7 +19,7 @@ from eigenshift.model.files import identify_model
 from eigenshift.settings import RefreshSettings, SourceFormat, SourceSettings
 from eigenshift.store.manifests import describe_versions
 from eigenshift.store.source_files import digest_file, list_files
-from eigenshift.toxicity.scorers import identify_scorer
+from eigenshift.toxicity.scorers.identity import identify_scorer
 from eigenshift.toxicity.stages import Classifier
 from eigenshift.upkeep.reproduction import Metric, Reproduction, digest_code, name_file
 

@@ -6,7 +6,9 @@ times. The patches remove random components, as many as move the mean KL to the 
 0.15 nats (printed), like patches in use. What arms share is the pass through the trunk and what
 they have drawn alike, so the gain depends on how many rows one arm alone brings: few rows wait for
 weights and for the interpreter; many are bound by arithmetic, of which arms that have parted have
-as many times more as they are. Hence several sizes.
+as many times more as they are. Hence several sizes. `floor` is the arithmetic that is left: each
+different row through the trunk once and each arm's row through the head, over the same of one arm.
+Foretelling by importance needs no more than the base's rows (bench_predicted_rates.py).
 
 Bar: 8 arms take at most 2.5 times as long as one with 4 prompts in a batch (as it was measured
 when the bar was set). The other sizes, and 8 arms one after the other, are printed beside it.
@@ -104,6 +106,25 @@ def generate(language_model: Any, prompts: Any, arms: Mapping[str, Any], n_sampl
         return time.perf_counter() - started
 
 
+def count_different(language_model: Any, prompts: Any, arms: Mapping[str, Any], n: int) -> float:
+    """Mean number of different rows that a step runs through the trunk."""
+    from eigenshift.generation import branches
+
+    counts: list[int] = []
+    read = branches.CachedBranches.read
+
+    def count(self: Any) -> Any:
+        counts.append(self.n_branches)
+        return read(self)
+
+    branches.CachedBranches.read = count  # type: ignore[method-assign]
+    try:
+        generate(language_model, prompts, arms, n)
+    finally:
+        branches.CachedBranches.read = read  # type: ignore[method-assign]
+    return statistics.mean(counts)
+
+
 def measure_size(
     language_model: Any, arms: Mapping[str, Any], n_prompts: int, n_samples: int, rounds: int
 ) -> dict[str, float]:
@@ -123,10 +144,19 @@ def measure_size(
             if round_:  # the first warms up
                 seconds[name].append(value)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
+    n_rows, head = n_prompts * n_samples, SHAPE["n_embd"] * SHAPE["vocab_size"]
+    trunk = 12 * SHAPE["n_layer"] * SHAPE["n_embd"] ** 2  # multiplications for one token
+    alone, together = (
+        count_different(language_model, prompts, some, n_samples)
+        for some in ({"base": arms["base"]}, arms)
+    )
+    floor = (trunk * together + head * n_rows * len(arms)) / (trunk * alone + head * n_rows)
     return {
         "rows_of_one_arm": n_prompts * n_samples,
         **{name: round(value, 3) for name, value in medians.items()},
         "eight / one": round(medians["eight"] / medians["one"], 2),
+        "different rows, eight / one": round(together / alone, 2),
+        "floor": round(floor, 2),
         "in turn / together": round(medians["eight_in_turn"] / medians["eight"], 2),
     }
 

@@ -41,7 +41,7 @@ from eigenshift.patches.patching import open_patch
 from eigenshift.settings import EvaluationSettings, RefreshSettings, parse_settings
 from eigenshift.stages import tables
 from eigenshift.store.artifacts import ArtifactStore
-from eigenshift.toxicity.scorers import Score
+from eigenshift.toxicity.scorers.interface import Score
 from eigenshift.toxicity.word_lists import WordList, read_words
 from flows.prefect_environment import create_home, prepare_environment
 

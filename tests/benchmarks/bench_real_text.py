@@ -26,7 +26,8 @@ from eigenshift.reporting.outcomes import ArmComparison
 from eigenshift.settings import PlainScorerSettings, RefreshSettings, ScorerKind, parse_settings
 from eigenshift.stages import tables
 from eigenshift.store.artifacts import ArtifactStore
-from eigenshift.toxicity.scorers import Score, loading
+from eigenshift.toxicity.scorers import loading
+from eigenshift.toxicity.scorers.interface import Score
 from flows.prefect_environment import create_home, prepare_environment
 
 OURS = ("eigenshift_fisher", "eigenshift_fisher_deep")

@@ -13,7 +13,7 @@ from eigenshift.audit import open_audit
 from eigenshift.base.arms import find_point
 from eigenshift.base.errors import EvaluationError, NothingToDampError, SettingsError
 from eigenshift.ledger.runs import list_run_ids, read_run
-from eigenshift.patches.interventions import INTERVENTIONS
+from eigenshift.patches.interventions.registry import INTERVENTIONS
 from eigenshift.settings import RefreshSettings
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.storage import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eigenshift.toxicity.scorers import Score
+from eigenshift.toxicity.scorers.interface import Score
 
 MADE_UP_INSULTS = ("zorbfool", "glimpnit", "呆灯瓜")
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigenshift.toxicity.scorers import OpenClassifier, Score
+from eigenshift.toxicity.scorers.interface import Score
+from eigenshift.toxicity.scorers.sequence_scorer import OpenClassifier
 
 BIAS = -3.0
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from eigenshift import diagnosis
 from eigenshift.base.errors import ScorerError
+from eigenshift.base.findings import Finding
 from eigenshift.benchmarks import tasks
-from eigenshift.diagnosis import BAD_PAIRS, Finding, check_pair, diagnose, measure_free_memory
+from eigenshift.diagnosis import BAD_PAIRS, check_pair, diagnose, measure_free_memory
 from eigenshift.settings import RefreshSettings, ScorerSettings, parse_settings
 from eigenshift.toxicity.scorer_quality import TRAINING_NAME, Quality
 from eigenshift.toxicity.scorers import detoxify_checkpoint

@@ -12,7 +12,7 @@ from eigenshift.model.resources import measuring
 from eigenshift.patches.fisher.table import open_fisher_edit
 from eigenshift.patches.interventions.budget import match_divergence
 from eigenshift.patches.interventions.interface import Evidence
-from eigenshift.patches.interventions.registry import BUDGET, find_recipe
+from eigenshift.patches.interventions.registry import find_recipe, list_needs
 from eigenshift.patches.patching import make_patch, write_patch
 from eigenshift.patches.requests import Need, PatchRequest
 from eigenshift.patches.stages import PatchInputs, PatchKey
@@ -40,7 +40,7 @@ def build_patch(
     recipe = find_recipe(request.intervention)
     _require_one_factor(request, recipe.needs)
     with measuring(evidence.language_model.device) as cost:
-        outcome = recipe.build(evidence, request)
+        outcome = recipe.load_builder()(evidence, request)
         if request.divergence is not None:
             outcome = match_divergence(evidence, outcome, request.divergence)
         patch = make_patch(
@@ -58,12 +58,6 @@ def build_patch(
         "build_seconds": round(cost.seconds, 4),
         "build_peak_bytes": cost.peak_bytes,
     }
-
-
-def list_needs(request: PatchRequest) -> list[Need]:
-    """The evidence that a request reads: its intervention's, and texts where it is scaled."""
-    needs = find_recipe(request.intervention).needs
-    return sorted(needs if request.divergence is None else needs | BUDGET)
 
 
 def _require_one_factor(request: PatchRequest, needs: frozenset[Need]) -> None:

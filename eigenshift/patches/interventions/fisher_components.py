@@ -9,13 +9,6 @@ from __future__ import annotations
 from eigenshift.base.errors import NothingToDampError
 from eigenshift.patches.interventions.interface import Evidence, Outcome
 from eigenshift.patches.requests import PatchRequest
-from eigenshift.patches.stages import FisherPlace
-
-PLACES = {
-    "eigenshift_fisher": FisherPlace.head,
-    "eigenshift_fisher_deep": FisherPlace.deep,
-}
-"""What each of these interventions changes."""
 
 
 def take_fisher_edit(evidence: Evidence, request: PatchRequest) -> Outcome:

@@ -7,24 +7,14 @@ and add a line here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from eigenshift.base.errors import SettingsError
-from eigenshift.patches.interventions import (
-    cluster_steering,
-    controls,
-    fisher_components,
-    gated_transport,
-    gradient_subspace,
-    linear_act,
-    linear_erasure,
-    null_space_steering,
-    singular_components,
-    token_suppression,
-    unit_scaling,
-    value_projection,
-)
-from eigenshift.patches.interventions.interface import Builder
-from eigenshift.patches.requests import Need
+from eigenshift.patches.requests import Need, PatchRequest
+
+if TYPE_CHECKING:
+    from eigenshift.patches.interventions.interface import Builder
 
 COMPONENTS = frozenset({Need.decomposition, Need.components})
 BUDGET = frozenset({Need.neutral_texts, Need.harmless_texts})
@@ -39,38 +29,45 @@ class Recipe:
     """How an intervention is built.
 
     Attributes:
-        build: From evidence to an outcome.
+        builder: Where the function from evidence to an outcome lies, "file.name"; imported when a
+            patch is built, since all of them need torch.
         needs: The evidence it reads; nothing else enters the patch's fingerprint.
     """
 
-    build: Builder
+    builder: str
     needs: frozenset[Need]
+
+    def load_builder(self) -> Builder:
+        """The function."""
+        file, _, name = self.builder.partition(".")
+        found: Builder = getattr(import_module(f"{__package__}.{file}"), name)
+        return found
 
 
 INTERVENTIONS: dict[str, Recipe] = {
-    "eigenshift": Recipe(singular_components.damp_components, COMPONENTS),
+    "eigenshift": Recipe("singular_components.damp_components", COMPONENTS),
     "eigenshift_centered": Recipe(
-        singular_components.damp_deviations, COMPONENTS | {Need.head_states}
+        "singular_components.damp_deviations", COMPONENTS | {Need.head_states}
     ),
-    "eigenshift_fisher": Recipe(fisher_components.take_fisher_edit, FISHER),
-    "eigenshift_fisher_deep": Recipe(fisher_components.take_fisher_edit, FISHER),
-    "mean_difference": Recipe(linear_erasure.ablate_mean_difference, STATES),
-    "leace": Recipe(linear_erasure.erase_concept, STATES),
-    "aura": Recipe(unit_scaling.scale_by_auroc, UNITS),
-    "damp": Recipe(unit_scaling.damp_units, UNITS),
-    "det0": Recipe(unit_scaling.remove_units, UNITS),
-    "linear_act": Recipe(linear_act.transport_units, TEXTS),
-    "profs": Recipe(value_projection.project_values, TEXTS),
-    "gradient_subspace": Recipe(gradient_subspace.project_gradients, STATES),
-    "alpha_steer": Recipe(null_space_steering.steer_null_space, STATES),
-    "chars": Recipe(cluster_steering.steer_clusters, TEXTS),
-    "dsas": Recipe(gated_transport.transport_gated, TEXTS),
-    "token_suppression": Recipe(token_suppression.lower_rows, STATES),
-    "token_suppression_bias": Recipe(token_suppression.lower_bias, STATES),
-    "random_components": Recipe(controls.damp_random_components, COMPONENTS),
-    "random_directions": Recipe(controls.change_random_directions, STATES),
-    "top_sigma": Recipe(controls.damp_top_sigma, COMPONENTS),
-    "label_permuted": Recipe(controls.damp_label_permuted, COMPONENTS | {Need.head_states}),
+    "eigenshift_fisher": Recipe("fisher_components.take_fisher_edit", FISHER),
+    "eigenshift_fisher_deep": Recipe("fisher_components.take_fisher_edit", FISHER),
+    "mean_difference": Recipe("linear_erasure.ablate_mean_difference", STATES),
+    "leace": Recipe("linear_erasure.erase_concept", STATES),
+    "aura": Recipe("unit_scaling.scale_by_auroc", UNITS),
+    "damp": Recipe("unit_scaling.damp_units", UNITS),
+    "det0": Recipe("unit_scaling.remove_units", UNITS),
+    "linear_act": Recipe("linear_act.transport_units", TEXTS),
+    "profs": Recipe("value_projection.project_values", TEXTS),
+    "gradient_subspace": Recipe("gradient_subspace.project_gradients", STATES),
+    "alpha_steer": Recipe("null_space_steering.steer_null_space", STATES),
+    "chars": Recipe("cluster_steering.steer_clusters", TEXTS),
+    "dsas": Recipe("gated_transport.transport_gated", TEXTS),
+    "token_suppression": Recipe("token_suppression.lower_rows", STATES),
+    "token_suppression_bias": Recipe("token_suppression.lower_bias", STATES),
+    "random_components": Recipe("controls.damp_random_components", COMPONENTS),
+    "random_directions": Recipe("controls.change_random_directions", STATES),
+    "top_sigma": Recipe("controls.damp_top_sigma", COMPONENTS),
+    "label_permuted": Recipe("controls.damp_label_permuted", COMPONENTS | {Need.head_states}),
 }
 
 
@@ -87,3 +84,9 @@ def find_recipe(name: str, place: str = "intervention") -> Recipe:
     if name not in INTERVENTIONS:
         raise SettingsError(f"{place}: expected one of {', '.join(INTERVENTIONS)}, found {name!r}.")
     return INTERVENTIONS[name]
+
+
+def list_needs(request: PatchRequest) -> list[Need]:
+    """The evidence that a request reads: its intervention's, and texts where it is scaled."""
+    needs = find_recipe(request.intervention).needs
+    return sorted(needs if request.divergence is None else needs | BUDGET)

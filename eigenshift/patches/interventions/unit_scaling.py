@@ -22,9 +22,6 @@ from eigenshift.patches.interventions.interface import Evidence, Outcome
 from eigenshift.patches.requests import PatchRequest
 from eigenshift.settings import Site
 
-UNIT_SITES = (Site.mlp_up, Site.mlp_gate, Site.mlp_down)
-"""Sites whose units are scaled, as far as the model has them."""
-
 DAMP_FACTOR = 0.5
 FIRST_UNITS = 64
 """How many are tried first."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from eigenshift.base.errors import ScorerError
 from eigenshift.settings import PlainScorerSettings
-from eigenshift.store.source_files import fetch_path, has_protocol
+from eigenshift.store.source_files import fetch_path
+from eigenshift.toxicity.scorers.identity import require_existing
 from eigenshift.toxicity.scorers.sequence_scorer import OpenClassifier, wrap_classifier
 
 CLASS_NAMES = {
@@ -72,20 +73,6 @@ def open_weights_only(checkpoint: Path) -> dict[str, Any]:
             "opened. Save it again with tensors and plain containers only."
         ) from error
     return _require_layout(document, checkpoint.name)
-
-
-def require_existing(uri: str) -> str:
-    """Return the location if there is something, or it is remote.
-
-    Raises:
-        ScorerError: There is nothing.
-    """
-    if not has_protocol(uri) and not Path(uri).exists():
-        raise ScorerError(
-            f"{uri}: expected a file or folder, found nothing. Check the paths under scorer "
-            "(checkpoint, config_folder, words)."
-        )
-    return uri
 
 
 def _require_layout(document: Any, place: str) -> dict[str, Any]:

@@ -1,45 +1,25 @@
-"""Identify and load the scorer that settings name, once per process."""
+"""Load the scorer that settings name, once per process."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from threading import Lock
 
 from eigenshift.model.devices import resolve_device
-from eigenshift.model.files import digest_unchanged
 from eigenshift.settings import ExecutionSettings, PlainScorerSettings, ScorerKind, ScorerSettings
-from eigenshift.store.source_files import digest_file, fetch_path, has_protocol
-from eigenshift.toxicity.scorers.detoxify_checkpoint import load_detoxify, require_existing
+from eigenshift.toxicity.scorers.detoxify_checkpoint import load_detoxify
+from eigenshift.toxicity.scorers.identity import identify_scorer
 from eigenshift.toxicity.scorers.interface import Scorer
-from eigenshift.toxicity.scorers.judge import JudgeScorer, describe_judge, load_judge
+from eigenshift.toxicity.scorers.judge import JudgeScorer, load_judge
 from eigenshift.toxicity.scorers.languages import LanguageScorer
 from eigenshift.toxicity.scorers.lexicon import LexiconScorer
-from eigenshift.toxicity.scorers.linear import LinearScorer, identify_linear, load_linear
-from eigenshift.toxicity.scorers.pretrained import identify_classifier
+from eigenshift.toxicity.scorers.linear import LinearScorer, load_linear
 from eigenshift.toxicity.scorers.sequence_scorer import SequenceScorer
 from eigenshift.toxicity.scorers.text_classifier import load_text_classifier
 
 KEPT_SCORERS = 4
 
 _loading = Lock()
-
-
-def identify_scorer(settings: ScorerSettings) -> str:
-    """Digest of what decides the scores: the kind, the verdict, and the files' content.
-
-    Raises:
-        ScorerError: A file is missing.
-    """
-    digest = hashlib.sha256()
-    for part in _list_parts(settings):
-        digest.update(f"{part}\n".encode())
-    for scorer in settings.for_languages:
-        for part in (scorer.language, *_list_parts(scorer)):
-            digest.update(f"{part}\n".encode())
-    return digest.hexdigest()
 
 
 def open_scorer(settings: ScorerSettings, execution: ExecutionSettings) -> Scorer:
@@ -84,34 +64,3 @@ def _load_plain(
         return JudgeScorer(settings.name, digest, load_judge(settings), device, texts_per_batch)
     load = load_detoxify if settings.kind is ScorerKind.detoxify else load_text_classifier
     return SequenceScorer(settings.name, digest, load(settings), device, texts_per_batch)
-
-
-def _list_parts(settings: PlainScorerSettings) -> Iterator[str]:
-    yield settings.kind.value
-    if settings.kind is ScorerKind.lexicon:
-        yield _digest(settings.words or "")
-        return
-    if settings.kind is ScorerKind.linear:
-        yield identify_linear(settings)
-        return
-    if settings.kind is ScorerKind.judge:
-        yield from describe_judge(settings)
-        return
-    yield settings.effective_label
-    yield settings.verdict.value
-    if settings.kind is ScorerKind.classifier:
-        yield identify_classifier(settings).digest
-        return
-    yield settings.model_type
-    if settings.checkpoint is not None:
-        yield _digest(settings.checkpoint)
-    if settings.config_folder is not None:
-        folder = fetch_path(require_existing(settings.config_folder))
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            yield f"{path.relative_to(folder)}:{digest_unchanged(path)}"
-
-
-def _digest(uri: str) -> str:
-    """Digest of a file; of a local one only once as long as it is unchanged."""
-    require_existing(uri)
-    return digest_file(uri) if has_protocol(uri) else digest_unchanged(Path(uri))

@@ -17,7 +17,7 @@ import torch
 from eigenshift.base.errors import EvaluationError, SettingsError
 from eigenshift.benchmarks import harness
 from eigenshift.benchmarks.comparison import compare_answers
-from eigenshift.benchmarks.harness import Answers, answer_questions, require_tasks
+from eigenshift.benchmarks.harness import Answers, answer_questions
 from eigenshift.benchmarks.stages import AnswerComparisonKey, AnswerKey
 from eigenshift.evaluation.capability import check_capability
 from eigenshift.model.chat import ChatFormat
@@ -27,7 +27,7 @@ from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.patching import Patch, apply_patch, make_patch
 from eigenshift.settings import GateSettings, load_preset
 from tests.support.architectures import damp_head
-from tests.support.benchmark_tasks import ENDINGS, EVERYDAY, QUESTIONS, write_task
+from tests.support.benchmark_tasks import ENDINGS, QUESTIONS, write_task
 from tests.support.chat_templates import PLAIN as PLAIN_TEMPLATE
 
 pytest.importorskip("lm_eval", reason="the extra `benchmark` is not installed (make install)")
@@ -368,22 +368,6 @@ def test_what_the_harness_cannot_read_is_explained(
     assert "kettle" not in str(caught.value)
 
 
-def test_tasks_are_looked_for_before_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A name the harness does not know is told at once, as is a folder that is not there."""
-    from lm_eval.tasks import TaskManager
-
-    known = TaskManager(include_path=str(EVERYDAY), include_defaults=False)
-    monkeypatch.setattr(harness, "_index_tasks", lambda: known)
-    require_tasks([])
-    require_tasks(["everyday", str(ENDINGS)])
-    with pytest.raises(SettingsError, match="found 'evryday'"):
-        require_tasks(["evryday"])
-    with pytest.raises(SettingsError, match="No such file"):
-        require_tasks([str(tmp_path / "none")])
-
-
 def test_a_task_by_its_name_is_the_harnesss_own(
     tiny_language_model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,7 +376,7 @@ def test_a_task_by_its_name_is_the_harnesss_own(
 
     write_task(tmp_path)
     known = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    monkeypatch.setattr(harness, "_index_tasks", lambda: known)
+    monkeypatch.setattr(harness, "index_tasks", lambda: known)
     monkeypatch.chdir(tmp_path)
     by_name = answer(tiny_language_model, "small")
     assert by_name == answer(tiny_language_model, tmp_path)
@@ -405,13 +389,3 @@ def test_a_task_by_its_name_is_the_harnesss_own(
     monkeypatch.setattr(known, "load", refuse)
     with pytest.raises(EvaluationError, match="a hub, which may not be reachable"):
         answer(tiny_language_model, "small")
-
-
-@pytest.mark.slow
-def test_the_default_task_is_known_to_the_harness() -> None:
-    """The index of its thousands of tasks is read once in a process."""
-    from flows.benchmarking import DEFAULT_TASK
-
-    require_tasks([DEFAULT_TASK, "mmlu", str(EVERYDAY)])
-    with pytest.raises(SettingsError, match="found 'no_such_task'"):
-        require_tasks(["no_such_task"])

@@ -12,7 +12,7 @@ import pytest
 
 from eigenshift.base.errors import SettingsError
 from eigenshift.benchmarks import tasks
-from eigenshift.benchmarks.tasks import identify_task, is_path, list_file_tasks
+from eigenshift.benchmarks.tasks import identify_task, is_path, list_file_tasks, require_tasks
 from tests.support.benchmark_tasks import ENDINGS, EVERYDAY, write_task
 
 
@@ -142,3 +142,29 @@ def test_what_is_shipped_is_whole(folder: Path) -> None:
     assert all(row["sol1"] != row["sol2"] for row in rows)
     share = sum(int(row["label"]) for row in rows) / len(rows)
     assert 0.4 <= share <= 0.6
+
+
+def test_tasks_are_looked_for_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name the harness does not know is told at once, as is a folder that is not there."""
+    from lm_eval.tasks import TaskManager
+
+    known = TaskManager(include_path=str(EVERYDAY), include_defaults=False)
+    monkeypatch.setattr(tasks, "index_tasks", lambda: known)
+    require_tasks([])
+    require_tasks(["everyday", str(ENDINGS)])
+    with pytest.raises(SettingsError, match="found 'evryday'"):
+        require_tasks(["evryday"])
+    with pytest.raises(SettingsError, match="No such file"):
+        require_tasks([str(tmp_path / "none")])
+
+
+@pytest.mark.slow
+def test_the_default_task_is_known_to_the_harness() -> None:
+    """The index of its thousands of tasks is read once in a process."""
+    from flows.benchmarking import DEFAULT_TASK
+
+    require_tasks([DEFAULT_TASK, "mmlu", str(EVERYDAY)])
+    with pytest.raises(SettingsError, match="found 'no_such_task'"):
+        require_tasks(["no_such_task"])

@@ -14,10 +14,10 @@ from eigenshift.base import schemas
 from eigenshift.components.decomposition import Decomposition, decompose_head
 from eigenshift.evaluation.control_draws import (
     compare_with_draws,
-    compute_p_value,
     measure_toxic_tokens,
 )
 from eigenshift.evaluation.gate import check_draws
+from eigenshift.evaluation.headlines import compute_p_value
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
 from eigenshift.patches.patching import make_patch, patched_model

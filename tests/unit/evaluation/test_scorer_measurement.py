@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from eigenshift.base import schemas
 from eigenshift.components.text_halves import is_calibration_text
+from eigenshift.evaluation.headlines import summarise_quality
 from eigenshift.evaluation.scorer_measurement import (
     JudgedTexts,
     LabelledText,
@@ -19,7 +20,6 @@ from eigenshift.evaluation.scorer_measurement import (
     draw_texts,
     measure_quality,
     measure_scorers,
-    summarise_quality,
 )
 from eigenshift.store.workspace import Workspace
 from eigenshift.toxicity.functional_cases import FunctionalCase

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from eigenshift.base import schemas
+from eigenshift.evaluation.headlines import find_identity_change
 from eigenshift.evaluation.token_shifts import (
-    find_identity_change,
     find_token_kinds,
     measure_token_shifts,
 )

@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from eigenshift.base.errors import ModelError, SettingsError
-from eigenshift.fetching import catalogue, fetch_model, folders
+from eigenshift.fetching import catalogue, folders
+from eigenshift.fetching.folders import fetch_model
 from eigenshift.fetching.origins import ORIGIN_NAME
 from eigenshift.model.files import identify_model
 from eigenshift.settings import ModelSettings

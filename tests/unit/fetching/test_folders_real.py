@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eigenshift.fetching import fetch_model
+from eigenshift.fetching.folders import fetch_model
 from eigenshift.model.loading import LanguageModel, load_model
 from eigenshift.settings import ModelSettings
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from eigenshift.base.errors import ModelError, SettingsError
-from eigenshift.fetching import catalogue, fetch_scorer, scorers
+from eigenshift.fetching import catalogue, scorers
 from eigenshift.fetching.catalogue import SCORERS, Member, find_packaged_scorer
+from eigenshift.fetching.scorers import fetch_scorer
 from eigenshift.ngrams import read_classifier
 from flows.command_line import main
 from tests.support.linear_scorers import ODD_TEXTS, make_texts

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from eigenshift.base.auroc import estimate_auroc
-from eigenshift.fetching import fetch_scorer
 from eigenshift.fetching.catalogue import PROFANITY_CHECK
+from eigenshift.fetching.scorers import fetch_scorer
 from eigenshift.fetching.wheels import UnreachableIndexError, check_wheel, download_wheel
 from eigenshift.ngrams import NgramClassifier, read_classifier
 from tests.support.linear_scorers import ODD_TEXTS, make_texts

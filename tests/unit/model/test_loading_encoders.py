@@ -18,9 +18,9 @@ from eigenshift.detection.activations import extract_shard
 from eigenshift.model.description import describe_model
 from eigenshift.model.encoding import encode_read_texts
 from eigenshift.model.files import identify_model
+from eigenshift.model.kinds import ModelKind
 from eigenshift.model.loading import (
     LanguageModel,
-    ModelKind,
     TextModel,
     find_kind,
     forget_models,

@@ -10,8 +10,8 @@ import torch
 from eigenshift.base.errors import ScorerError
 from eigenshift.settings import ScorerSettings
 from eigenshift.toxicity.attribution import GradientProposer, attribute_tokens
-from eigenshift.toxicity.scorers import load_scorer
 from eigenshift.toxicity.scorers.languages import LanguageScorer
+from eigenshift.toxicity.scorers.loading import load_scorer
 from tests.support.fake_scorer import WordScorer
 from tests.support.gradient_scorer import GradientScorer
 

@@ -6,12 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from eigenshift.base import schemas
-from eigenshift.base.errors import EvaluationError
 from eigenshift.store.workspace import Workspace
-from eigenshift.toxicity.scoring import require_scored, score_continuations
+from eigenshift.toxicity.scoring import score_continuations
 from tests.support.fake_scorer import WordScorer
 
 
@@ -51,10 +49,3 @@ def test_a_continuation_without_score_is_kept_as_unscored(
     assert [row["status"] for row in rows] == ["unscored", "scored", "unscored"]
     assert [row["toxicity_probability"] is None for row in rows] == [True, False, True]
     assert rows[0]["reason"] == "made to fail"
-
-
-def test_too_many_unscored_stop_the_run() -> None:
-    """Above the set share the evaluation fails instead of reporting a low toxicity."""
-    require_scored(2, 100, 0.02, "arm base")
-    with pytest.raises(EvaluationError, match="3 of 100"):
-        require_scored(3, 100, 0.02, "arm base")

@@ -12,7 +12,7 @@ from eigenshift.base.errors import SettingsError
 from eigenshift.model.files import identify_model
 from eigenshift.settings import RefreshSettings, parse_settings
 from eigenshift.store.source_files import digest_file
-from eigenshift.toxicity.scorers import identify_scorer
+from eigenshift.toxicity.scorers.identity import identify_scorer
 from eigenshift.toxicity.stages import Classifier
 from eigenshift.upkeep.replay import Replay, check_inputs, compare_metrics, list_notes
 from eigenshift.upkeep.reproduction import Code, Metric, Reproduction

@@ -20,8 +20,8 @@ from eigenshift.model.loading import LanguageModel, load_model
 from eigenshift.model.taps import list_sites
 from eigenshift.model.writers import count_features, list_writers
 from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
-from eigenshift.patches.interventions import Evidence, Need
-from eigenshift.patches.interventions.unit_scaling import UNIT_SITES
+from eigenshift.patches.interventions.interface import Evidence
+from eigenshift.patches.requests import UNIT_SITES, Need
 from eigenshift.settings import ModelSettings
 
 HIDDEN = 32

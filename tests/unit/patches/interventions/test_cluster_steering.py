@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from eigenshift.patches.interventions import Evidence, PatchRequest
 from eigenshift.patches.interventions import cluster_steering as steering
 from eigenshift.patches.interventions.cluster_steering import (
     find_clusters,
@@ -14,6 +13,8 @@ from eigenshift.patches.interventions.cluster_steering import (
     fit_move,
     steer_clusters,
 )
+from eigenshift.patches.interventions.interface import Evidence
+from eigenshift.patches.requests import PatchRequest
 
 UNITS = 12
 

@@ -7,9 +7,10 @@ import math
 import torch
 
 from eigenshift.patches.folding import run_hooked
-from eigenshift.patches.interventions import Evidence, PatchRequest
 from eigenshift.patches.interventions.budget import make_meter
 from eigenshift.patches.interventions.controls import N_RANDOM_TERMS, change_random_directions
+from eigenshift.patches.interventions.interface import Evidence
+from eigenshift.patches.requests import PatchRequest
 from tests.support.plain_loss import measure_loss
 
 BUDGET = 0.05

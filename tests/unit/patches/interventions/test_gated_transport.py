@@ -7,9 +7,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from eigenshift.patches.edits import UnitEdit
-from eigenshift.patches.interventions import Evidence, PatchRequest
 from eigenshift.patches.interventions import gated_transport as transport
 from eigenshift.patches.interventions.gated_transport import fit_gate, gate_map, transport_gated
+from eigenshift.patches.interventions.interface import Evidence
+from eigenshift.patches.requests import PatchRequest
 
 UNITS = 10
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from eigenshift.components.table import gather_toxic_states
-from eigenshift.patches.interventions import Evidence, PatchRequest
 from eigenshift.patches.interventions.gradient_subspace import (
     find_basis,
     find_gradients,
     project_gradients,
 )
+from eigenshift.patches.interventions.interface import Evidence
+from eigenshift.patches.requests import PatchRequest
 
 
 def test_gradients_are_those_of_automatic_differentiation(evidence: Evidence) -> None:

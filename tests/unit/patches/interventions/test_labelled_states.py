@@ -9,7 +9,7 @@ import torch
 
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.text_halves import is_calibration_text
-from eigenshift.patches.interventions import Evidence
+from eigenshift.patches.interventions.interface import Evidence
 from eigenshift.patches.interventions.labelled_states import (
     average_outputs,
     choose_texts,

@@ -11,7 +11,7 @@ import torch
 
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import run_hooked
-from eigenshift.patches.interventions import Evidence, PatchRequest
+from eigenshift.patches.interventions.interface import Evidence
 from eigenshift.patches.interventions.labelled_states import (
     average_outputs,
     choose_texts,
@@ -23,6 +23,7 @@ from eigenshift.patches.interventions.linear_act import (
     fit_maps,
     transport_units,
 )
+from eigenshift.patches.requests import PatchRequest
 
 
 def test_the_map_is_the_least_squares_line_of_sorted_values() -> None:

@@ -9,13 +9,13 @@ from sklearn.linear_model import LogisticRegression
 
 from eigenshift.patches.cost import Cost
 from eigenshift.patches.edits import ModelEdit
-from eigenshift.patches.interventions import Evidence, PatchRequest
-from eigenshift.patches.interventions.interface import split_states
+from eigenshift.patches.interventions.interface import Evidence, split_states
 from eigenshift.patches.interventions.linear_erasure import (
     ablate_mean_difference,
     erase_concept,
     find_eraser,
 )
+from eigenshift.patches.requests import PatchRequest
 
 WHOLE = PatchRequest(max_perplexity_increase=1e9)
 """A budget that allows to erase all the way."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from eigenshift.patches.interventions import Evidence, PatchRequest
-from eigenshift.patches.interventions.interface import split_states
+from eigenshift.patches.interventions.interface import Evidence, split_states
 from eigenshift.patches.interventions.null_space_steering import (
     NULL_SHARE,
     RELATIVE_RIDGE,
     find_reader,
     steer_null_space,
 )
+from eigenshift.patches.requests import PatchRequest
 
 HIDDEN = 20
 

@@ -13,15 +13,11 @@ from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import run_hooked
-from eigenshift.patches.interventions import (
-    INTERVENTIONS,
-    Evidence,
-    PatchRequest,
-    build_patch,
-    find_recipe,
-)
+from eigenshift.patches.interventions.building import build_patch
+from eigenshift.patches.interventions.interface import Evidence
+from eigenshift.patches.interventions.registry import INTERVENTIONS, find_recipe
 from eigenshift.patches.patching import Patch, load_patch, patched_model
-from eigenshift.patches.requests import Need
+from eigenshift.patches.requests import Need, PatchRequest
 from eigenshift.patches.stages import DESCRIPTION_NAME, TENSORS_NAME
 from eigenshift.store.workspace import Workspace
 

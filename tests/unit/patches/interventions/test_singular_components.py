@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from eigenshift.base.errors import ComponentError
-from eigenshift.patches.interventions import Evidence, PatchRequest
 from eigenshift.patches.interventions.controls import (
     damp_label_permuted,
     damp_random_components,
     damp_top_sigma,
 )
-from eigenshift.patches.interventions.interface import split_states
+from eigenshift.patches.interventions.interface import Evidence, split_states
 from eigenshift.patches.interventions.singular_components import damp_components, damp_deviations
+from eigenshift.patches.requests import PatchRequest
 from eigenshift.settings import ComponentScore
 from tests.unit.patches.interventions.conftest import FACTORS, HIDDEN, SELECTED
 

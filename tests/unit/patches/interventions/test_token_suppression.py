@@ -9,14 +9,14 @@ import torch
 
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import compute_logits, run_hooked
-from eigenshift.patches.interventions import Evidence, PatchRequest
 from eigenshift.patches.interventions.budget import make_meter
-from eigenshift.patches.interventions.interface import Outcome
+from eigenshift.patches.interventions.interface import Evidence, Outcome
 from eigenshift.patches.interventions.token_suppression import (
     find_common_direction,
     lower_bias,
     lower_rows,
 )
+from eigenshift.patches.requests import PatchRequest
 from tests.support.plain_loss import measure_loss
 from tests.unit.patches.interventions.conftest import TOXIC_TOKENS
 

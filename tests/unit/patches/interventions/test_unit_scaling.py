@@ -10,13 +10,14 @@ import torch
 from eigenshift.base import schemas
 from eigenshift.base.errors import ComponentError
 from eigenshift.model.layers import list_layers
-from eigenshift.patches.interventions import Evidence, Need, PatchRequest
+from eigenshift.patches.interventions.interface import Evidence
 from eigenshift.patches.interventions.unit_scaling import (
     damp_units,
     make_unit_edit,
     remove_units,
     scale_by_auroc,
 )
+from eigenshift.patches.requests import Need, PatchRequest
 
 TOKENS = torch.tensor([[5, 9, 17, 3, 40, 2]])
 

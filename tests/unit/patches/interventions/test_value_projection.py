@@ -10,13 +10,14 @@ from transformers.pytorch_utils import Conv1D
 from eigenshift.model.loading import wrap_model
 from eigenshift.patches.edits import LinearEdit
 from eigenshift.patches.folding import fold_edit
-from eigenshift.patches.interventions import Evidence, PatchRequest
+from eigenshift.patches.interventions.interface import Evidence
 from eigenshift.patches.interventions.value_projection import (
     find_toxic_basis,
     keep_first,
     list_values,
     project_values,
 )
+from eigenshift.patches.requests import PatchRequest
 from tests.support.architectures import StubTokenizer, make_architecture
 
 VALUES = {"gpt2": "transformer.h.1.mlp.c_proj", "llama": "model.layers.1.mlp.down_proj"}

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from eigenshift.base.errors import ScorerError, SettingsError
 from eigenshift.settings import ScorerSettings, load_preset, load_settings
-from eigenshift.toxicity.scorers import identify_scorer, load_scorer
+from eigenshift.toxicity.scorers.identity import identify_scorer
+from eigenshift.toxicity.scorers.loading import load_scorer
 from eigenshift.toxicity.toxic_positions import OcclusionFinder
 from eigenshift.toxicity.word_spans import blank, list_words
 from tests.support.tiny_judge import BOS, make_judge

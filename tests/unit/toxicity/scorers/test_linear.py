@@ -18,7 +18,8 @@ from eigenshift.ngrams import read_classifier, write_classifier
 from eigenshift.settings import ScorerSettings
 from eigenshift.toxicity.attribution import GradientProposer, sum_shares
 from eigenshift.toxicity.occlusion import find_toxic_words, propose_every_word
-from eigenshift.toxicity.scorers import identify_scorer, load_scorer
+from eigenshift.toxicity.scorers.identity import identify_scorer
+from eigenshift.toxicity.scorers.loading import load_scorer
 from eigenshift.toxicity.word_spans import blank
 from tests.support.linear_scorers import convert, fit_pipeline, make_folder, make_texts
 
@@ -54,7 +55,7 @@ def test_scoring_needs_no_scikit_learn(folder: Path) -> None:
     program = (
         "import sys; sys.modules['sklearn'] = None; sys.modules['joblib'] = None\n"
         "from eigenshift.settings import ScorerSettings\n"
-        "from eigenshift.toxicity.scorers import load_scorer\n"
+        "from eigenshift.toxicity.scorers.loading import load_scorer\n"
         f"settings = ScorerSettings(kind='linear', model={str(folder)!r})\n"
         f"print(load_scorer(settings, 'cpu', 8).score([{TOXIC!r}])[0].probability)\n"
     )

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from eigenshift.base.errors import ScorerError, SettingsError
 from eigenshift.settings import ScorerSettings, load_preset
-from eigenshift.toxicity.scorers import OpenClassifier, Score, identify_scorer, load_scorer
-from eigenshift.toxicity.scorers.interface import score_by_length
+from eigenshift.toxicity.scorers.identity import identify_scorer
+from eigenshift.toxicity.scorers.interface import Score, score_by_length
+from eigenshift.toxicity.scorers.loading import load_scorer
+from eigenshift.toxicity.scorers.sequence_scorer import OpenClassifier
 from eigenshift.toxicity.word_lists import WordList, load_identity_terms, read_words
 from tests.support.tiny_classifier import make_classifier
 
