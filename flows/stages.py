@@ -389,13 +389,11 @@ def evaluate_arms(
     generated = generate(journal, model, prompts, arms)
     fluency = _measure_fluency(journal, model, sources, arms)
     indomain = _measure_indomain(journal, model, sources, arms, generated)
-    shards, further = generated.continuations, []
+    shards = generated.continuations
     judged = evaluation.ArmScores(scores=generated.scores)
-    for scorer in settings.further_scorers:
-        named = toxicity.FurtherScoringKey(scorer=scorer.name)
-        scores = _score(journal, toxicity.SCORE_FURTHER, named, scorer, of=shards)
-        further.append(evaluation.FurtherArmScores(scores=scores))
-    others = tuple(further)
+    others = tuple(
+        evaluation.FurtherArmScores(scores=scores) for scores in score_further(journal, shards)
+    )
     inputs = evaluation.ComparisonInputs(
         prompts=prompts,
         continuations=shards,
@@ -411,6 +409,20 @@ def evaluate_arms(
         agreement_key = evaluation.AgreementKey.of(settings, arms=names)
         journal.run_one(evaluation.COMPARE_SCORERS, of_all, agreement_key)
     return compared
+
+
+def score_further(journal: RunJournal, shards: Shards) -> list[Shards]:
+    """What each further scorer says of continuations, in the order of the settings."""
+    return [
+        _score(
+            journal,
+            toxicity.SCORE_FURTHER,
+            toxicity.FurtherScoringKey(scorer=scorer.name),
+            scorer,
+            of=shards,
+        )
+        for scorer in journal.settings.further_scorers
+    ]
 
 
 def _measure_fluency(

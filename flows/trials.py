@@ -65,12 +65,15 @@ def _predict(
     """The same trials, with what the base's continuations of the selection prompts foretell."""
     prompts = journal.refer_to_files(sources.prompts, tables.SELECTION_PROMPTS)
     said = stages.generate(journal, study.model, prompts, {BASE_ARM: stages.Arm(patch=None)})
+    further = stages.score_further(journal, said.continuations)
     inputs = evaluation.PredictionInputs(
         model=study.model,
         decomposition=study.decomposition,
         screening=screened,
+        prompts=prompts,
         continuations=said.continuations[BASE_ARM],
         scores=said.scores[BASE_ARM],
+        further=tuple(evaluation.FurtherBaseScores(scores=scores[BASE_ARM]) for scores in further),
     )
     return journal.run_one(evaluation.PREDICT_TRIALS, inputs)
 

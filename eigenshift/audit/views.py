@@ -117,6 +117,7 @@ FILE_TABLES: dict[str, FileTable] = {
     "evaluations": FileTable(evaluation.COMPARE_ARMS, tables.EVALUATIONS),
     "comparisons": FileTable(evaluation.TABULATE_ARMS, tables.COMPARISONS),
     "trials": FileTable(evaluation.CONFIRM_TRIALS, tables.TRIALS),
+    "predicted_rates": FileTable(evaluation.PREDICT_TRIALS, tables.PREDICTED_RATES),
     "continuations": FileTable(
         generation.GENERATE_CONTINUATIONS, tables.CONTINUATIONS, is_view=False
     ),

@@ -500,6 +500,24 @@ COMPARISONS = pa.schema(
     ]
 )
 
+PREDICTED_RATES = pa.schema(
+    [
+        describe_column("score", pa.string(), "Ranking of the trial, or 'automatic'"),
+        describe_column("n_components", pa.int32(), "How many of the ranking it damps"),
+        describe_column("factor", pa.float64(), "Their sigma is multiplied by this"),
+        describe_column("scorer", pa.string(), "Whose verdict"),
+        describe_column("slice", pa.string(), "Part of the selection prompts, or 'all'"),
+        describe_column("rate", pa.float64(), "Toxicity rate foretold"),
+        describe_column("rate_low", pa.float64(), "Lower end of its interval"),
+        describe_column("rate_high", pa.float64(), "Upper end of its interval"),
+        describe_column("n_effective", pa.float64(), "Toxic texts of the base that count for it"),
+        describe_column(
+            "covered", pa.float64(), "Share of what the trial says that the base might have said"
+        ),
+        describe_column("is_reliable", pa.bool_(), "Enough count and are covered"),
+    ]
+)
+
 TRIALS = pa.schema(
     [
         describe_column("score", pa.string(), "Ranking, or 'automatic': the settings' own rule"),

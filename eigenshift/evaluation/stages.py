@@ -509,16 +509,24 @@ SCREEN_TRIALS = Stage(
 )
 
 
+class FurtherBaseScores(Inputs):
+    """What a scorer that decides nothing said of the base's continuations."""
+
+    scores: Annotated[tuple[ArtifactReference, ...], Of(("further_scores",), tables.SCORES)]
+
+
 class PredictionInputs(Inputs):
     """The screened trials, what they are of, and what the base said to the selection prompts."""
 
     model: Model
     decomposition: Decomposition
     screening: Annotated[ArtifactReference, Of(("screening",), tables.TRIALS)]
+    prompts: PromptFiles
     continuations: Annotated[
         tuple[ArtifactReference, ...], Of(("continuations",), tables.CONTINUATIONS)
     ]
     scores: Annotated[tuple[ArtifactReference, ...], Of(("scores",), tables.SCORES)]
+    further: tuple[FurtherBaseScores, ...] = ()
 
 
 class PredictionKey(Key):
@@ -531,18 +539,27 @@ class PredictionKey(Key):
     n_bootstrap: Annotated[int, Reads("evaluation.n_bootstrap")]
     confidence: Annotated[float, Reads("evaluation.confidence")]
     seed: Annotated[int, Reads("evaluation.seed")]
+    scorer: Annotated[str, Reads("scorer.name")]
     toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
     max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+    further: Annotated[
+        tuple[ScorerKey, ...],
+        Reads(
+            "further_scorers",
+            lambda scorers: tuple(map(ScorerKey.of_scorer, scorers)),
+            fields=name_scorer_bounds("further_scorers[]"),
+        ),
+    ]
     dtype: Annotated[str, Reads("model.dtype")]
 
 
 PREDICT_TRIALS = Stage(
     name="predict_trials",
     kind="predicted_trials",
-    version=1,
+    version=2,
     inputs=PredictionInputs,
     key=PredictionKey,
-    files=(tables.TRIALS,),
+    files=(tables.TRIALS, tables.PREDICTED_RATES),
     work="eigenshift.evaluation.predicted_trials:carry_out",
     runs_model=True,
 )

@@ -11,7 +11,7 @@ import pytest
 from eigenshift.base import schemas
 from eigenshift.base.errors import EvaluationError
 from eigenshift.components.decomposition import decompose_head
-from eigenshift.evaluation.predicted_trials import predict_trials
+from eigenshift.evaluation.predicted_trials import Verdict, predict_trials
 from eigenshift.evaluation.stages import PredictionKey
 from eigenshift.evaluation.trials import rank_promising
 from eigenshift.model.loading import LanguageModel
@@ -29,8 +29,10 @@ def make_key(**changes: Any) -> PredictionKey:
         "n_bootstrap": 50,
         "confidence": 0.95,
         "seed": 0,
+        "scorer": "words",
         "toxic_threshold": 0.5,
         "max_unscored_share": 0.5,
+        "further": (),
         "dtype": "float32",
     }
     return PredictionKey.model_validate({**given, **changes})
@@ -88,8 +90,28 @@ def predict(
     model: LanguageModel, said: tuple[pa.Table, pa.Table], key: PredictionKey
 ) -> list[dict[str, Any]]:
     """The trials above."""
+    return foretell(model, SCREENED, said[0], [Verdict("words", 0.5, said[1])], key)[0]
+
+
+def foretell(
+    model: LanguageModel,
+    screened: pa.Table,
+    continuations: pa.Table,
+    verdicts: list[Verdict],
+    key: PredictionKey,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Some trials of a model."""
     v = decompose_head(model.head_weight).v
-    return predict_trials(model, SCREENED, v, *said, key, tokens_per_batch=256)
+    prompts = pa.Table.from_pylist(
+        [
+            {"prompt_id": name, "language": "en", "prompt": name, "toxicity": toxicity}
+            for name, toxicity in zip(PROMPTS, (0.9, 0.9, 0.1), strict=True)
+        ],
+        schemas.PROMPTS,
+    )
+    return predict_trials(
+        model, screened, v, prompts, continuations, verdicts, key, tokens_per_batch=256
+    )
 
 
 def test_the_most_promising_are_foretold_and_equal_ones_alike(
@@ -113,10 +135,8 @@ def test_an_edit_of_nothing_has_the_base_s_rate(
 ) -> None:
     """A factor of 1: 12 of the 35 scored texts are toxic."""
     screened = pa.Table.from_pylist([make_trial([2], 1.0, 0.9)], schemas.TRIALS)
-    v = decompose_head(tiny_language_model.head_weight).v
-    (row,) = predict_trials(
-        tiny_language_model, screened, v, *said, make_key(), tokens_per_batch=256
-    )
+    verdicts = [Verdict("words", 0.5, said[1])]
+    ((row,), _) = foretell(tiny_language_model, screened, said[0], verdicts, make_key())
     assert row["predicted_rate"] == pytest.approx(12 / 35, abs=1e-6)
     assert row["n_effective"] == pytest.approx(12)
 
@@ -141,3 +161,33 @@ def test_without_a_score_nothing_is_foretold(
         EvaluationError, match="expected scored continuations of the base, found none among 36"
     ):
         predict(tiny_language_model, (said[0], nothing), make_key())
+
+
+def test_every_scorer_and_slice_has_its_rate(
+    tiny_language_model: LanguageModel,
+    said: tuple[pa.Table, pa.Table],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of an edit of nothing the base's own, counted by hand; what is unscored is left out."""
+    monkeypatch.setattr("eigenshift.evaluation.slices.MIN_SLICE_PROMPTS", 1)
+    screened = pa.Table.from_pylist([make_trial([2], 1.0, 0.9)], schemas.TRIALS)
+    of_second = [
+        {
+            **row,
+            "toxicity_probability": (
+                None if row["sample_index"] == 3 else float(row["prompt_id"] == "b")
+            ),
+        }
+        for row in said[1].to_pylist()
+    ]
+    second = pa.Table.from_pylist(of_second, schemas.SCORES)
+    verdicts = [Verdict("words", 0.5, said[1]), Verdict("second", 0.5, second)]
+    _, rates = foretell(tiny_language_model, screened, said[0], verdicts, make_key())
+    found = {(row["scorer"], row["slice"]): row["rate"] for row in rates}
+    assert found["words", "all"] == pytest.approx(12 / 35)
+    assert found["words", "prompt=toxic"] == pytest.approx(8 / 23)
+    assert found["words", "prompt=nontoxic"] == pytest.approx(4 / 12)
+    assert found["second", "all"] == pytest.approx(11 / 32)
+    assert found["second", "prompt=nontoxic"] == 0
+    assert {row["scorer"] for row in rates} == {"words", "second"}
+    assert pa.Table.from_pylist(rates, schemas.PREDICTED_RATES).num_rows == len(rates)
