@@ -276,6 +276,7 @@ class _Sweep:
 
     def load(self, states: Tensor, targets: Tensor) -> None:
         """Compute the base on a chunk: states of shape (position, hidden), targets (position,)."""
+        states = states.to(self._module.weight.dtype)  # stored ones are wider than some models
         self._raw = torch.nn.functional.linear(states, self._module.weight, self._module.bias)
         logits = self._head.finish_logits(self._raw.float())
         self.base = torch.log_softmax(logits, -1)

@@ -85,6 +85,19 @@ def test_compare_judges_every_arm_and_does_it_once(load_small: Load, store: str)
     assert find_redone(run_compare(load_small(*overrides))) == set()
 
 
+@pytest.mark.slow
+def test_a_model_in_half_precision_goes_through_everything(load_small: Load) -> None:
+    """What is stored is wider than its weights: every intervention, the search, and a refresh."""
+    from flows.compare import run_compare
+    from flows.refresh import run_refresh
+
+    overrides = ("model.dtype=bfloat16", *GRID, "tune.max_perplexity_increase=0.3")
+    arms = {row["arm"] for row in run_compare(load_small(*overrides)).arms}
+    assert {"base", "eigenshift_tuned", *INTERVENTIONS} <= arms
+    outcome = run_refresh(load_small(*overrides))
+    assert outcome.checks
+
+
 def test_the_papers_arm_damps_no_more_than_is_decomposed(
     load_small: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:

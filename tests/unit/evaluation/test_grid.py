@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.calibration import MIN_PROBABILITY, ToxicStates
@@ -171,6 +171,30 @@ def test_the_share_of_watched_tokens_equals_the_patched_model(
     expected = [float((magnified * p).sum() / (magnified * before).sum()) for p in after]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert found[-1] == pytest.approx(1.0)
+
+
+def test_states_are_stored_wider_than_the_weights_of_some_models(
+    neutral_texts: list[str], tiny_tokenizer: Any
+) -> None:
+    """In bfloat16 the share of watched tokens is near that of the same model in float32."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = GPT2LMHeadModel(
+                GPT2Config(
+                    vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64
+                )
+            )
+        language_model = wrap_model(
+            model.to(dtype), tiny_tokenizer, model_id="tiny", digest=str(dtype)
+        )
+        sequence = encode_text(language_model, neutral_texts[3], 24).token_ids
+        ((_, states),) = iterate_head_states(language_model, [sequence], 512)
+        weights = torch.ones(len(states))
+        toxic = ToxicStates(states.float(), torch.tensor([3, 70, 71, 200]), weights)
+        found[dtype] = measure_token_share(language_model, make_grid(language_model), toxic)
+    np.testing.assert_allclose(found[torch.bfloat16], found[torch.float32], rtol=0.05)
 
 
 def test_huge_changes_of_logits_do_not_overflow(

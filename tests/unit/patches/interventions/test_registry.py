@@ -134,7 +134,7 @@ def test_a_factor_of_one_changes_nothing(evidence: Evidence, tmp_path: Path) -> 
 def test_evidence_that_is_not_listed_is_not_there(evidence: Evidence) -> None:
     """What an intervention reads must be in its registry entry, or its fingerprint would lie."""
     with pytest.raises(ComponentError, match="registry"):
-        find_recipe("leace").build(Evidence(evidence.language_model), PatchRequest())
+        find_recipe("leace").load_builder()(Evidence(evidence.language_model), PatchRequest())
 
 
 def test_an_unknown_intervention_is_refused_with_the_known_ones() -> None:
@@ -147,7 +147,7 @@ def test_hooks_leave_no_trace(evidence: Evidence) -> None:
     """After an error inside, no hook is left on the model."""
     model = evidence.language_model
     base = compute_logits(model)
-    edit = find_recipe("aura").build(evidence, PatchRequest()).edit
+    edit = find_recipe("aura").load_builder()(evidence, PatchRequest()).edit
     assert isinstance(edit, ModelEdit)
     with pytest.raises(RuntimeError, match="midway"), run_hooked(model, edit):
         raise RuntimeError("midway")
