@@ -56,6 +56,14 @@ def refresh(settings: RefreshSettings, as_json: bool) -> None:
 
 
 @app.command()
+def demo(
+    store: StoreOption = None, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Refresh with the bundled model and data, offline: two to three minutes on 2 cores."""
+    refresh(preset="demo", store=store, overrides=overrides, as_json=as_json)
+
+
+@app.command()
 @with_settings(RefreshSettings)
 def compare(settings: RefreshSettings, as_json: bool) -> None:
     """Compare the interventions and control arms on the same prompts and seeds."""
