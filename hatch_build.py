@@ -6,7 +6,7 @@ stays the clone, but for its links. docs/decisions/0078 says why. The wheel hold
 - `flows/` and `tasks/` as the packages `eigenshift_flows` and `eigenshift_tasks`: the names of the
   folders would stand in the way of everybody else's. Their import statements are renamed with them, and so
   is the script; nothing else of the code changes.
-- `data/demo` and `data/benchmarks` below `eigenshift/`, and presets that find them there. What
+- `data/demo` and `data/benchmarks` below `eigenshift/bundled/`, and presets that find them there. What
   presets name outside of them (`.models`, `data/real`) is looked for in the working folder.
 
 The long description is the README with links that lead somewhere: absolute ones below
@@ -30,7 +30,9 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 NAMES = {"flows": "eigenshift_flows", "tasks": "eigenshift_tasks"}
 """Folder of the clone -> package of the wheel."""
 DATA = ("data/demo", "data/benchmarks")
-"""What comes along, below `eigenshift/`."""
+"""What comes along."""
+BUNDLED = "bundled"
+"""Where, below `eigenshift/`."""
 PRESETS = "eigenshift/settings/presets"
 UP_TO_ROOT = "../../../"
 """From a preset to the clone's root."""
@@ -59,7 +61,7 @@ class WheelHook(BuildHookInterface[Any]):
             target = f"{PRESETS}/{path.name}"
             included[self._make(target, move_places(path.read_text("utf-8")))] = target
         for folder in DATA:
-            included[str(root / folder)] = f"eigenshift/{folder}"
+            included[str(root / folder)] = f"eigenshift/{BUNDLED}/{folder}"
         scripts = self.metadata.core.scripts
         scripts.update({script: rename(reference) for script, reference in scripts.items()})
 
@@ -123,7 +125,7 @@ def rename_imports(source: str, place: str) -> str:
 def move_places(preset: str) -> str:
     """A preset's text with the paths that hold in the wheel."""
     for folder in DATA:
-        preset = preset.replace(f"{UP_TO_ROOT}{folder}", f"{UP_TO_LIBRARY}{folder}")
+        preset = preset.replace(f"{UP_TO_ROOT}{folder}", f"{UP_TO_LIBRARY}{BUNDLED}/{folder}")
     return re.sub(rf"(?<![./]){re.escape(UP_TO_ROOT)}", "", preset)
 
 

@@ -27,7 +27,12 @@ MANIFESTS = sorted((DEPLOYMENTS / "kubernetes").glob("*.yaml"))
 SCRIPTS = ("deploy", "start_server", "start_worker", "storage/make_users")
 TEMPLATES = ("process", "docker", "docker-gpu", "kubernetes", "kubernetes-gpu")
 SECRET_NAMES = re.compile(r"PASSWORD|SECRET|AUTH_STRING|CONNECTION_URL|MC_HOST")
-ENVIRONMENT = {"EIGENSHIFT_HOME": str(ROOT), "EIGENSHIFT_STORE": "s3://b/s", "EIGENSHIFT_POOL": "p"}
+ENVIRONMENT = {
+    "EIGENSHIFT_HOME": str(ROOT),
+    "EIGENSHIFT_STORE": "s3://b/s",
+    "EIGENSHIFT_POOL": "p",
+    "EIGENSHIFT_FLOWS": "flows",
+}
 
 
 def read_prefect_file() -> Any:
@@ -61,8 +66,9 @@ def test_the_deployments_fit_prefects_own_model() -> None:
 def test_the_deployments_name_flows_that_exist_and_settings_that_are_valid() -> None:
     """Each entrypoint is a flow; each settings parameter is a whole RefreshSettings."""
     for item in read_prefect_file()["deployments"]:
-        path, _, flow = item["entrypoint"].partition(":")
-        assert re.search(rf"^def {flow}\(", (ROOT / path).read_text(), re.MULTILINE)
+        package, module, flow = item["entrypoint"].split(".")
+        text = (ROOT / package / f"{module}.py").read_text()
+        assert re.search(rf"^def {flow}\(", text, re.MULTILINE)
         settings = RefreshSettings.model_validate(item["parameters"]["settings"])
         assert settings.store == ENVIRONMENT["EIGENSHIFT_STORE"]
         assert item["enforce_parameter_schema"]
