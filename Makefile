@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real-model bench-real test test-slow check format bench demo-assets docs docs-site clean
+.PHONY: help install doctor hooks demo real-model bench-real test test-slow check format bench demo-assets docs docs-site clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -28,6 +28,13 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 	@test -x $(BIN)/python || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
 	@$(INSTALL) -e '.[s3,dask,docker,kubernetes,benchmark,dev]'
 	@touch $@
+
+doctor: ## For developers: what this machine has for the clone, what it lacks, and what to do
+	@$(PYTHON) .ci/doctor
+
+hooks: $(STAMP) ## For developers: run the checks at each commit and before each push (pre-commit)
+	@$(INSTALL) pre-commit
+	@$(BIN)/pre-commit install
 
 demo: $(STAMP) ## Run the whole refresh on the bundled data and model, offline
 	@$(BIN)/eigenshift demo

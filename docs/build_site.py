@@ -40,6 +40,8 @@ DOCUMENTS = {
     },
     "Develop": {
         "Contributing": "CONTRIBUTING.md",
+        "Code of conduct": "CODE_OF_CONDUCT.md",
+        "Security": "SECURITY.md",
         "Decisions": "docs/decisions/README.md",
         "Changelog": "CHANGELOG.md",
     },

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "eigenshift"
 UNIT = ROOT / "tests" / "unit"
+BUILD_FILES = ("Makefile", "pyproject.toml", "hatch_build.py")
 MAX_FLAT_FILES = 5
 ROOMS = sorted(path.parent.name for path in LIBRARY.glob("*/__init__.py"))
 MODULES = [
@@ -17,7 +18,8 @@ MODULES = [
     for folder in ("data", "deployments", "docs", "eigenshift", "flows", "tasks", "tests")
     for path in ROOT.joinpath(folder).rglob("*.py")
 ]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+AT_THE_ROOT = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
+DOCUMENTS = [*(ROOT / name for name in AT_THE_ROOT), *sorted((ROOT / "docs").rglob("*.md"))]
 
 WRITTEN_PATH = re.compile(
     r"(?<![\w./-])((?:tests|eigenshift|flows|tasks|docs|findings)/[\w/-]+\.(?:py|md|sh))\b"
@@ -98,6 +100,6 @@ def test_paths_that_are_written_out_lead_somewhere() -> None:
     """In documents, in code and in what CI runs: a path from the root is that of a file."""
     example = "eigenshift/patches/interventions/toxic_mean.py"  # CONTRIBUTING: one to be written
     ci = [path for path in ROOT.joinpath(".ci").iterdir() if path.is_file()]
-    for file in [*DOCUMENTS, *MODULES, *ci, ROOT / "Makefile", ROOT / "pyproject.toml"]:
+    for file in [*DOCUMENTS, *MODULES, *ci, *(ROOT / name for name in BUILD_FILES)]:
         for path in WRITTEN_PATH.findall(file.read_text(encoding="utf-8")):
             assert path == example or ROOT.joinpath(path).is_file(), f"{file.name}: {path}"

@@ -11,6 +11,7 @@ them where asked. How weights change is `patches/`'s.
     checks.py       an export against what was measured
     targets.py      what becomes of a changed head in other tools
     cards.py        the README that goes with it
+    limits.py       its part on what the numbers do not tell
     hub.py          pushing to a hub
 """
 

@@ -18,6 +18,7 @@ from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, RANDOM_ARM, SUPPRESSION_AR
 from eigenshift.evaluation.capability import ALL_TASKS
 from eigenshift.evaluation.caveats import find_caveats
 from eigenshift.evaluation.metric_table import MetricTable
+from eigenshift.exporting.limits import describe_limits
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.model.files import is_hub_id
 from eigenshift.patches.patching import Patch
@@ -164,10 +165,10 @@ other random numbers.
 {_describe_reproduction(facts.reproduction)}
 ## Limits
 
-The numbers hold for the run's prompts, languages, sampling and toxicity classifier, and no further.
-The patch makes toxic text less likely; it does not make it impossible, and it is no substitute for
-filtering. What the classifier does not see is not measured. It fits the base model named above and
-no other, not even a fine-tuned copy.
+The patch makes toxic text less likely; it does not make it impossible. The numbers hold for the run's
+prompts, languages, sampling and toxicity classifier, and no further.
+
+{_list_limits(facts, settings)}
 """
 
 
@@ -285,6 +286,11 @@ def _describe_data(settings: RefreshSettings, rows: Sequence[Mapping[str, Any]])
             "in this folder.",
         ]
     )
+
+
+def _list_limits(facts: CardFacts, settings: RefreshSettings) -> str:
+    was_asked = bool(tabulate_benchmarks(facts.benchmarks, facts.arm))
+    return describe_limits(settings, facts.rows, facts.arm, was_asked_questions=was_asked)
 
 
 def _describe_reproduction(found: Reproduction | None) -> str:
