@@ -1,13 +1,13 @@
 """What a built package has that the clone has not: names of its own, the demo inside, links.
 
-Hatchling runs this for `pip install`, for a wheel and for an sdist; an editable install (`make install`)
-stays the clone, but for its links. docs/decisions/0078 says why. The wheel holds:
+Hatchling runs this for `pip install`, for a wheel and for an sdist; an editable install
+(`make install`) stays the clone, but for its links. docs/decisions/0078 says why. The wheel holds:
 
 - `flows/` and `tasks/` as the packages `eigenshift_flows` and `eigenshift_tasks`: the names of the
-  folders would stand in the way of everybody else's. Their import statements are renamed with them, and so
-  is the script; nothing else of the code changes.
-- `data/demo` and `data/benchmarks` below `eigenshift/bundled/`, and presets that find them there. What
-  presets name outside of them (`.models`, `data/real`) is looked for in the working folder.
+  folders would stand in the way of everybody else's. Their import statements are renamed with them,
+  and so is the script; nothing else of the code changes.
+- `data/demo` and `data/benchmarks` below `eigenshift/bundled/`, and presets that find them there.
+  What presets name outside of them (`.models`, `data/real`) is looked for in the working folder.
 
 The long description is the README with links that lead somewhere: absolute ones below
 EIGENSHIFT_REPOSITORY_URL, which who publishes sets, e.g. https://github.com/OWNER/eigenshift;
@@ -56,7 +56,9 @@ class WheelHook(BuildHookInterface[Any]):
             for path in sorted(root.joinpath(folder).rglob("*.py")):
                 target = f"{name}/{path.relative_to(root / folder).as_posix()}"
                 place = f"{folder}/{path.name}"
-                included[self._make(target, rename_imports(path.read_text("utf-8"), place))] = target
+                included[self._make(target, rename_imports(path.read_text("utf-8"), place))] = (
+                    target
+                )
         for path in sorted(root.joinpath(PRESETS).glob("*.yaml")):
             target = f"{PRESETS}/{path.name}"
             included[self._make(target, move_places(path.read_text("utf-8")))] = target

@@ -6,6 +6,7 @@ With `--json` the last line of stdout is one JSON object, of a run that fails to
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from flows.options import (
 from flows.prefect_environment import create_home
 from flows.terminal_tables import print_table
 
+logger = logging.getLogger("eigenshift.run")
 app = typer.Typer()
 TOLERANCE = 1e-6
 """The same work on the same machine gives the same numbers; other machines round differently."""
@@ -43,7 +45,7 @@ TOLERANCE = 1e-6
 @with_settings(RefreshSettings)
 def refresh(settings: RefreshSettings, as_json: bool) -> None:
     """Run the whole line: read, study, patch, evaluate, release or hold."""
-    create_home()
+    _prepare()
     from flows.refresh import run_refresh  # Prefect takes seconds to import: only where needed
 
     with _running(as_json):
@@ -67,7 +69,7 @@ def demo(
 @with_settings(RefreshSettings)
 def compare(settings: RefreshSettings, as_json: bool) -> None:
     """Compare the interventions and control arms on the same prompts and seeds."""
-    create_home()
+    _prepare()
     from flows.compare import run_compare
 
     with _running(as_json):
@@ -83,7 +85,7 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
 @with_settings(RefreshSettings)
 def tune(settings: RefreshSettings, as_json: bool) -> None:
     """Search the number of components and the factor under a fluency budget."""
-    create_home()
+    _prepare()
     from flows.tune import run_tune
 
     with _running(as_json):
@@ -98,7 +100,7 @@ def tune(settings: RefreshSettings, as_json: bool) -> None:
 @with_settings(DetectionSettings)
 def detect(settings: DetectionSettings, as_json: bool) -> None:
     """Find which units and layers detect toxicity, in models of any kind; change nothing."""
-    create_home()
+    _prepare()
     from flows.audit_commands import print_paper_tables
     from flows.detect import run_detect
 
@@ -131,7 +133,7 @@ def benchmark(
     as_json: JsonOption = False,
 ) -> None:
     """Ask base and patched model the same benchmark questions (piqa unless told otherwise)."""
-    create_home()
+    _prepare()
     from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION
     from flows.benchmarking import run_benchmark
 
@@ -187,7 +189,7 @@ def reproduce(
         [f"store={where}", *given],
         file,
     )
-    create_home()
+    _prepare()
     from flows.reproduce import run_reproduction
 
     with _running(as_json):
@@ -224,6 +226,12 @@ def doctor(
         table.add_row(mark, finding.name, escape(finding.detail))
     console.print(table)
     raise typer.Exit(EXIT_PROMOTED if all(finding.is_fine for finding in findings) else EXIT_FAILED)
+
+
+def _prepare() -> None:
+    """Before Prefect is imported: that takes seconds, and a server of its own some more."""
+    create_home()
+    logger.info("starting Prefect, with a server of its own unless PREFECT_API_URL names one")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What stands beside the code for those who install, develop, report or cite: it is valid, and true."""
+"""What stands beside the code for those who install, develop, report or cite is valid, and true."""
 
 from __future__ import annotations
 
@@ -116,9 +116,7 @@ def test_every_check_list_of_the_templates_can_be_done() -> None:
 def test_the_doctor_reads_pins_as_pip_does(python: str, doctor: ModuleType) -> None:
     """Markers included; it must do without the package that reads them."""
     version = tuple(int(part) for part in python.split("."))
-    expected = {
-        doctor.normalise(name): pin for name, pin in read_pins_by_packaging(python).items()
-    }
+    expected = {doctor.normalise(name): pin for name, pin in read_pins_by_packaging(python).items()}
     assert doctor.read_pins(version) == expected
 
 
@@ -190,7 +188,7 @@ def test_uv_is_not_used_where_it_would_ask_another_index(
     installer: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """uv does not read pip's configuration: a private index would be passed over for the public one."""
+    """It does not read pip's configuration: a private index would be passed over."""
     for name in (*installer.UV_INDEX, "EIGENSHIFT_INSTALLER"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

@@ -1,7 +1,7 @@
 """What a built package holds: names of its own, the clone's code, the demo, entry points, links.
 
-The wheel is built here by hatchling and unpacked; `.ci/check_package` installs it and the sdist into fresh
-environments and runs the demo there.
+The wheel is built here by hatchling and unpacked; `.ci/check_demo` installs it and the sdist into
+fresh environments and runs the demo there.
 """
 
 from __future__ import annotations
@@ -198,10 +198,16 @@ def test_the_long_description_has_no_link_that_leads_nowhere(wheel: Path) -> Non
     [
         ("from flows.a import b\n", "from eigenshift_flows.a import b\n"),
         ("from flows import (\n    a,\n)\n", "from eigenshift_flows import (\n    a,\n)\n"),
-        ("def f():\n    from tasks.a import b\n", "def f():\n    from eigenshift_tasks.a import b\n"),
+        (
+            "def f():\n    from tasks.a import b\n",
+            "def f():\n    from eigenshift_tasks.a import b\n",
+        ),
         ("'''from flows import x'''\n", "'''from flows import x'''\n"),
         ("from flowserver import a\n", "from flowserver import a\n"),
-        ("x = '\\x0c\u2028'\nfrom tasks import a", "x = '\\x0c\u2028'\nfrom eigenshift_tasks import a"),
+        (
+            "x = '\\x0c\u2028'\nfrom tasks import a",
+            "x = '\\x0c\u2028'\nfrom eigenshift_tasks import a",
+        ),
         ("import os, eigenshift\n", "import os, eigenshift\n"),
     ],
 )

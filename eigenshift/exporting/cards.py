@@ -165,8 +165,8 @@ other random numbers.
 {_describe_reproduction(facts.reproduction)}
 ## Limits
 
-The patch makes toxic text less likely; it does not make it impossible. The numbers hold for the run's
-prompts, languages, sampling and toxicity classifier, and no further.
+The patch makes toxic text less likely; it does not make it impossible. The numbers hold for the
+run's prompts, languages, sampling and toxicity classifier, and no further.
 
 {_list_limits(facts, settings)}
 """

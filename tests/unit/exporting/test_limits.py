@@ -1,4 +1,4 @@
-"""The limits on a model card: words that follow from what the run measured, and from what it did not."""
+"""The limits on a model card: words that follow from what the run measured and did not."""
 
 from __future__ import annotations
 
