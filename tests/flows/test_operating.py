@@ -118,7 +118,8 @@ def test_a_run_is_told_that_the_server_does_not_answer(
         pytest.raises(SystemExit) as leaving,
     ):
         command_line.main([command, *RUNS[command], "--store", str(store)])
-    (line,) = capfd.readouterr().err.splitlines()
+    starting, line = capfd.readouterr().err.splitlines()
+    assert "starting Prefect" in starting
     assert leaving.value.code == 2
     assert line.startswith("error: Prefect server http://127.0.0.1:9/api: expected an answer")
     assert "prefect server start" in line
@@ -181,6 +182,25 @@ def test_a_server_that_goes_in_the_middle_is_told_in_one_line(
     assert json.loads(printed.out.splitlines()[-1])["status"] == "failed"
     assert printed.err.splitlines()[-1].startswith("error: Prefect server of this command")
     assert "Traceback" not in printed.err
+
+
+def test_the_demo_is_a_refresh_with_its_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`eigenshift demo`, in a clone and from the package; options of a run as elsewhere."""
+    seen: list[RefreshSettings] = []
+
+    def run_refresh(settings: RefreshSettings) -> None:
+        seen.append(settings)
+        raise SettingsError("that is all")
+
+    monkeypatch.setattr("flows.refresh.run_refresh", run_refresh)
+    given = ["--store", str(tmp_path), "--set", "generation.n_samples=3"]
+    for command in (["demo"], ["refresh", "--preset", "demo"]):
+        with temporary_settings({PREFECT_API_URL: None}), pytest.raises(SystemExit):
+            command_line.main([*command, *given])
+    assert seen[0] == seen[1]
+    assert (seen[0].model.name, seen[0].generation.n_samples) == ("demo", 3)
 
 
 def test_only_requests_to_the_server_are_its_fault() -> None:
