@@ -193,6 +193,15 @@ def test_the_long_description_has_no_link_that_leads_nowhere(wheel: Path) -> Non
     assert metadata["Author"]
 
 
+def test_the_readme_lists_every_extra(wheel: Path) -> None:
+    """With what it adds, and none that there is not."""
+    (file,) = wheel.glob("*.dist-info/METADATA")
+    extras = Parser().parsestr(file.read_text(encoding="utf-8")).get_all("Provides-Extra")
+    rows = (ROOT / "README.md").read_text(encoding="utf-8").partition("| extra | adds |")[2]
+    first = [row.split("|")[1] for row in rows.partition("\n\n")[0].split("\n")[2:]]
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(first))) == sorted(extras or [])
+
+
 @pytest.mark.parametrize(
     ("source", "renamed"),
     [
