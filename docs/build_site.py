@@ -59,7 +59,12 @@ def build() -> int:
         target = pages / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    for place in ("LICENSE", "CITATION.cff", "data/sources.yaml", "docs/decisions/0044-coupling.png"):
+    for place in (
+        "LICENSE",
+        "CITATION.cff",
+        "data/sources.yaml",
+        "docs/decisions/0044-coupling.png",
+    ):
         if ROOT.joinpath(place).is_file():
             shutil.copy(ROOT / place, pages / place)
     reference = _write_reference(pages)

@@ -39,6 +39,7 @@ from eigenshift.store.artifacts import ArtifactStore, StageResult
 from eigenshift.store.filesystems import logging_faults
 from eigenshift.store.manifests import ArtifactReference, FileReference, choose_file
 from eigenshift.upkeep.repair import set_aside_damaged
+from flows.heartbeat import telling_of_work
 from flows.publication import StageProgress
 from flows.stopping import on_stop, say_last
 from tasks.stage import Single, submit_in_turn, submit_stage, submit_together
@@ -283,19 +284,21 @@ class RunJournal:
     def _take(self, stage: str, futures: Sequence[Any], enter: Callable[[int, Any], None]) -> None:
         """Enter what the tasks hand back, in order; if one fails, the finished ones after it."""
         self._progress.begin(stage, len(futures))
-        for place, future in enumerate(futures):
-            try:
-                found = future.result()
-            except BaseException:
-                deadline = time.monotonic() + PEEK_SECONDS_IN_ALL
-                for later, other in enumerate(futures[place + 1 :], start=place + 1):
-                    if time.monotonic() > deadline:
-                        break
-                    with suppress(Exception):  # unfinished or failed too; the first error counts
-                        enter(later, other.result(timeout=PEEK_SECONDS))
-                raise
-            enter(place, found)
-            self._progress.advance(stage)
+        with telling_of_work(stage, len(futures)) as advance:
+            for place, future in enumerate(futures):
+                try:
+                    found = future.result()
+                except BaseException:
+                    deadline = time.monotonic() + PEEK_SECONDS_IN_ALL
+                    for later, other in enumerate(futures[place + 1 :], start=place + 1):
+                        if time.monotonic() > deadline:
+                            break
+                        with suppress(Exception):  # unfinished or failed; the first error counts
+                            enter(later, other.result(timeout=PEEK_SECONDS))
+                    raise
+                enter(place, found)
+                advance()
+                self._progress.advance(stage)
 
     def _record(self, stage: str, result: StageResult, label: str | None, place: str) -> None:
         """Enter one artifact in the run's record."""
