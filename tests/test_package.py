@@ -94,8 +94,9 @@ def test_no_module_of_the_wheel_imports_by_the_clones_names(wheel: Path) -> None
 def test_files_that_are_no_code_come_along(wheel: Path) -> None:
     """SQL, templates, presets, word lists, the mark of types."""
     library = ROOT / "eigenshift"
-    files = {path for path in library.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    for path in files:
+    for path in library.rglob("*"):
+        if path.is_dir() or "__pycache__" in path.parts:
+            continue
         assert wheel.joinpath("eigenshift", path.relative_to(library)).is_file(), path
 
 
