@@ -4,8 +4,8 @@
 # module beside the flow then hides a library of the same name from every later import, of other packages too.
 # Loaded as a module (`folder.flow.main`) the same flow leaves sys.path as it was.
 # Seen:
-#   by file: 2 folders more at the front of sys.path; colorsys is the file beside the flow
-#   as a module: 0 folders more at the front of sys.path; colorsys is Python's
+#   by file: 2 folders more at the front of sys.path; wave is the file beside the flow
+#   as a module: 0 folders more at the front of sys.path; wave is Python's
 # Our guard: deployments/prefect.yaml names flows as modules (docs/decisions/0078).
 set -euo pipefail
 folder=$(mktemp -d)
@@ -15,7 +15,7 @@ trap 'rm -rf "$folder"' EXIT
 mkdir "$folder/work" "$folder/work/mine"
 cd "$folder/work"
 touch mine/__init__.py
-echo 'HERE = "mine"' > mine/colorsys.py
+echo 'HERE = "mine"' > mine/wave.py
 printf 'from prefect import flow\n\n\n@flow\ndef main():\n    pass\n' > mine/flow.py
 cat > load.py <<'PY'
 import sys
@@ -27,10 +27,10 @@ before = list(sys.path)
 load_flow_from_entrypoint(sys.argv[1])
 n_more = len(sys.path) - len(before)
 assert sys.path[n_more:] == before
-import colorsys
+import wave
 
-whose = "the file beside the flow" if hasattr(colorsys, "HERE") else "Python's"
-print(f"{n_more} folders more at the front of sys.path; colorsys is {whose}")
+whose = "the file beside the flow" if hasattr(wave, "HERE") else "Python's"
+print(f"{n_more} folders more at the front of sys.path; wave is {whose}")
 PY
 load() {
   HOME="$folder" DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false \
@@ -40,5 +40,5 @@ file=$(load mine/flow.py:main)
 module=$(load mine.flow.main)
 echo "by file: $file"
 echo "as a module: $module"
-[ "$file" = "2 folders more at the front of sys.path; colorsys is the file beside the flow" ]
-[ "$module" = "0 folders more at the front of sys.path; colorsys is Python's" ]
+[ "$file" = "2 folders more at the front of sys.path; wave is the file beside the flow" ]
+[ "$module" = "0 folders more at the front of sys.path; wave is Python's" ]
