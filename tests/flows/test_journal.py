@@ -222,7 +222,7 @@ def test_a_picture_that_cannot_be_drawn_changes_no_outcome(
         raise AuditError("made up")
 
     monkeypatch.setattr(publication, "has_server", lambda: True)
-    monkeypatch.setattr(publication, "open_audit", refuse)
+    monkeypatch.setattr("eigenshift.audit.open_audit", refuse)
     for kind in ("link", "markdown", "table"):
         monkeypatch.setattr(
             publication, f"create_{kind}_artifact", lambda *, key, **_: shown.append(key)
