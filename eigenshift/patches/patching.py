@@ -240,11 +240,27 @@ def patched_model(language_model: LanguageModel, patch: Patch | None) -> Iterato
         with run_hooked(language_model, patch.edit):
             yield
     else:
-        base = _swap_parameters(language_model.model, compute_parameters(language_model, patch))
-        try:
+        with replaced_parameters(language_model, compute_parameters(language_model, patch)):
             yield
-        finally:
-            _swap_parameters(language_model.model, base)
+
+
+@contextmanager
+def replaced_parameters(
+    language_model: LanguageModel, values: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Run with other parameters; afterwards the model's own are back, byte for byte.
+
+    Meanwhile each has a parameter of its own, so a tied input embedding is not touched by the head.
+
+    Args:
+        language_model: The model.
+        values: Name of the parameter -> its value, shape and dtype as the model has them.
+    """
+    base = _swap_parameters(language_model.model, values)
+    try:
+        yield
+    finally:
+        _swap_parameters(language_model.model, base)
 
 
 @dataclass

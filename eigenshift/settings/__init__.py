@@ -52,7 +52,7 @@ from eigenshift.settings.evaluation import (
     TuneSettings,
 )
 from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
-from eigenshift.settings.exporting import ExportCheck, ExportFormat, ExportTarget
+from eigenshift.settings.exporting import BlockFormat, ExportCheck, ExportFormat, ExportTarget
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
 from eigenshift.settings.generation import (
     GenerationSettings,
@@ -98,6 +98,7 @@ from eigenshift.settings.sources import (
 from eigenshift.settings.training import FittingMethod, NgramChoice, TrainingSettings
 
 __all__ = [
+    "BlockFormat",
     "COLUMN_FORMATS",
     "DEFAULT_ROLES",
     "FRACTION",

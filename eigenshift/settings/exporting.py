@@ -26,3 +26,16 @@ class ExportCheck(str, Enum):
     auto = "auto"
     full = "full"
     files = "files"
+
+
+class BlockFormat(str, Enum):
+    """A format of weights in GGUF files, as llama.cpp names it."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q6_k = "q6_k"
+    q5_k = "q5_k"
+    q5_1 = "q5_1"
+    q5_0 = "q5_0"
+    q4_k = "q4_k"
+    q4_0 = "q4_0"
