@@ -22,12 +22,12 @@ NAMES = {
 }
 EXPLANATION = (
     "Effect left: share of the patch's fall in toxicity rate, against the base rounded alike; of "
-    "tokens: the same of the probability of toxic tokens at toxic positions. Rates are foretold from "
-    "what the same model said unrounded (~: too few toxic texts count to rely on it); intervals are "
-    "over prompts. KL: to the same model unrounded, nats a token. Edit kept: share of the patch's "
-    "change of the weights that is left along it; rounding: all that rounding changes in these "
-    "weights, relative to that change (Frobenius). llama-quantize stores a head as Q6_K or Q8_0, "
-    "whatever the rest is, unless told otherwise (--output-tensor-type)."
+    "tokens: the same of the probability of toxic tokens at toxic positions. Rates are foretold "
+    "from what the same model said unrounded (~: too few toxic texts count to rely on it); "
+    "intervals are over prompts. KL: to the same model unrounded, nats a token. Edit kept: share "
+    "of the patch's change of the weights that is left along it; rounding: all that rounding "
+    "changes in these weights, relative to that change (Frobenius). llama-quantize stores a head "
+    "as Q6_K or Q8_0, whatever the rest is, unless told otherwise (--output-tensor-type)."
 )
 
 

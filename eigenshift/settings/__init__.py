@@ -98,7 +98,6 @@ from eigenshift.settings.sources import (
 from eigenshift.settings.training import FittingMethod, NgramChoice, TrainingSettings
 
 __all__ = [
-    "BlockFormat",
     "COLUMN_FORMATS",
     "DEFAULT_ROLES",
     "FRACTION",
@@ -108,6 +107,7 @@ __all__ = [
     "ActivationSettings",
     "AnySettings",
     "BenchmarkSettings",
+    "BlockFormat",
     "ChatUse",
     "ColumnMapping",
     "CompareSettings",
