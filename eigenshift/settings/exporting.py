@@ -14,10 +14,11 @@ class ExportFormat(str, Enum):
 
 
 class ExportTarget(str, Enum):
-    """A tool other than transformers that a merged export is for."""
+    """A tool other than transformers and PEFT that an export is for."""
 
     gguf = "gguf"
     vllm = "vllm"
+    sglang = "sglang"
 
 
 class ExportCheck(str, Enum):

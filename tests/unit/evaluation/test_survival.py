@@ -133,7 +133,7 @@ def test_unrounded_rates_are_the_scorer_s(
     assert patched["toxicity_rate"] == pytest.approx(1 / 3)
     assert (patched["toxicity_effect_left"], patched["token_effect_left"]) == (1.0, 1.0)
     assert patched["kl_to_full"] == base["kl_to_full"] == 0.0
-    assert base["toxicity_effect_left"] is None
+    assert "toxicity_effect_left" not in base  # null in the table
     assert (base["n_effective"], base["covered"]) == (9.0, 1.0)
     assert not base["is_rate_reliable"]  # 9 texts
 
