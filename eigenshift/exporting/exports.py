@@ -27,7 +27,7 @@ from eigenshift.ledger.releases import Release, list_releases
 from eigenshift.ledger.runs import BENCHMARKS_KIND, RunRecord, choose_run, find_benchmarked
 from eigenshift.model.files import ModelIdentity, identify_model
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
-from eigenshift.patches.patching import Patch, open_patch
+from eigenshift.patches.patching import Patch, open_patch, require_in_weights
 from eigenshift.settings import (
     ExportCheck,
     ExportFormat,
@@ -288,6 +288,7 @@ def _write_merged(
     source: _Source, folder: Path, options: ExportOptions, artifacts: ArtifactStore
 ) -> tuple[str, dict[str, str]]:
     """Write and check; what the card says about use, and each changed parameter's digest."""
+    require_in_weights(source.patch)
     dtype, patch = source.settings.dtype, source.patch
     base: PatchedBase | None = None
     try:

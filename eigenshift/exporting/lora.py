@@ -132,6 +132,11 @@ The base's configuration calls its head tied, but its files hold two different t
 which transformers 5 keeps apart. Set `tie_word_embeddings: false` in its `config.json` before
 resizing the embeddings or serving it: what trusts the setting would tie them.
 """
+    if base.patch.description.beside:
+        note += """
+The base's linear layers are quantised: leave the adapter beside them. Merged into codes it would be
+rounded with them.
+"""
     return f"""## Load
 
     from peft import PeftModel
@@ -190,7 +195,8 @@ def _list_adapters(base: PatchedBase) -> dict[str, _Adapter]:
     """
     edit, folds = base.patch.edit, set(base.folds)
     place = base.patch.description.model_id
-    held = {f"{name}.weight" for name in edit.linears}
+    beside = base.patch.description.beside
+    held = {f"{name}.weight" for name in edit.linears if name not in beside}
     adapters = {name: _adapt_linear(linear) for name, linear in edit.linears.items()}
     if edit.changes_head:
         held.add(f"{base.head_name}.weight")

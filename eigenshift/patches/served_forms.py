@@ -20,9 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from eigenshift.base.errors import FoldingError
 from eigenshift.model.block_formats import choose_stored, name_format, round_rows
 from eigenshift.model.loading import LanguageModel
+from eigenshift.model.writers import holds_values
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import fold_edit, iterate_row_blocks
-from eigenshift.patches.patching import Patch, check_base
+from eigenshift.patches.patching import Patch, check_base, require_in_weights
 from eigenshift.settings import BlockFormat
 
 Parameters = Mapping[str, Tensor]
@@ -86,8 +87,7 @@ def iterate_forms(
         FoldingError: The patch has no place in the weights, or changes no weight.
         SettingsError: The gguf package is not installed.
     """
-    if patch.description.obstacle is not None:
-        raise FoldingError(patch.description.obstacle)
+    require_in_weights(patch)
     check_base(language_model, patch)
     merged = fold_edit(language_model, patch.edit)
     weights = [name for name, value in merged.items() if value.ndim == 2]
@@ -153,9 +153,8 @@ def _list_others(model: Any, changed: Sequence[str]) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if not (isinstance(module, nn.Linear | Conv1D) or module is embedding):
             continue
-        weight = module.weight
-        if weight.is_floating_point() and f"{name}.weight" not in changed:
-            found[f"{name}.weight"] = weight.detach()
+        if holds_values(module) and f"{name}.weight" not in changed:
+            found[f"{name}.weight"] = module.weight.detach()
     return found
 
 
