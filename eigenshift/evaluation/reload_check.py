@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,14 @@ from eigenshift.evaluation.stages import RELOAD_NAME, ReloadInputs, ReloadKey
 from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.heads import digest_tensor
-from eigenshift.model.layers import fuse_activations
-from eigenshift.model.loading import LanguageModel, forget_models, load_model, wrap_model
+from eigenshift.model.layers import fuse_activations, keep_codes
+from eigenshift.model.loading import (
+    LanguageModel,
+    forget_models,
+    load_model,
+    save_weights,
+    wrap_model,
+)
 from eigenshift.patches.folding import run_hooked
 from eigenshift.patches.patching import Patch, apply_patch, open_patch, patched_model
 from eigenshift.settings import ModelSettings
@@ -116,7 +123,7 @@ def _compare_reloaded(
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
         applied = apply_patch(language_model, _take_in_weights(patch))
         try:
-            model.save_pretrained(folder)
+            save_weights(model, Path(folder))
         finally:
             applied.undo()
         reloaded = choose_auto_class(model.config).from_pretrained(
@@ -124,6 +131,7 @@ def _compare_reloaded(
         )
         reloaded = reloaded.to(device).eval()
         fuse_activations(reloaded)  # as the measured model's are, which tells in low precision
+        keep_codes(reloaded)
         if not patch.description.beside:
             return find_differences(patch, reloaded, embedding, logits, sequences)
         again = wrap_model(
