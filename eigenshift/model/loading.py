@@ -311,7 +311,9 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
             output_loading_info=True,
         )
     except (SafetensorError, ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
-        raise ModelError(_explain_load_error(identity.id, error)) from error
+        raise ModelError(
+            _explain_load_error(identity.id, error, _find_quantiser(config))
+        ) from error
     absent = sorted(report["missing_keys"]) + sorted(
         str(item[0]) if isinstance(item, tuple) else str(item) for item in report["mismatched_keys"]
     )
@@ -418,9 +420,25 @@ def find_kind(config: Any) -> ModelKind:
     return ModelKind.causal
 
 
-def _explain_load_error(model_id: str, error: Exception) -> str:
+def _find_quantiser(config: Any) -> str | None:
+    """What a model's weights were quantised by, None if they were not."""
+    described = getattr(config, "quantization_config", None)
+    if described is None:
+        return None
+    method = described.get("quant_method") if isinstance(described, dict) else None
+    return str(getattr(method, "value", method) or "an unnamed method")
+
+
+def _explain_load_error(model_id: str, error: Exception, quantiser: str | None = None) -> str:
     text = str(error)
     reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if quantiser is not None:
+        return (
+            f"{model_id}: expected weights quantised by {quantiser} to load here, found "
+            f"{type(error).__name__}: {reason} They need the package that transformers names for "
+            "this method, and some need a GPU. Install it, or use weights that are not quantised; "
+            "docs/quantisation.md says what was tried."
+        )
     if "trust_remote_code" in text:
         return (
             f"{model_id}: expected a model class shipped with transformers, found one that needs "

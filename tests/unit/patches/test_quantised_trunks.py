@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import peft
 import pytest
 import torch
@@ -113,20 +115,48 @@ def test_the_head_is_exact_and_its_patch_folds(model: LanguageModel, folder: Pat
         torch.testing.assert_close(run(model.model)[0], states @ expected.T, atol=1e-5, rtol=1e-5)
 
 
-def test_what_layers_saw_and_how_the_loss_depends_on_it(model: LanguageModel) -> None:
-    """Gradients pass through the codes: a deep patch can be studied."""
-    layers = list_writers(model.model, with_quantised=True)
-    seen = {}
-    for name, layer in layers.items():
-        layer.register_forward_hook(
-            lambda _m, _a, out, name=name: seen.setdefault(name, out.requires_grad_(True))
-        )
+def decode(layer: nn.Module) -> torch.Tensor:
+    """A layer's values, by its own library."""
+    weight: Any = layer.weight
+    if isinstance(weight, bitsandbytes.nn.Params4bit):
+        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+    if isinstance(weight, bitsandbytes.nn.Int8Params):
+        return weight.data.float() * weight.SCB[:, None] / 127
+    return weight.dequantize()
+
+
+def find_gradients(model: Any, names: list[str]) -> list[torch.Tensor]:
+    """How a loss depends on what layers give."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+            seen[name] = output if output.requires_grad else output.requires_grad_(True)
+            return seen[name]
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     with torch.enable_grad():
-        loss = model.model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).sum()
-        found = torch.autograd.grad(loss, [seen[name] for name in layers])
-    for layer in layers.values():
-        layer._forward_hooks.clear()
-    assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in found)
+        loss = model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).sum()
+        found = torch.autograd.grad(loss, [seen[name] for name in names])
+    for handle in handles:
+        handle.remove()
+    return list(found)
+
+
+def test_gradients_pass_through_the_codes(model: LanguageModel, folder: Path) -> None:
+    """As through a model that holds the decoded values, and after it has run, too."""
+    names = list(list_writers(model.model, with_quantised=True))
+    plain = AutoModelForCausalLM.from_pretrained(folder.parent / "full").eval()
+    plain.requires_grad_(False)
+    for name, layer in model.model.named_modules():
+        if isinstance(layer, nn.Linear) and not holds_values(layer):
+            plain.get_submodule(name).weight = nn.Parameter(decode(layer), False)
+    run(model.model)
+    found, expected = (find_gradients(item, names) for item in (model.model, plain))
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 0.02 * other.norm()
 
 
 def test_a_deep_patch_stands_beside_the_codes(model: LanguageModel, tmp_path: Path) -> None:
@@ -208,3 +238,14 @@ def test_a_merged_export_of_the_head_keeps_the_codes(
         expected = run(model.model)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     torch.testing.assert_close(run(loaded), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_quantiser_that_is_not_there_is_named(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """GPTQ needs a package of its own; what to do about it is said."""
+    make_architecture("llama", vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"weights quantised by gptq .*docs/quantisation\.md"):
+        load_model(ModelSettings(id=str(tmp_path)), "cpu")
