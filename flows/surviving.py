@@ -13,7 +13,6 @@ from prefect import flow
 from eigenshift.base.arms import BASE_ARM
 from eigenshift.evaluation import stages as evaluation
 from eigenshift.ledger.runs import SURVIVE, choose_run
-from eigenshift.model.block_formats import require_gguf
 from eigenshift.patches.stages import BUILD_PATCH
 from eigenshift.reporting.survival_tables import Survival
 from eigenshift.settings import BlockFormat, RefreshSettings, override_settings
@@ -46,6 +45,8 @@ def survive(
         formats: Of GGUF files.
         is_whole: Round all linear layers and the embedding, not only what the patch changes.
     """
+    from eigenshift.model.block_formats import require_gguf  # torch takes seconds to import
+
     use_credentials(settings.execution.credentials_block)
     require_gguf()
     journal = RunJournal(SURVIVE, settings)

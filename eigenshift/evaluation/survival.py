@@ -48,11 +48,12 @@ from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import compute_logits, run_hooked
 from eigenshift.patches.patching import Patch, open_patch, replaced_parameters
-from eigenshift.patches.served_forms import Form, ServedForm, iterate_forms
+from eigenshift.patches.served_forms import ServedForm, iterate_forms
+from eigenshift.settings import Form
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
-from eigenshift.toxicity.scoring import require_scored
+from eigenshift.toxicity.unscored import require_scored
 
 logger = logging.getLogger(__name__)
 

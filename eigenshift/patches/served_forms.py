@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 import torch
@@ -24,18 +23,9 @@ from eigenshift.model.writers import holds_values
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import fold_edit, iterate_row_blocks
 from eigenshift.patches.patching import Patch, check_base, require_in_weights
-from eigenshift.settings import BlockFormat
+from eigenshift.settings import BlockFormat, Form
 
 Parameters = Mapping[str, Tensor]
-
-
-class Form(str, Enum):
-    """How a model is served."""
-
-    base = "base"
-    merged = "merged"
-    lora = "lora"
-    """The patch as an adapter in full precision, beside the base."""
 
 
 @dataclass(frozen=True)

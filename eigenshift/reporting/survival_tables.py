@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from eigenshift.ledger.runs import StageSummary
-from eigenshift.patches.served_forms import Form
 from eigenshift.reporting.outcomes import format_estimate
+from eigenshift.settings import Form
 
 COLUMNS = (
     *("format", "stored as", "served", "toxicity rate", "effect left", "of tokens"),

@@ -40,3 +40,13 @@ class BlockFormat(str, Enum):
     q5_0 = "q5_0"
     q4_k = "q4_k"
     q4_0 = "q4_0"
+
+
+class Form(str, Enum):
+    """How a patched model is served."""
+
+    base = "base"
+    """Without its patch."""
+    merged = "merged"
+    lora = "lora"
+    """The patch as an adapter in full precision, beside the base."""

@@ -26,8 +26,7 @@ from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import LogitEdit, ModelEdit
 from eigenshift.patches.folding import fold_edit, run_hooked
 from eigenshift.patches.patching import make_patch, replaced_parameters
-from eigenshift.patches.served_forms import Form
-from eigenshift.settings import BlockFormat, SamplingSettings
+from eigenshift.settings import BlockFormat, Form, SamplingSettings
 from tests.support.architectures import change_linears, damp_head
 
 PROMPTS = {"a": [5, 9, 40], "b": [77], "c": [12, 13, 14]}

@@ -22,6 +22,7 @@ from eigenshift.exporting.lora import describe_use, write_lora
 from eigenshift.exporting.merged import write_merged
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.heads import find_head
+from eigenshift.model.layers import keep_codes
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
 from eigenshift.model.writers import holds_values, list_writers
 from eigenshift.patches.edits import ModelEdit
@@ -157,7 +158,7 @@ def test_gradients_pass_through_the_codes(model: LanguageModel, folder: Path) ->
     run(model.model)
     found, expected = (find_gradients(item, names) for item in (model.model, plain))
     for one, other in zip(found, expected, strict=True):
-        assert (one - other).norm() <= 0.02 * other.norm()
+        assert (one - other).norm() <= 0.05 * other.norm()  # int8 rounds what enters, too
 
 
 def test_a_deep_patch_stands_beside_the_codes(model: LanguageModel, tmp_path: Path) -> None:
@@ -190,6 +191,7 @@ def test_it_is_exported_as_a_lora_that_peft_puts_beside_them(
     write_lora(base, tmp_path, model_id="tiny", unties=False)
     assert "leave the adapter beside them" in describe_use(base)
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    keep_codes(loaded)  # 4-bit layers would round to bfloat16 on some processors
     adapted = peft.PeftModel.from_pretrained(loaded, tmp_path).eval()
     assert len([name for name, _ in adapted.named_modules() if name.endswith("lora_A")]) == 5
     scale = expected.abs().max()
@@ -238,6 +240,7 @@ def test_a_merged_export_of_the_head_keeps_the_codes(
     with patched_model(model, patch):
         expected = run(model.model)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    keep_codes(loaded)
     torch.testing.assert_close(run(loaded), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -12,8 +12,8 @@ from eigenshift.model.loading import LanguageModel, wrap_model
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import fold_edit
 from eigenshift.patches.patching import Patch, make_patch
-from eigenshift.patches.served_forms import Form, ServedForm, iterate_forms
-from eigenshift.settings import BlockFormat
+from eigenshift.patches.served_forms import ServedForm, iterate_forms
+from eigenshift.settings import BlockFormat, Form
 from tests.support.architectures import (
     StubTokenizer,
     change_linears,
