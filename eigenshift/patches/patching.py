@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,11 +258,9 @@ def patched_model(language_model: LanguageModel, patch: Patch | None) -> Iterato
         with run_hooked(language_model, patch.edit):
             yield
     else:
-        parameters = compute_parameters(language_model, patch)
-        with (
-            replaced_parameters(language_model, parameters),
-            run_hooked(language_model, patch.beside_weights),
-        ):
+        beside = patch.beside_weights
+        hooked = run_hooked(language_model, beside) if beside.linears else nullcontext()
+        with replaced_parameters(language_model, compute_parameters(language_model, patch)), hooked:
             yield
 
 
