@@ -134,7 +134,7 @@ def _encode_with_minimum(blocks: Floats, *, n_bits: int) -> Bytes:
     gain = (half_step.astype(np.float32)[:, None] * scale_codes).ravel()
     offset = (half_low.astype(np.float32)[:, None] * low_codes).ravel()
     is_used = gain != 0
-    fitted = _round((values + offset) / np.where(is_used, gain, 1)).clip(0, n_levels)
+    fitted = _round((values + offset) / np.where(is_used, gain, np.float32(1))).clip(0, n_levels)
     codes = np.where(is_used, fitted, codes).astype(np.uint8).T.reshape(-1, 4, 2, 32)
     parts = [
         half_step.view(np.uint8).reshape(-1, 2),
@@ -165,8 +165,9 @@ def _fit_with_minimum(
     low, high = values.min(0).clip(max=0), values.max(0)
     is_flat = high == low
     width = np.where(is_flat, 1, high - low).astype(np.float32)
-    codes = _round((n_levels / width) * (values - low)).clip(0, n_levels)
-    scale, minimum = 1 / (n_levels / width), low
+    inverse = np.float32(n_levels) / width
+    codes = _round(inverse * (values - low)).clip(0, n_levels)
+    scale, minimum = np.float32(1) / inverse, low
     best = _sum_errors(scale, codes, minimum, values, weights)
     for step in range(n_steps + 1):
         inverse = (np.float32(first) + np.float32(0.1) * step + n_levels) / width
@@ -226,7 +227,7 @@ def _encode_q6_k(blocks: Floats) -> Bytes:
     scale_codes = _round(scales * inverse[:, None]).clip(max=127).astype(np.int8)
     gain = (half.astype(np.float32)[:, None] * scale_codes).ravel()
     is_used = gain != 0
-    fitted = _round(values / np.where(is_used, gain, 1)).clip(-32, 31) + 32
+    fitted = _round(values / np.where(is_used, gain, np.float32(1))).clip(-32, 31) + 32
     codes = np.where(is_used, fitted, codes).astype(np.uint8).T.reshape(-1, 2, 4, 32)
     codes[is_zero] = 0
     low, high = codes & 15, codes >> 4
@@ -256,7 +257,7 @@ def _fit_symmetric(values: Floats, n_levels: int) -> tuple[Floats, Floats]:
         tried = _round(inverse * values).clip(-n_levels, n_levels - 1)
         return tried, (weighted * tried).sum(0), (values * values * tried * tried).sum(0)
 
-    codes, sum_lx, sum_l2 = try_scale(-n_levels / extreme)
+    codes, sum_lx, sum_l2 = try_scale(np.float32(-n_levels) / extreme)
     scale = _divide(sum_lx, sum_l2)
     best = scale * sum_lx
     for step in (*range(-9, 0), *range(1, 10)):

@@ -73,6 +73,7 @@ def keep_codes(model: nn.Module) -> None:
     Gradients then pass the layer by without an error, and what is saved afterwards is another
     model.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False

@@ -1,4 +1,4 @@
-"""What a quantised trunk costs against full precision, on a real model.
+"""What a quantised trunk costs against full precision, on a real model or the bundled one.
 
 The model of `make real-model` is quantised as each package that runs here does it, its head left
 alone, and loaded as a run loads it. Measured on neutral texts: perplexity and KL to full precision;
@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,42 @@ sys.path.insert(0, str(ROOT))
 
 from tests.benchmarks.bars import at_most, publish  # noqa: E402 - started as a file
 
-MODEL = ROOT / ".models" / "smollm2"
-SCORER = ROOT / ".models" / "profanity-check"
-PROMPTS = ROOT / "data" / "real" / "rtp" / "prompts_decodingtrust_toxic.jsonl"
-TEXTS = ROOT / "data" / "real" / "wiki" / "wikitext-2" / "wiki.valid.tokens"
 FULL = "float32"
+
+
+@dataclass(frozen=True)
+class Material:
+    """A model and what it is measured on.
+
+    Attributes:
+        preset: Whose scorer judges.
+        model: Folder.
+        prompts: JSON lines, as RealToxicityPrompts has them.
+        texts: Neutral ones, one a line; lines of at least `n_characters` count.
+        n_characters: Of a text.
+    """
+
+    preset: str
+    model: Path
+    prompts: Path
+    texts: Path
+    n_characters: int
+
+
+REAL = Material(
+    "smollm2",
+    ROOT / ".models" / "smollm2",
+    ROOT / "data" / "real" / "rtp" / "prompts_decodingtrust_toxic.jsonl",
+    ROOT / "data" / "real" / "wiki" / "wikitext-2" / "wiki.valid.tokens",
+    300,
+)
+DEMO = Material(
+    "demo",
+    ROOT / "data" / "demo" / "model",
+    ROOT / "data" / "demo" / "rtp" / "prompts.jsonl",
+    ROOT / "data" / "demo" / "neutral" / "sentences.csv",
+    30,
+)
 
 
 def list_configurations() -> dict[str, Any]:
@@ -33,13 +65,13 @@ def list_configurations() -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     found: dict[str, Any] = {
-        "bitsandbytes int8": BitsAndBytesConfig(load_in_8bit=True),
         "bitsandbytes nf4": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
         ),
         "bitsandbytes fp4": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_compute_dtype=torch.float32
         ),
+        "bitsandbytes int8": BitsAndBytesConfig(load_in_8bit=True),
     }
     try:
         from torchao.quantization import (
@@ -66,7 +98,7 @@ def load(folder: Path) -> Any:
     return load_model(ModelSettings(id=str(folder), dtype="float32", chat="off"), "cpu")
 
 
-def quantise(name: str, configuration: Any, folder: Path) -> Path:
+def quantise(source: Path, name: str, configuration: Any, folder: Path) -> Path:
     """A folder with the quantised model."""
     import shutil
 
@@ -74,16 +106,18 @@ def quantise(name: str, configuration: Any, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        MODEL, quantization_config=configuration, dtype=torch.float32
+        source, quantization_config=configuration, dtype=torch.float32
     )
     out = folder / name.replace(" ", "-")
     model.save_pretrained(out)
-    for path in MODEL.glob("tokenizer*"):
+    for path in source.glob("*token*"):
         shutil.copy(path, out / path.name)
     return out
 
 
-def generate(model: Any, settings: Any, n_prompts: int) -> tuple[list[Any], Any, list[str]]:
+def generate(
+    model: Any, file: Path, settings: Any, n_prompts: int
+) -> tuple[list[Any], Any, list[str]]:
     """Texts that the model drew, the place of each one's prompt, and the texts in words."""
     import json
 
@@ -94,7 +128,7 @@ def generate(model: Any, settings: Any, n_prompts: int) -> tuple[list[Any], Any,
     from eigenshift.generation.sampling import draw_keys
     from eigenshift.patches.edits import ModelEdit
 
-    lines = PROMPTS.read_text(encoding="utf-8").splitlines()[:n_prompts]
+    lines = file.read_text(encoding="utf-8").splitlines()[:n_prompts]
     prompts = [
         model.tokenizer(json.loads(line)["prompt"]["text"])["input_ids"][:40] for line in lines
     ]
@@ -110,10 +144,10 @@ def generate(model: Any, settings: Any, n_prompts: int) -> tuple[list[Any], Any,
     return [text for _, text in drawn], np.array([place for place, _ in drawn]), words
 
 
-def read_sequences(model: Any, n_texts: int) -> list[list[int]]:
+def read_sequences(model: Any, material: Material, n_texts: int) -> list[list[int]]:
     """Neutral texts as tokens."""
-    lines = TEXTS.read_text(encoding="utf-8").splitlines()
-    paragraphs = [line.strip() for line in lines if len(line) > 300]
+    lines = material.texts.read_text(encoding="utf-8").splitlines()
+    paragraphs = [line.strip() for line in lines if len(line) > material.n_characters]
     return [model.tokenizer(text)["input_ids"][:64] for text in paragraphs[:n_texts]]
 
 
@@ -131,11 +165,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--texts", type=int, default=60)
+    parser.add_argument("--demo", action="store_true", help="the bundled model and data")
     parser.add_argument("--small", action="store_true", help="a few prompts and texts")
     options = parser.parse_args()
     if options.small:
         options.prompts, options.samples, options.texts = 6, 5, 6
-    missing = [path for path in (MODEL, SCORER, PROMPTS, TEXTS) if not path.exists()]
+    material = DEMO if options.demo else REAL
+    needed = (material.model, material.prompts, material.texts)
+    missing = [path for path in needed if not path.exists()]
     if missing:
         sys.exit(
             f"{missing[0]}: expected, found nothing. See data/README.md and `make real-model`."
@@ -148,30 +185,27 @@ def main() -> None:
     from eigenshift.evaluation.predicted_rates import choose_texts, predict_rate
     from eigenshift.model.heads import digest_tensor
     from eigenshift.patches.edits import ModelEdit
-    from eigenshift.settings import ExecutionSettings, SamplingSettings, ScorerSettings
-    from eigenshift.toxicity.scorers import open_scorer
+    from eigenshift.settings import ExecutionSettings, SamplingSettings, load_preset
+    from eigenshift.toxicity.scorers.loading import open_scorer
 
     settings = SamplingSettings(n_samples=options.samples, n_tokens=20)
-    model = load(MODEL)
-    texts, prompts, words = generate(model, settings, options.prompts)
-    scorer = open_scorer(
-        ScorerSettings(kind="linear", name="profanity-check", model=str(SCORER)),
-        ExecutionSettings(),
-    )
+    model = load(material.model)
+    texts, prompts, words = generate(model, material.prompts, settings, options.prompts)
+    scorer = open_scorer(load_preset(material.preset).scorer, ExecutionSettings())
     is_toxic = np.array([(score.probability or 0.0) > 0.5 for score in scorer.score(words)])
     sample = choose_texts(is_toxic, prompts, options.prompts, seed=0)
     weighed = [texts[place] for place in sample.places]
     replicates = draw_counts(options.prompts, 500, 0)
-    sequences = read_sequences(model, options.texts)
+    sequences = read_sequences(model, material, options.texts)
     head, meant, said = model.head_weight.clone(), [], None
     found: dict[str, Any] = {}
     differing = 0
     with tempfile.TemporaryDirectory() as scratch:
         for name, configuration in {FULL: None, **list_configurations()}.items():
             started = time.perf_counter()
-            folder = (
-                MODEL if configuration is None else quantise(name, configuration, Path(scratch))
-            )
+            folder = material.model
+            if configuration is not None:
+                folder = quantise(material.model, name, configuration, Path(scratch))
             model = load(folder)
             differing += digest_tensor(model.head_weight) != digest_tensor(head)
             nll = divergence = 0.0
@@ -204,7 +238,7 @@ def main() -> None:
             }
             print(name, found[name], file=sys.stderr, flush=True)
     bars = [at_most("heads that differ from full precision's", differing, 0)]
-    publish("quantised-trunks", found, bars, is_small=options.small)
+    publish(f"quantised-trunks-{material.preset}", found, bars, is_small=options.small)
 
 
 if __name__ == "__main__":
