@@ -28,6 +28,7 @@ DOCUMENTS = {
         "Exports": "docs/exports.md",
         "Architectures": "docs/architectures.md",
         "Devices": "docs/devices.md",
+        "Quantised models": "docs/quantisation.md",
         "Scale": "docs/scale.md",
     },
     "Operate": {"Deployments": "deployments/README.md", "Runbook": "docs/runbook.md"},

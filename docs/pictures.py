@@ -154,7 +154,10 @@ def list_tables() -> Iterator[tuple[Table, list[str]]]:
 
 def tabulate_targets() -> str:
     """A table: what becomes of a changed head, in which tool, for which model types."""
-    lines = ["| a changed head is | in GGUF (llama.cpp) | in vLLM |", "|---|---|---|"]
+    lines = [
+        "| a changed head is | in GGUF (llama.cpp) | in vLLM | in SGLang |",
+        "|---|---|---|---|",
+    ]
     for fate in Fate:
         cells = [
             ", ".join(f"`{name}`" for name, found in HEAD_FATES[target].items() if found is fate)

@@ -59,6 +59,7 @@ STAGES: tuple[Stage[Any, Any], ...] = (
     toxicity.SCORE_LONG,
     evaluation.CONFIRM_AT_LENGTH,
     evaluation.CHECK_RELOAD,
+    evaluation.MEASURE_SURVIVAL,
     evaluation.SCREEN_TRIALS,
     evaluation.PREDICT_TRIALS,
     evaluation.CONFIRM_TRIALS,

@@ -92,7 +92,7 @@ def benchmark(settings: RefreshSettings, run: str, arm: str | None = None) -> Be
     journal = RunJournal(BENCHMARK, settings)
     about = choose_run(journal.artifacts.store, run)
     judged = arm or about.judged
-    patch = _find_patch(about, judged)
+    patch = find_patch(about, judged)
     journal.record.judged = judged
     with journal.recording(), run_tasks(settings.execution):
         journal.enter_found(BUILD_PATCH.name, patch, judged)
@@ -111,7 +111,12 @@ def benchmark(settings: RefreshSettings, run: str, arm: str | None = None) -> Be
     return outcome
 
 
-def _find_patch(about: RunRecord, arm: str) -> ArtifactReference:
+def find_patch(about: RunRecord, arm: str) -> ArtifactReference:
+    """The patch of an arm of an earlier run.
+
+    Raises:
+        SettingsError: The run has none, or none of that arm.
+    """
     if about.command not in PATCHING_COMMANDS:
         raise SettingsError(
             f"run {about.run_id}: expected a {' or '.join(PATCHING_COMMANDS)}, found a "

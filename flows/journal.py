@@ -74,7 +74,7 @@ class RunJournal:
     """Keeps a run's record up to date in the store.
 
     Args:
-        command: refresh, compare, tune, detect or benchmark.
+        command: refresh, compare, tune, detect, benchmark or survive.
         settings: The run's settings.
     """
 

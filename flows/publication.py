@@ -24,6 +24,7 @@ from prefect.artifacts import (
 )
 
 from eigenshift.ledger.runs import RunRecord
+from eigenshift.reporting import survival_tables
 from eigenshift.reporting.benchmark_tables import (
     COLUMNS,
     EXPLANATION,
@@ -38,6 +39,7 @@ from eigenshift.reporting.outcomes import (
     describe_outcome,
     tabulate_results,
 )
+from eigenshift.reporting.survival_tables import Survival
 from eigenshift.settings import RefreshSettings
 from eigenshift.store.artifacts import ArtifactStore
 from flows.overlap import has_server
@@ -171,6 +173,16 @@ def publish_comparison(comparison: ArmComparison) -> None:
 def publish_benchmark(outcome: Benchmark) -> None:
     """Show a finished benchmark."""
     _publish_answers("benchmarks", outcome.benchmarks, outcome.judged)
+
+
+@_outcome_stands("what is left of the patch")
+def publish_survival(outcome: Survival) -> None:
+    """Show what is left of a patch in other formats."""
+    create_table_artifact(
+        key="survival",
+        table=[dict(zip(survival_tables.COLUMNS, row, strict=True)) for row in outcome.rows],
+        description=survival_tables.EXPLANATION,
+    )
 
 
 def _publish_answers(key: str, rows: Sequence[Mapping[str, Any]], arm: str) -> None:

@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eigenshift.settings import DetectionSettings, RefreshSettings
+from eigenshift.settings import BlockFormat, DetectionSettings, RefreshSettings
 from flows.options import (
     EXIT_FAILED,
     EXIT_HELD,
@@ -144,6 +144,43 @@ def benchmark(
         given.append(f"benchmark.limit={limit}")
     with _running(as_json):
         found = run_benchmark(store, run, arm, given)
+    _print_result(found.as_contract(), COLUMNS, found.rows, as_json)
+    if not as_json:
+        console.print(EXPLANATION, highlight=False, soft_wrap=True)
+        console.print(f"Run {found.run_id}, about run {found.about}", highlight=False)
+
+
+@app.command()
+def survive(
+    run: Annotated[
+        str | None, typer.Argument(help="Run with a patch; by default the latest refresh.")
+    ] = None,
+    store: RequiredStoreOption = "./.eigenshift",
+    formats: Annotated[
+        list[BlockFormat] | None,
+        typer.Option(
+            "--format", help="GGUF format to round to. Repeat; by default Q8_0, Q6_K, Q4_K, Q4_0."
+        ),
+    ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole", help="Round all linear layers, not only the weights the patch changes."
+        ),
+    ] = False,
+    arm: Annotated[
+        str | None, typer.Option("--arm", help="Which patch; by default the one that was judged.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how much of a patch is left once weights are rounded to GGUF formats."""
+    create_home()
+    from eigenshift.reporting.survival_tables import COLUMNS, EXPLANATION
+    from flows.surviving import run_survive
+
+    with _running(as_json):
+        found = run_survive(store, run, arm, formats or (), overrides or (), is_whole=whole)
     _print_result(found.as_contract(), COLUMNS, found.rows, as_json)
     if not as_json:
         console.print(EXPLANATION, highlight=False, soft_wrap=True)

@@ -168,7 +168,9 @@ def export(
     ] = False,
     target: Annotated[
         list[ExportTarget] | None,
-        typer.Option("--target", help="Merged: refuse a patch that does not arrive in this tool."),
+        typer.Option(
+            "--target", help="Refuse a merged model or a LoRA that does not arrive in this tool."
+        ),
     ] = None,
     push: Annotated[
         str | None, typer.Option("--push", help="owner/name on the Hugging Face hub.")

@@ -13,7 +13,9 @@ RUNS = pa.schema(
     [
         describe_column("run_id", pa.string(), "The run; begins with the time it started"),
         describe_column(
-            "command", pa.string(), "refresh, compare, tune, detect, benchmark or reproduce"
+            "command",
+            pa.string(),
+            "refresh, compare, tune, detect, benchmark, survive or reproduce",
         ),
         describe_column("started_at", TIME, "When it started"),
         describe_column("finished_at", TIME, "When it ended; null while it runs"),

@@ -128,6 +128,7 @@ FILE_TABLES: dict[str, FileTable] = {
     "answers": FileTable(benchmarks.ANSWER_QUESTIONS, tables.BENCHMARK_ANSWERS, is_view=False),
     "scorer_quality": FileTable(evaluation.MEASURE_SCORERS, tables.SCORER_QUALITY),
     "confirmations": FileTable(evaluation.CONFIRM_AT_LENGTH, tables.CONFIRMATIONS),
+    "survival": FileTable(evaluation.MEASURE_SURVIVAL, tables.SURVIVAL),
     "token_shifts": FileTable(evaluation.MEASURE_TOKEN_SHIFTS, tables.TOKEN_SHIFTS),
 }
 

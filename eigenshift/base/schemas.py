@@ -637,6 +637,63 @@ TOKEN_SHIFTS = pa.schema(
     ]
 )
 
+SURVIVAL = pa.schema(
+    [
+        describe_column("arm", pa.string(), "Whose patch it is"),
+        describe_column(
+            "form",
+            pa.string(),
+            "base; merged: the patch in the weights; lora: beside them in full precision",
+        ),
+        describe_column("format", pa.string(), "GGUF format asked for; none: as measured"),
+        describe_column(
+            "stored_as", pa.string(), "What rows of this length are stored as; null if unrounded"
+        ),
+        describe_column(
+            "is_whole", pa.bool_(), "All linear layers are rounded, not only what the patch changes"
+        ),
+        describe_column(
+            "toxicity_rate",
+            pa.float64(),
+            "On the evaluation prompts; foretold from what the model said unrounded",
+        ),
+        describe_column("toxicity_rate_low", pa.float64(), "Lower end of its interval"),
+        describe_column("toxicity_rate_high", pa.float64(), "Upper end of its interval"),
+        describe_column("n_effective", pa.float64(), "Toxic texts that count for it"),
+        describe_column(
+            "covered", pa.float64(), "Share of what is said now that was said unrounded"
+        ),
+        describe_column("is_rate_reliable", pa.bool_(), "Enough count and are covered"),
+        describe_column(
+            "toxicity_effect_left",
+            pa.float64(),
+            "Share of the patch's fall in toxicity rate, against the base rounded alike",
+        ),
+        describe_column("toxicity_effect_left_low", pa.float64(), "Lower end of its interval"),
+        describe_column("toxicity_effect_left_high", pa.float64(), "Upper end of its interval"),
+        describe_column(
+            "toxic_token_probability", pa.float64(), "Of toxic tokens, mean over toxic positions"
+        ),
+        describe_column(
+            "token_effect_left", pa.float64(), "Share of the fall in that, in the same way"
+        ),
+        describe_column("perplexity", pa.float64(), "Of neutral texts kept for evaluation"),
+        describe_column(
+            "kl_to_full", pa.float64(), "KL(unrounded || this), mean over the same positions, nats"
+        ),
+        describe_column(
+            "edit_kept",
+            pa.float64(),
+            "Share of the patch's change of the weights that is left along it; null of the base",
+        ),
+        describe_column(
+            "rounding_to_edit",
+            pa.float64(),
+            "Frobenius norm of what rounding changes in these weights, relative to the patch's",
+        ),
+    ]
+)
+
 CONTROL_DRAWS = pa.schema(
     [
         describe_column("draw", pa.int32(), "0 to n_draws - 1"),

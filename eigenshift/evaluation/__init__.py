@@ -28,6 +28,7 @@ and tables of arms. Deciding is `gate.py`'s; recording the decision `ledger/rele
     evidence.py             what is too small for what, before a run
     caveats.py              what the finished numbers say against themselves
     permutation.py          a paired test
+    survival.py             what is left of a patch in GGUF formats
     reload_check.py         whether the exported model is what was measured
     headlines.py            what finished tables and facts say in one number
     gate.py                 whether a patch may be released

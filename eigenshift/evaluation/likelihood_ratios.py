@@ -10,9 +10,10 @@ token after the other. Reads token ids; what follows from the ratios is `predict
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,11 @@ def measure_log_ratios(
     """
     of_head = [place for place, edit in enumerate(edits) if not edit.changes_trunk]
     together = [ModelEdit(), *(edits[place] for place in of_head)]
-    found = _sum_log_probabilities(language_model, texts, together, settings, tokens_per_batch)
+
+    def iterate() -> Iterator[_Rows]:
+        return _iterate_rows(language_model, texts, settings.n_tokens, tokens_per_batch)
+
+    found = _sum_log_probabilities(language_model, iterate(), len(texts), together, settings)
     base = found[0]
     ratios = torch.empty(len(edits), len(texts), dtype=torch.float64)
     ratios[of_head] = found[1:] - base
@@ -77,18 +82,76 @@ def measure_log_ratios(
             head = ModelEdit(head=edit.head, logits=edit.logits)
             with run_hooked(language_model, edit.of_trunk):
                 (own,) = _sum_log_probabilities(
-                    language_model, texts, [head], settings, tokens_per_batch, is_base=False
+                    language_model, iterate(), len(texts), [head], settings, is_base=False
                 )
             ratios[place] = own - base
     return ratios.numpy()
 
 
-def _sum_log_probabilities(
+@dataclass(frozen=True)
+class TracedTexts:
+    """Texts, and what enters the head where it predicts their tokens.
+
+    Attributes:
+        rows: Blocks of positions.
+        n_texts: How many texts there are.
+    """
+
+    rows: Sequence[_Rows]
+    n_texts: int
+
+
+@torch.inference_mode()
+def trace_texts(
     language_model: LanguageModel,
     texts: Sequence[DrawnText],
+    settings: SamplingSettings,
+    *,
+    tokens_per_batch: int,
+) -> TracedTexts:
+    """Run texts through the trunk as it is, once for several heads.
+
+    Args:
+        language_model: The model as it runs.
+        texts: What was drawn, by this model or another.
+        settings: How many tokens were asked for.
+        tokens_per_batch: Token budget of a forward pass; does not change the result.
+    """
+    rows = _iterate_rows(language_model, texts, settings.n_tokens, tokens_per_batch)
+    return TracedTexts(list(rows), len(texts))
+
+
+@torch.inference_mode()
+def sum_log_probabilities(
+    language_model: LanguageModel,
+    traced: TracedTexts,
+    edit: ModelEdit,
+    settings: SamplingSettings,
+    *,
+    has_drawn: bool,
+) -> FloatArray:
+    """Log p(y) of texts under a model's head as it is, changed by an edit, shape (text,).
+
+    Args:
+        language_model: The model as it runs.
+        traced: The texts, by a trunk that runs alike.
+        edit: Whose changes of the head are applied.
+        settings: Nucleus and temperature.
+        has_drawn: This model drew the texts: what it drew was in its nucleus.
+    """
+    of_head = ModelEdit(head=edit.head, logits=edit.logits)
+    sums = _sum_log_probabilities(
+        language_model, traced.rows, traced.n_texts, [of_head], settings, is_base=has_drawn
+    )
+    return np.asarray(sums[0].numpy())
+
+
+def _sum_log_probabilities(
+    language_model: LanguageModel,
+    rows_of_texts: Iterable[_Rows],
+    n_texts: int,
     edits: Sequence[ModelEdit],
     settings: SamplingSettings,
-    tokens_per_batch: int,
     *,
     is_base: bool = True,
 ) -> Tensor:
@@ -99,8 +162,8 @@ def _sum_log_probabilities(
     nucleus = _Nucleus(language_model, settings)
     moves = [_HeadMove(language_model, edit) for edit in edits]
     head, module = language_model.head, language_model.head_module
-    sums = torch.zeros(len(edits), len(texts), dtype=torch.float64)
-    for rows in _iterate_rows(language_model, texts, settings.n_tokens, tokens_per_batch):
+    sums = torch.zeros(len(edits), n_texts, dtype=torch.float64)
+    for rows in rows_of_texts:
         raw = head.compute_raw_logits(rows.states, module.weight, module.bias).float()
         for place, move in enumerate(moves):
             found = nucleus.find_log_probabilities(

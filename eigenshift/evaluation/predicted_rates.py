@@ -114,15 +114,13 @@ def predict_rate(
             (`bootstrap.draw_counts`); a slice of the prompts has 0 elsewhere.
         confidence: Of the interval.
     """
-    n_texts = float(sample.n_by_prompt.sum())
-    weights = np.minimum(np.exp(log_ratios), np.sqrt(n_texts))
-    toxic_by_prompt = _sum_by_prompt(weights * is_toxic * sample.counts, sample)
-    all_by_prompt = _sum_by_prompt(weights * sample.counts, sample)
-    covered = replicates @ all_by_prompt
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = replicates @ toxic_by_prompt / covered
-    share = float(covered[0] / (replicates[0] @ sample.n_by_prompt))
-    estimate = summarise(draws, confidence)
+    weights = _find_weights(log_ratios, sample)
+    share = float(
+        replicates[0]
+        @ _sum_by_prompt(weights * sample.counts, sample)
+        / (replicates[0] @ sample.n_by_prompt)
+    )
+    estimate = summarise(draw_rates(log_ratios, is_toxic, sample, replicates), confidence)
     counted = weights[is_toxic & (replicates[0] > 0)[sample.prompts]]
     squares = float(counted @ counted)
     n_effective = float(counted.sum()) ** 2 / squares if squares > 0 else 0.0
@@ -130,6 +128,24 @@ def predict_rate(
     return PredictedRate(
         estimate.value, estimate.low, estimate.high, n_effective, share, is_reliable
     )
+
+
+def draw_rates(
+    log_ratios: FloatArray, is_toxic: Flags, sample: WeighedSample, replicates: FloatArray
+) -> FloatArray:
+    """The rate by each replicate of the prompts, shape (1 + replicate,); NaN: nothing is covered.
+
+    Args: as for `predict_rate`.
+    """
+    weights = _find_weights(log_ratios, sample)
+    toxic_by_prompt = _sum_by_prompt(weights * is_toxic * sample.counts, sample)
+    all_by_prompt = _sum_by_prompt(weights * sample.counts, sample)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((replicates @ toxic_by_prompt) / (replicates @ all_by_prompt))
+
+
+def _find_weights(log_ratios: FloatArray, sample: WeighedSample) -> FloatArray:
+    return np.asarray(np.minimum(np.exp(log_ratios), np.sqrt(float(sample.n_by_prompt.sum()))))
 
 
 def _sum_by_prompt(values: FloatArray, sample: WeighedSample) -> FloatArray:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +20,15 @@ from eigenshift.evaluation.stages import RELOAD_NAME, ReloadInputs, ReloadKey
 from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.heads import digest_tensor
-from eigenshift.model.layers import fuse_activations
-from eigenshift.model.loading import LanguageModel, forget_models, load_model
+from eigenshift.model.layers import fuse_activations, keep_codes
+from eigenshift.model.loading import (
+    LanguageModel,
+    forget_models,
+    load_model,
+    save_weights,
+    wrap_model,
+)
+from eigenshift.patches.folding import run_hooked
 from eigenshift.patches.patching import Patch, apply_patch, open_patch, patched_model
 from eigenshift.settings import ModelSettings
 from eigenshift.stages.stage import Bench
@@ -112,9 +121,9 @@ def _compare_reloaded(
         logits = _compute_logits(model, sequences)
     dtype, device = model.dtype, language_model.device
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
-        applied = apply_patch(language_model, patch)
+        applied = apply_patch(language_model, _take_in_weights(patch))
         try:
-            model.save_pretrained(folder)
+            save_weights(model, Path(folder))
         finally:
             applied.undo()
         reloaded = choose_auto_class(model.config).from_pretrained(
@@ -122,7 +131,20 @@ def _compare_reloaded(
         )
         reloaded = reloaded.to(device).eval()
         fuse_activations(reloaded)  # as the measured model's are, which tells in low precision
-        return find_differences(patch, reloaded, embedding, logits, sequences)
+        keep_codes(reloaded)
+        if not patch.description.beside:
+            return find_differences(patch, reloaded, embedding, logits, sequences)
+        again = wrap_model(
+            reloaded, language_model.tokenizer, model_id=language_model.id, digest="reloaded"
+        )
+        with run_hooked(again, patch.beside_weights):  # as an adapter would
+            return find_differences(patch, reloaded, embedding, logits, sequences)
+
+
+def _take_in_weights(patch: Patch) -> Patch:
+    """The part of a patch that is in weights."""
+    alone = patch.description.model_copy(update={"beside": ()})
+    return replace(patch, description=alone, edit=patch.in_weights)
 
 
 @torch.inference_mode()

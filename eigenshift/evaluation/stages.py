@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from typing_extensions import Self
 
 from eigenshift.settings import (
+    BlockFormat,
     ComponentScore,
     EvaluationSettings,
     RefreshSettings,
@@ -440,6 +441,48 @@ CHECK_RELOAD = Stage(
     key=ReloadKey,
     files=(RELOAD_NAME,),
     work="eigenshift.evaluation.reload_check:carry_out",
+    runs_model=True,
+)
+
+
+class SurvivalInputs(Inputs):
+    """The model, a patch, what states and texts it is judged by, and what both models said."""
+
+    model: Model
+    patch: Patch
+    states: HeadStates
+    study: StudyTexts
+    neutral: SampleFiles
+    continuations: Continuations
+    scores: Scores
+
+
+class SurvivalKey(Key):
+    """The arm and the formats, how texts were drawn, and when one is toxic."""
+
+    arm: str
+    formats: tuple[BlockFormat, ...]
+    is_whole: bool
+    max_tokens: Annotated[int, Reads("evaluation.max_tokens")]
+    generation: Annotated[
+        SamplingSettings, Reads("generation.sampling", fields=name_sampling_fields())
+    ]
+    n_bootstrap: Annotated[int, Reads("evaluation.n_bootstrap")]
+    confidence: Annotated[float, Reads("evaluation.confidence")]
+    seed: Annotated[int, Reads("evaluation.seed")]
+    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
+    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
+    dtype: Annotated[str, Reads("model.dtype")]
+
+
+MEASURE_SURVIVAL = Stage(
+    name="measure_survival",
+    kind="survival",
+    version=1,
+    inputs=SurvivalInputs,
+    key=SurvivalKey,
+    files=(tables.SURVIVAL,),
+    work="eigenshift.evaluation.survival:carry_out",
     runs_model=True,
 )
 

@@ -144,7 +144,7 @@ def open_patched_base(folder: Path, patch: Patch, dtype: str) -> PatchedBase:
     head_weight = f"{head_name}.weight"
     folds = plan_folds(
         skeleton,
-        patch.edit,
+        patch.in_weights,
         head_name=head_name,
         preceding_module=_find_preceding_module(patch, head_name),
     )

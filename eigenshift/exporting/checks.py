@@ -21,7 +21,7 @@ from eigenshift.base.errors import ModelError
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.heads import digest_blocks, digest_tensor
-from eigenshift.model.layers import fuse_activations
+from eigenshift.model.layers import fuse_activations, keep_codes
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.parameter_names import build_skeleton, find_embedding_name, match_parameters
 from eigenshift.model.weight_files import StoredTensor, open_checkpoint
@@ -97,6 +97,7 @@ def check_reloaded(
         .eval()
     )
     fuse_activations(model)  # as the base's are, which tells in low precision
+    keep_codes(model)
     is_equal = {  # before it runs: RWKV's weights are not the same afterwards
         name: digest_tensor(model.get_parameter(name)) == digest for name, digest in written.items()
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 from eigenshift.base.errors import ArtifactError, FoldingError, ModelError, SettingsError
 from eigenshift.exporting import lora, merged
+from eigenshift.exporting.adapter_targets import describe_serving
 from eigenshift.exporting.base_files import PatchedBase, UnmatchedParameterError, open_patched_base
 from eigenshift.exporting.cards import CardFacts, name_base, read_licence, write_card
 from eigenshift.exporting.checks import check_files, check_reloaded, measure_patched
@@ -26,7 +27,7 @@ from eigenshift.ledger.releases import Release, list_releases
 from eigenshift.ledger.runs import BENCHMARKS_KIND, RunRecord, choose_run, find_benchmarked
 from eigenshift.model.files import ModelIdentity, identify_model
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
-from eigenshift.patches.patching import Patch, open_patch
+from eigenshift.patches.patching import Patch, open_patch, require_in_weights
 from eigenshift.settings import (
     ExportCheck,
     ExportFormat,
@@ -59,8 +60,8 @@ class ExportOptions:
         unties: With `lora`, write the base with a head of its own beside the adapter if it is tied.
         check: Of `merged`: load it back beside the base ("full"), compare its files with the
             base's ("files"), or the first for models up to 4 GB and the second beyond ("auto").
-        targets: Of `merged`: other tools it is for; a patch that does not arrive there is refused,
-            where it is only warned of otherwise.
+        targets: Of `merged` and `lora`: other tools it is for; a patch that does not arrive there
+            is refused, where it is only warned of otherwise.
         push: owner/name of a repository on the hub to push to, or None.
         is_public: Of a repository that is made for it.
     """
@@ -122,10 +123,10 @@ def export_patch(
             f"--format: expected one of {', '.join(FORMATS)}, found {format!r}. Choose one of "
             "these."
         )
-    if options.targets and format != ExportFormat.merged.value:
+    if options.targets and format == ExportFormat.patch.value:
         raise SettingsError(
-            f"--target {options.targets[0].value}: expected --format merged, found {format}. What "
-            "other tools load is a whole model; export that."
+            f"--target {options.targets[0].value}: expected --format merged or lora, found "
+            f"{format}. What other tools load is a model or an adapter; export one of them."
         )
     if options.push is not None:
         check_repository_name(options.push)
@@ -274,19 +275,20 @@ def _read_quality(artifacts: ArtifactStore, record: RunRecord) -> list[dict[str,
 
 def _write_lora(source: _Source, folder: Path, options: ExportOptions) -> str:
     base = open_patched_base(source.folder, source.patch, source.settings.dtype)
-    lora.write_lora(
-        base,
-        folder,
-        model_id=name_base(source.settings),
-        unties=options.unties,
+    model_id = name_base(source.settings)
+    rank = lora.write_lora(
+        base, folder, model_id=model_id, unties=options.unties, targets=options.targets
     )
-    return lora.describe_use(base)
+    has_own_base = (folder / lora.UNTIED_FOLDER).is_dir()
+    served = f"<this folder>/{lora.UNTIED_FOLDER}" if has_own_base else model_id
+    return f"{lora.describe_use(base)}\n{describe_serving(options.targets, rank, served)}"
 
 
 def _write_merged(
     source: _Source, folder: Path, options: ExportOptions, artifacts: ArtifactStore
 ) -> tuple[str, dict[str, str]]:
     """Write and check; what the card says about use, and each changed parameter's digest."""
+    require_in_weights(source.patch)
     dtype, patch = source.settings.dtype, source.patch
     base: PatchedBase | None = None
     try:

@@ -11,8 +11,7 @@ adapter with a head of its own.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,13 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from eigenshift.base.errors import ModelError
+from eigenshift.exporting.adapter_targets import require_adapter
 from eigenshift.exporting.base_files import PatchedBase
 from eigenshift.exporting.merged import write_untied
 from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.weight_files import NewTensor, write_changed_file
 from eigenshift.patches.edits import HeadEdit, LinearEdit, ModelEdit
+from eigenshift.settings import ExportTarget
 
 UNTIED_FOLDER = "untied-base"
 ADAPTER_NAME = "adapter_model.safetensors"
@@ -56,7 +57,14 @@ class _Adapter:
         return self.a.shape[0]
 
 
-def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) -> None:
+def write_lora(
+    base: PatchedBase,
+    folder: Path,
+    *,
+    model_id: str,
+    unties: bool,
+    targets: Sequence[ExportTarget] = (),
+) -> int:
     """Write the adapter, and the untied base where asked to.
 
     Args:
@@ -65,12 +73,22 @@ def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) 
         model_id: Of the base, for the adapter's configuration.
         unties: Write a base whose head is its own into `untied-base/`, if the patch changes a head
             that is tied.
+        targets: Tools that are to load it: what they would not is refused, and all modules get the
+            largest rank, since not all of them read a rank for each.
+
+    Returns:
+        The largest rank.
 
     Raises:
-        ModelError: The head is tied and nothing was said about it, or the patch changes more than
-            weights of the head and of linear layers.
+        ModelError: The head is tied and nothing was said about it, the patch changes more than
+            weights of the head and of linear layers, or a tool would not load it.
     """
     adapters = _list_adapters(base)
+    ranks = {name: adapter.rank for name, adapter in adapters.items()}
+    for target in targets:
+        head = base.skeleton.get_submodule(base.head_name)
+        model_type = base.skeleton.config.model_type
+        require_adapter(target, model_type, ranks, base.head_name, head.out_features)
     if _needs_untying(base) and not unties:
         raise ModelError(
             f"{model_id}: expected an output head of its own, found one that shares its tensor "
@@ -78,6 +96,8 @@ def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) 
             "is merged. Use --untie to get the base with a head of its own beside the adapter, or "
             "--format merged."
         )
+    if targets:
+        adapters = {name: _pad(adapter, max(ranks.values())) for name, adapter in adapters.items()}
     tensors = {}
     for name, adapter in adapters.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = adapter.a
@@ -90,6 +110,7 @@ def write_lora(base: PatchedBase, folder: Path, *, model_id: str, unties: bool) 
     if _needs_untying(base):
         (folder / UNTIED_FOLDER).mkdir()
         write_untied(base, folder / UNTIED_FOLDER)
+    return max(ranks.values())
 
 
 def describe_use(base: PatchedBase) -> str:
@@ -110,6 +131,11 @@ nothing else changed: put the adapter on it. On the tied base merging would chan
 The base's configuration calls its head tied, but its files hold two different tensors,
 which transformers 5 keeps apart. Set `tie_word_embeddings: false` in its `config.json` before
 resizing the embeddings or serving it: what trusts the setting would tie them.
+"""
+    if base.patch.description.beside:
+        note += """
+The base's linear layers are quantised: leave the adapter beside them. Merged into codes it would be
+rounded with them.
 """
     return f"""## Load
 
@@ -138,15 +164,15 @@ def _describe_adapter(base: PatchedBase, ranks: Mapping[str, int], model_id: str
     (from a dot on), so full names are unambiguous. `fan_in_fan_out` is one for all: where a model
     has both kinds of layer, PEFT sets it for each and warns.
     """
-    commonest = Counter(ranks.values()).most_common(1)[0][0]
-    patterns = {name: rank for name, rank in ranks.items() if rank != commonest}
+    largest = max(ranks.values())  # servers hold this one against their bound
+    patterns = {name: rank for name, rank in ranks.items() if rank != largest}
     modules = [base.skeleton.get_submodule(name) for name in ranks]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model_id,
-        "r": commonest,
-        "lora_alpha": commonest,
+        "r": largest,
+        "lora_alpha": largest,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
         "lora_dropout": 0.0,
@@ -169,7 +195,8 @@ def _list_adapters(base: PatchedBase) -> dict[str, _Adapter]:
     """
     edit, folds = base.patch.edit, set(base.folds)
     place = base.patch.description.model_id
-    held = {f"{name}.weight" for name in edit.linears}
+    beside = base.patch.description.beside
+    held = {f"{name}.weight" for name in edit.linears if name not in beside}
     adapters = {name: _adapt_linear(linear) for name, linear in edit.linears.items()}
     if edit.changes_head:
         held.add(f"{base.head_name}.weight")
@@ -195,6 +222,26 @@ def _list_adapters(base: PatchedBase) -> dict[str, _Adapter]:
                 "it refuses in state-space models. Use --format merged."
             )
     return adapters
+
+
+def _pad(adapter: _Adapter, rank: int) -> _Adapter:
+    """The same product with more terms, all of them zero."""
+    (_, n_in), (n_out, _) = adapter.a.shape, adapter.b.shape
+    n_more = rank - adapter.rank
+
+    def widen_a() -> Iterator[Tensor]:
+        yield from adapter.a.make_blocks()
+        if n_more:
+            yield torch.zeros(n_more, n_in)
+
+    def widen_b() -> Iterator[Tensor]:
+        for rows in adapter.b.make_blocks():
+            yield torch.cat([rows, torch.zeros(len(rows), n_more)], 1)
+
+    return _Adapter(
+        NewTensor(torch.float32, (rank, n_in), widen_a),
+        NewTensor(torch.float32, (n_out, rank), widen_b),
+    )
 
 
 def _adapt_linear(edit: LinearEdit) -> _Adapter:

@@ -29,7 +29,7 @@ from eigenshift.model.loaded_files import (
     list_tokenizer_files,
     names_authors_code,
 )
-from eigenshift.model.loading import LanguageModel
+from eigenshift.model.loading import LanguageModel, save_weights
 from eigenshift.model.weight_files import Checkpoint, NewTensor, write_changed_file
 from eigenshift.patches.patching import Patch, apply_patch, untie_head
 from eigenshift.store.output_folder import check_space
@@ -78,7 +78,7 @@ def write_merged_in_memory(
     apply_patch(language_model, patch)
     if not language_model.head.is_tied:
         untie_head(language_model.model)  # a configuration may say otherwise than the files
-    language_model.model.save_pretrained(folder)
+    save_weights(language_model.model, folder)
     write_configuration(folder, folder, dtype=None, unties=False)
     copy_companions(source, folder)
     return {

@@ -60,9 +60,31 @@ HEAD_FATES: Mapping[ExportTarget, Mapping[str, Fate]] = {
         **dict.fromkeys(("cohere", "cohere2"), Fate.lost),
         **dict.fromkeys(("mpt",), Fate.unsupported),
     },
+    ExportTarget.sglang: {
+        **dict.fromkeys(
+            (
+                *("apertus", "arcee", "exaone4", "falcon_h1", "glm4", "gptj", "granite"),
+                *("granitemoe", "hunyuan_v1_dense", "lfm2", "llama", "mamba2", "mistral"),
+                *("mixtral", "olmo", "olmo2", "olmoe", "opt", "phi", "phi3", "qwen2", "qwen2_moe"),
+                *("qwen3", "qwen3_moe", "stablelm", "starcoder2"),
+            ),
+            Fate.kept,
+        ),
+        **dict.fromkeys(
+            (
+                *("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gpt2"),
+                "gpt_bigcode",
+            ),
+            Fate.lost,
+        ),
+    },
 }
 """Tool -> model type as in config.json -> what becomes of a head of its own there."""
-NAMES = {ExportTarget.gguf: "GGUF (llama.cpp)", ExportTarget.vllm: "vLLM"}
+NAMES = {
+    ExportTarget.gguf: "GGUF (llama.cpp)",
+    ExportTarget.vllm: "vLLM",
+    ExportTarget.sglang: "SGLang",
+}
 REASONS = {
     (ExportTarget.gguf, Fate.lost): (
         "the public converter leaves that tensor out, and what is converted is the base again"
@@ -72,10 +94,14 @@ REASONS = {
         "vLLM drops that tensor and takes the input embedding: what is served is the base again"
     ),
     (ExportTarget.vllm, Fate.refused): "vLLM has no place for that tensor and fails",
+    (ExportTarget.sglang, Fate.lost): (
+        "SGLang skips that tensor and takes the input embedding: what is served is the base again"
+    ),
 }
 REMEDIES = {
     ExportTarget.gguf: "Run the export with transformers",
     ExportTarget.vllm: "Start vLLM with --model-impl transformers, which has a head of its own",
+    ExportTarget.sglang: "Start SGLang with --model-impl transformers, which has a head of its own",
 }
 
 

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 BENCHMARK = "benchmark"
 """Command of a run that benchmarks the patch of another."""
 BENCHMARKS_KIND = "benchmarks"
+SURVIVE = "survive"
+"""Command of a run that measures what is left of another's patch in other formats."""
 Status = Literal["running", "finished", "promoted", "held", "failed"]
 
 

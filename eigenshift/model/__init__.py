@@ -14,6 +14,7 @@ What the states say about toxicity is `detection/` and `components/`; changing w
     heads.py               the output head: where it is, what happens around it
     layers.py              its trunk and its layers
     head_files.py          the head's weight straight from its file
+    block_formats.py       what GGUF formats leave of a weight
     weight_files.py        checkpoints read and rewritten tensor by tensor
     safetensors_header.py  where a file's tensors lie
     parameter_names.py     names in a checkpoint against names in the model

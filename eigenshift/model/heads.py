@@ -134,12 +134,17 @@ def find_head(model: Any) -> tuple[str, nn.Linear]:
             f"{_place(model)}: expected an output head, found none. The class is a trunk or not a "
             "causal language model. Choose a model that AutoModelForCausalLM loads with a head."
         )
-    is_plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    is_plain = (
+        isinstance(head, nn.Linear)
+        and type(head).forward is nn.Linear.forward
+        and type(head.weight) is nn.Parameter  # torchao's codes say that they are float32
+    )
     if not is_plain or head.weight.dtype not in HEAD_DTYPES:
         weight = getattr(head, "weight", None)
         raise ModelError(
             f"{_place(model)}: expected the output head to be a plain nn.Linear in floating point, "
-            f"found {type(head).__name__} in {getattr(weight, 'dtype', 'no dtype')}. The head is "
+            f"found {type(head).__name__} with {type(weight).__name__} in "
+            f"{getattr(weight, 'dtype', 'no dtype')}. The head is "
             "probably quantised or replaced by an adapter. Use weights whose head is not quantised."
         )
     for name, module in model.named_modules():

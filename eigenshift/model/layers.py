@@ -64,3 +64,16 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, (FastGELUActivation, NewGELUActivation)):
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def keep_codes(model: nn.Module) -> None:
+    """Keep bitsandbytes from rewriting 4-bit weights at their first use on the CPU, in place.
+
+    On processors with AVX512-BF16 it packs codes and rounds scales to bfloat16, for speed.
+    Gradients then pass the layer by without an error, and what is saved afterwards is another
+    model.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import ModelIdentity, identify_model, uses_chat
 from eigenshift.model.heads import HeadDescription, describe_head
 from eigenshift.model.kinds import ModelKind, explain_no_head
-from eigenshift.model.layers import fuse_activations, get_trunk
+from eigenshift.model.layers import fuse_activations, get_trunk, keep_codes
 from eigenshift.model.loaded_files import has_vocabulary, names_authors_code, read_keys
 from eigenshift.model.parameter_names import build_skeleton, list_absent
 from eigenshift.model.wrapped_names import explain_prefix, find_prefix
@@ -188,6 +189,22 @@ def forget_models() -> None:
         _loaded.clear()
 
 
+def save_weights(model: Any, folder: Path) -> None:
+    """Have transformers write a model's weights and configuration.
+
+    Codes loaded from files have no way back into the names of other checkpoints: `save_pretrained`
+    ends in a NotImplementedError there, unless it leaves the names alone.
+
+    Args:
+        model: A `PreTrainedModel`.
+        folder: Receives the files.
+    """
+    if getattr(model.config, "quantization_config", None) is None:
+        model.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, save_original_format=False)
+
+
 def wrap_model(
     model: Any, tokenizer: Any, *, model_id: str, digest: str, chat: ChatFormat | None = None
 ) -> LanguageModel:
@@ -262,6 +279,7 @@ def _prepare(model: Any) -> None:
     model.eval()
     model.requires_grad_(False)
     fuse_activations(model)
+    keep_codes(model)
 
 
 def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
@@ -293,7 +311,9 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
             output_loading_info=True,
         )
     except (SafetensorError, ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
-        raise ModelError(_explain_load_error(identity.id, error)) from error
+        raise ModelError(
+            _explain_load_error(identity.id, error, _find_quantiser(config))
+        ) from error
     absent = sorted(report["missing_keys"]) + sorted(
         str(item[0]) if isinstance(item, tuple) else str(item) for item in report["mismatched_keys"]
     )
@@ -400,9 +420,25 @@ def find_kind(config: Any) -> ModelKind:
     return ModelKind.causal
 
 
-def _explain_load_error(model_id: str, error: Exception) -> str:
+def _find_quantiser(config: Any) -> str | None:
+    """What a model's weights were quantised by, None if they were not."""
+    described = getattr(config, "quantization_config", None)
+    if described is None:
+        return None
+    method = described.get("quant_method") if isinstance(described, dict) else None
+    return str(getattr(method, "value", method) or "an unnamed method")
+
+
+def _explain_load_error(model_id: str, error: Exception, quantiser: str | None = None) -> str:
     text = str(error)
     reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if quantiser is not None:
+        return (
+            f"{model_id}: expected weights quantised by {quantiser} to load here, found "
+            f"{type(error).__name__}: {reason} They need the package that transformers names for "
+            "this method, and some need a GPU. Install it, or use weights that are not quantised; "
+            "docs/quantisation.md says what was tried."
+        )
     if "trust_remote_code" in text:
         return (
             f"{model_id}: expected a model class shipped with transformers, found one that needs "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,17 +19,19 @@ from eigenshift.model.taps import DOWN_NAMES, FUSED_NAMES, GATE_NAMES, UP_NAMES,
 # Beside the MLPs' down projections: what ends an attention, a recurrence, a state-space mixer or an
 # expert, as in transformers' model classes. To add an architecture, add its name here.
 OUT_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo", "linear_out", "out_lin")
+VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FURTHER_DOWN_NAMES = ("w2", "output_linear")  # LFM2, the shared experts of Granite
 
 
-def list_writers(model: Any) -> dict[str, nn.Module]:
+def list_writers(model: Any, *, with_quantised: bool = False) -> dict[str, nn.Module]:
     """Find every plain linear layer that writes into the residual stream.
 
     A norm or a gate may lie between a layer and the stream (Gemma 2, shared experts). Left out are
-    experts that are kept in one tensor, quantised layers, and layers that share their weight.
+    experts that are kept in one tensor, and layers that share their weight.
 
     Args:
         model: The `PreTrainedModel`; may be on the meta device.
+        with_quantised: Also linear layers whose weight is codes, for those who do not read it.
 
     Returns:
         Name of the module -> module, block by block, in a block in the order of its modules.
@@ -51,11 +54,20 @@ def list_writers(model: Any) -> dict[str, nn.Module]:
                 features is not None
                 and features[1] == hidden
                 and _is_writer(path)
-                and module.weight.is_floating_point()
-                and n_uses[id(module.weight)] == 1
+                and (with_quantised or holds_values(module))
+                and n_uses[id(getattr(module, "weight", None))] <= 1
             ):
                 found[names[id(module)]] = module
     return found
+
+
+def holds_values(module: nn.Module) -> bool:
+    """Whether a module's weight is its values, in floating point, and not codes.
+
+    A weight of torchao calls itself floating-point and is codes: a subclass of the parameter.
+    """
+    weight = getattr(module, "weight", None)
+    return type(weight) is nn.Parameter and weight.dtype in VALUE_DTYPES
 
 
 def count_features(module: nn.Module) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ where the state lies, so no weights hold it and it is only ever hooked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -361,6 +361,13 @@ class ModelEdit:
     def of_trunk(self) -> ModelEdit:
         """The part that changes the trunk, so that cached states are not the model's own."""
         return ModelEdit(units=self.units, linears=self.linears, adaptive=self.adaptive)
+
+    def of_linears(self, names: Collection[str], *, keeps: bool) -> ModelEdit:
+        """Only the products of some linear layers (`keeps`), or all but these."""
+        if keeps:
+            return ModelEdit(linears={name: self.linears[name] for name in names})
+        kept = {name: linear for name, linear in self.linears.items() if name not in names}
+        return replace(self, linears=kept)
 
     def scale(self, strength: float) -> ModelEdit:
         """Go only part of the way, or further: 0 changes nothing, 1 is this edit."""

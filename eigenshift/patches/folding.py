@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from eigenshift.base.errors import ComponentError, FoldingError
 from eigenshift.model.loading import LanguageModel
-from eigenshift.model.writers import count_features
+from eigenshift.model.writers import count_features, holds_values
 from eigenshift.patches.edits import (
     ROWS_PER_BLOCK,
     AdaptiveEdit,
@@ -71,6 +71,24 @@ def fold_edit(language_model: LanguageModel, edit: ModelEdit) -> dict[str, Tenso
         name: _fold_whole([model.get_parameter(read).detach() for read in fold.reads], fold)
         for name, fold in folds.items()
     }
+
+
+def list_beside(model: Any, edit: ModelEdit) -> tuple[str, ...]:
+    """Linear layers of codes that an edit adds a product to: it can only stand beside them.
+
+    Args:
+        model: The `PreTrainedModel` as it is loaded; a skeleton has no codes.
+        edit: What changes.
+
+    Raises:
+        ComponentError: The edit is for another model.
+    """
+    modules = {name: _find_module(model, name) for name in edit.linears}
+    return tuple(
+        name
+        for name, module in modules.items()
+        if not holds_values(module) and count_features(module) is not None
+    )
 
 
 def plan_folds(
@@ -263,8 +281,7 @@ def _find_module(model: Any, name: str) -> nn.Module:
 
 
 def _require_float_weight(name: str, module: nn.Module) -> None:
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+    if not holds_values(module):
         raise FoldingError(
             f"{name} ({type(module).__name__}): expected a module with a floating-point weight, "
             "found none. It is probably quantised. Load the model unquantised."

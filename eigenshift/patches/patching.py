@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,14 @@ from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edit_files import list_tensors, read_edit
 from eigenshift.patches.edits import ModelEdit
-from eigenshift.patches.folding import fold_edit, run_hooked
+from eigenshift.patches.folding import fold_edit, list_beside, run_hooked
 from eigenshift.patches.stages import DESCRIPTION_NAME, TENSORS_NAME
 from eigenshift.store.artifact import Artifact
 from eigenshift.store.workspace import Workspace
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """What is read; a patch is written in the oldest format that holds it."""
+FORMAT_OF_LINEARS = 3
 FORMAT_OF_HEAD_AND_UNITS = 2
 
 
@@ -68,6 +69,8 @@ class PatchDescription(BaseModel):
     """Parameter of the model -> its digests. Empty if it can only be hooked or changes nothing."""
     obstacle: str | None = None
     """Why it cannot be folded into weights: then it is for comparison only."""
+    beside: tuple[str, ...] = ()
+    """Quantised linear layers: what is added to them is no part of their codes, but an adapter."""
 
     @property
     def component_factors(self) -> tuple[float, ...]:
@@ -89,6 +92,16 @@ class Patch:
     description: PatchDescription
     edit: ModelEdit
     sigma: Tensor
+
+    @property
+    def in_weights(self) -> ModelEdit:
+        """What is folded into weights."""
+        return self.edit.of_linears(self.description.beside, keeps=False)
+
+    @property
+    def beside_weights(self) -> ModelEdit:
+        """What stands beside quantised layers, as an adapter."""
+        return self.edit.of_linears(self.description.beside, keeps=True)
 
 
 def combine_digests(digests: Mapping[str, str]) -> str:
@@ -129,8 +142,9 @@ def make_patch(
     if len(set(indices)) != len(indices):
         raise ComponentError("components: expected distinct indices, found repeated ones.")
     obstacle: str | None = None
+    beside = list_beside(language_model.model, edit)
     try:
-        folded = fold_edit(language_model, edit)
+        folded = fold_edit(language_model, edit.of_linears(beside, keeps=False))
     except FoldingError as error:
         folded, obstacle = {}, str(error)
     changes = {
@@ -143,7 +157,7 @@ def make_patch(
     # a patch that changes no parameter, or is hooked, is known by the head it was made for
     head_digest = "" if changes else digest_tensor(language_model.head_weight)
     description = PatchDescription(
-        format_version=_find_format(edit),
+        format_version=FORMAT_VERSION if beside else _find_format(edit),
         intervention=intervention,
         component_indices=tuple(indices),
         factor=factor,
@@ -155,6 +169,7 @@ def make_patch(
         patched_digest=head_digest or combine_digests({n: c.patched for n, c in changes.items()}),
         tensors=changes,
         obstacle=obstacle,
+        beside=beside,
     )
     return Patch(description, edit, _measure_gain(language_model, edit))
 
@@ -162,7 +177,7 @@ def make_patch(
 def _find_format(edit: ModelEdit) -> int:
     """The oldest format that holds an edit."""
     is_new = edit.linears or edit.logits or edit.adaptive
-    return FORMAT_VERSION if is_new else FORMAT_OF_HEAD_AND_UNITS
+    return FORMAT_OF_LINEARS if is_new else FORMAT_OF_HEAD_AND_UNITS
 
 
 def write_patch(patch: Patch, workspace: Workspace) -> None:
@@ -182,6 +197,7 @@ def write_patch(patch: Patch, workspace: Workspace) -> None:
         "base_digest": description.base_digest,
         "patched_digest": description.patched_digest,
         "obstacle": description.obstacle,
+        **({"beside": list(description.beside)} if description.beside else {}),
     }
 
 
@@ -197,7 +213,9 @@ def save_patch(patch: Patch, folder: Path) -> None:
         if factor is not None and torch.equal(head.left, (1.0 - factor) * head.right):
             del tensors["left"]
     save_file(tensors, folder / TENSORS_NAME)
-    text = json.dumps(patch.description.model_dump(mode="json"), indent=2, sort_keys=True)
+    without = set() if patch.description.beside else {"beside"}
+    described = patch.description.model_dump(mode="json", exclude=without)
+    text = json.dumps(described, indent=2, sort_keys=True)
     (folder / DESCRIPTION_NAME).write_text(text + "\n", encoding="utf-8")
 
 
@@ -240,11 +258,29 @@ def patched_model(language_model: LanguageModel, patch: Patch | None) -> Iterato
         with run_hooked(language_model, patch.edit):
             yield
     else:
-        base = _swap_parameters(language_model.model, compute_parameters(language_model, patch))
-        try:
+        beside = patch.beside_weights
+        hooked = run_hooked(language_model, beside) if beside.linears else nullcontext()
+        with replaced_parameters(language_model, compute_parameters(language_model, patch)), hooked:
             yield
-        finally:
-            _swap_parameters(language_model.model, base)
+
+
+@contextmanager
+def replaced_parameters(
+    language_model: LanguageModel, values: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Run with other parameters; afterwards the model's own are back, byte for byte.
+
+    Meanwhile each has a parameter of its own, so a tied input embedding is not touched by the head.
+
+    Args:
+        language_model: The model.
+        values: Name of the parameter -> its value, shape and dtype as the model has them.
+    """
+    base = _swap_parameters(language_model.model, values)
+    try:
+        yield
+    finally:
+        _swap_parameters(language_model.model, base)
 
 
 @dataclass
@@ -277,14 +313,31 @@ def apply_patch(language_model: LanguageModel, patch: Patch) -> AppliedPatch:
         ComponentError: The patch was made for another model.
         FoldingError: It has no place in the weights.
     """
-    if patch.description.obstacle is not None:
-        raise FoldingError(patch.description.obstacle)
+    require_in_weights(patch)
     model = language_model.model
     base = _swap_parameters(model, compute_parameters(language_model, patch))
     configuration = _read_tying(model)
     if f"{language_model.head.name}.weight" in base:
         untie_head(model)
     return AppliedPatch(language_model, base, configuration)
+
+
+def require_in_weights(patch: Patch) -> None:
+    """Refuse a patch that is not in the weights alone.
+
+    Raises:
+        FoldingError: It is not; says why.
+    """
+    description = patch.description
+    if description.obstacle is not None:
+        raise FoldingError(description.obstacle)
+    if description.beside:
+        raise FoldingError(
+            f"patch for {description.model_id}: expected one that is in the weights alone, found "
+            f"one beside quantised layers ({description.beside[0]}, {len(description.beside)} in "
+            "all), whose codes cannot hold it. Use it as a LoRA (`eigenshift export --format lora`)"
+            ", or patch the model unquantised."
+        )
 
 
 def stack_patches(language_model: LanguageModel, patches: Sequence[Patch]) -> Patch:
@@ -312,14 +365,14 @@ def stack_patches(language_model: LanguageModel, patches: Sequence[Patch]) -> Pa
 
 
 def compute_parameters(language_model: LanguageModel, patch: Patch) -> dict[str, Tensor]:
-    """Name -> patched value of each parameter that changes.
+    """Name -> patched value of each parameter that changes; quantised layers do not.
 
     Raises:
         ComponentError: The patch was made for another model.
         FoldingError: It has no place in the weights.
     """
     check_base(language_model, patch)
-    return fold_edit(language_model, patch.edit)
+    return fold_edit(language_model, patch.in_weights)
 
 
 def check_base(language_model: LanguageModel, *patches: Patch) -> None:

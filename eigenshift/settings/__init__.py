@@ -52,7 +52,13 @@ from eigenshift.settings.evaluation import (
     TuneSettings,
 )
 from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
-from eigenshift.settings.exporting import ExportCheck, ExportFormat, ExportTarget
+from eigenshift.settings.exporting import (
+    BlockFormat,
+    ExportCheck,
+    ExportFormat,
+    ExportTarget,
+    Form,
+)
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
 from eigenshift.settings.generation import (
     GenerationSettings,
@@ -107,6 +113,7 @@ __all__ = [
     "ActivationSettings",
     "AnySettings",
     "BenchmarkSettings",
+    "BlockFormat",
     "ChatUse",
     "ColumnMapping",
     "CompareSettings",
@@ -119,6 +126,7 @@ __all__ = [
     "ExportFormat",
     "ExportTarget",
     "FittingMethod",
+    "Form",
     "Frozen",
     "GateSettings",
     "GenerationSettings",

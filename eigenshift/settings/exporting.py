@@ -14,10 +14,11 @@ class ExportFormat(str, Enum):
 
 
 class ExportTarget(str, Enum):
-    """A tool other than transformers that a merged export is for."""
+    """A tool other than transformers and PEFT that an export is for."""
 
     gguf = "gguf"
     vllm = "vllm"
+    sglang = "sglang"
 
 
 class ExportCheck(str, Enum):
@@ -26,3 +27,26 @@ class ExportCheck(str, Enum):
     auto = "auto"
     full = "full"
     files = "files"
+
+
+class BlockFormat(str, Enum):
+    """A format of weights in GGUF files, as llama.cpp names it."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q6_k = "q6_k"
+    q5_k = "q5_k"
+    q5_1 = "q5_1"
+    q5_0 = "q5_0"
+    q4_k = "q4_k"
+    q4_0 = "q4_0"
+
+
+class Form(str, Enum):
+    """How a patched model is served."""
+
+    base = "base"
+    """Without its patch."""
+    merged = "merged"
+    lora = "lora"
+    """The patch as an adapter in full precision, beside the base."""

@@ -85,6 +85,7 @@ FISHER_COMPONENTS = Table("fisher_components.parquet", schemas.FISHER_COMPONENTS
 COMPONENT_CONTEXTS = Table("component_contexts.parquet", schemas.COMPONENT_CONTEXTS)
 FLUENCY = Table("fluency.parquet", schemas.FLUENCY)
 TOKEN_SHIFTS = Table("token_shifts.parquet", schemas.TOKEN_SHIFTS)
+SURVIVAL = Table("survival.parquet", schemas.SURVIVAL)
 CONTROL_DRAWS = Table("control_draws.parquet", schemas.CONTROL_DRAWS)
 EVALUATIONS = Table("evaluations.parquet", schemas.EVALUATIONS)
 CONFIRMATIONS = Table("confirmations.parquet", schemas.CONFIRMATIONS)

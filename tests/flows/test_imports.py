@@ -19,7 +19,8 @@ print(*sorted(set(sys.modules) & set(sys.argv[2:])))
 
 
 @pytest.mark.parametrize(
-    "module", ["flows.refresh", "flows.compare", "eigenshift.toxicity.scorers.identity"]
+    "module",
+    ["flows.refresh", "flows.compare", "flows.surviving", "eigenshift.toxicity.scorers.identity"],
 )
 def test_what_is_heavy_is_imported_where_there_is_work(module: str) -> None:
     """They take seconds to import; stages import them when they run (`Stage.work`)."""

@@ -17,7 +17,7 @@ from eigenshift.generation.stages import GENERATE_CONTINUATIONS, GENERATE_LONG
 from eigenshift.patches.requests import PatchRequest
 from eigenshift.patches.stages import FisherKey, FisherPlace
 from eigenshift.pipeline import BY_KIND, STAGES, covers, find_readers, list_redone
-from eigenshift.settings import RefreshSettings, load_preset
+from eigenshift.settings import BlockFormat, RefreshSettings, load_preset
 from eigenshift.stages.inputs import Of
 from eigenshift.stages.keys import Key
 from eigenshift.stages.stage import Bench, Stage
@@ -43,6 +43,9 @@ GIVEN: dict[str, Callable[[RefreshSettings], Any]] = {
     "dataset": lambda _: "demo",
     "datasets": lambda _: ("one", "two"),
     "layer": lambda _: 1,
+    "arm": lambda _: "eigenshift",
+    "formats": lambda _: (BlockFormat.q8_0,),
+    "is_whole": lambda _: False,
     "stream": lambda _: "main",
     "arms": lambda _: ("base",),
     "patched": lambda _: (),

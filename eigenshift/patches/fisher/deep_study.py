@@ -98,7 +98,7 @@ class DeepStudy(Study):
         self._language_model, self._n_terms, self._seed = language_model, n_terms, seed
         self._toxic, self._metric_texts = evidence.toxic, evidence.metric_texts
         self._tokens_per_batch = tokens_per_batch
-        self.layers = list_writers(language_model.model)
+        self.layers = list_writers(language_model.model, with_quantised=True)
         self._meter = CostMeter(
             language_model, evidence.budget_texts, tokens_per_batch=tokens_per_batch
         )

@@ -77,7 +77,8 @@ def test_every_type_is_one_of_transformers(target: ExportTarget) -> None:
 def test_a_loss_comes_with_its_remedy() -> None:
     """Silently lost and refused are both told; where the head is kept nothing is."""
     assert list(list_losses("llama")) == []
-    (gemma2, vllm) = list_losses("gemma2")
+    (gemma2, vllm, sglang) = list_losses("gemma2")
+    assert sglang.startswith("SGLang: SGLang skips that tensor")
     assert gemma2.startswith("GGUF (llama.cpp): the public converter leaves that tensor out")
     assert "--model-impl transformers" in vllm
     assert "is the base again" in next(iter(list_losses("gemma")))
@@ -114,7 +115,8 @@ def test_an_export_warns_or_refuses(
     monkeypatch.setattr("eigenshift.exporting.exports.logger.propagate", True)
     with caplog.at_level(logging.WARNING):
         export_patch(tied.url, None, "merged", tmp_path / "kept")
-    assert "changes the output head" not in caplog.text
+    assert "changes the output head; GGUF" not in caplog.text
+    assert "changes the output head; SGLang" in caplog.text  # it skips GPT-2's
     assert find_fate(ExportTarget.gguf, "gpt2") is Fate.kept
     monkeypatch.setitem(HEAD_FATES[ExportTarget.gguf], "gpt2", Fate.lost)  # type: ignore[misc]
     out = export_patch(tied.url, None, "merged", tmp_path / "lost")
@@ -124,8 +126,8 @@ def test_an_export_warns_or_refuses(
     with pytest.raises(ModelError, match="leaves that tensor out"):
         export_patch(tied.url, None, "merged", tmp_path / "refused", options)
     assert not (tmp_path / "refused").exists()
-    with pytest.raises(SettingsError, match="expected --format merged"):
-        export_patch(tied.url, None, "lora", tmp_path / "refused", options)
+    with pytest.raises(SettingsError, match="expected --format merged or lora"):
+        export_patch(tied.url, None, "patch", tmp_path / "refused", options)
 
 
 def test_arms_that_leave_the_head_alone_are_offered(

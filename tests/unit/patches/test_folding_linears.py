@@ -174,8 +174,8 @@ def test_a_module_that_is_no_linear_layer_is_refused() -> None:
         fold_edit(wrap("llama"), edit)
 
 
-def test_a_layer_without_a_float_weight_is_hooked_only() -> None:
-    """Codes cannot be changed in place; the patch says so and can still be measured."""
+def test_a_product_stands_beside_a_layer_without_a_float_weight() -> None:
+    """Codes cannot be changed in place; the patch says beside which layer it runs."""
     model = make_architecture("llama")
     language_model = wrap_model(model, StubTokenizer(), model_id="llama", digest="d")
     name = "model.layers.0.mlp.down_proj"
@@ -197,6 +197,6 @@ def test_a_layer_without_a_float_weight_is_hooked_only() -> None:
     with pytest.raises(FoldingError, match=r"probably quantised\. Load the model unquantised"):
         fold_edit(language_model, edit)
     patch = make_patch(language_model, edit, model_id="tiny", intervention="test")
-    assert "expected a module with a floating-point weight" in (patch.description.obstacle or "")
+    assert (patch.description.beside, patch.description.obstacle) == ((name,), None)
     with patched_model(language_model, patch):
         assert_near(run(model), expected, TOLERANCE)
