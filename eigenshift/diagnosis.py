@@ -34,6 +34,7 @@ from eigenshift.datasets.reading import digest_source
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
 from eigenshift.model.loading import check_weight_names, find_class_name
+from eigenshift.model.resources import measure_free_memory
 from eigenshift.settings import (
     ModelSettings,
     RefreshSettings,
@@ -194,24 +195,6 @@ def check_memory() -> Finding:
     if free < MIN_MEMORY_BYTES:
         detail += f"; expected at least {_show_bytes(MIN_MEMORY_BYTES)} for the demo"
     return Finding("memory", free >= MIN_MEMORY_BYTES, detail)
-
-
-def measure_free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory a new process could use, a container's limit included; None if unknown."""
-    found = []
-    try:
-        text = (root / "proc/meminfo").read_text(encoding="ascii")
-        found.append(int(text.partition("MemAvailable:")[2].split()[0]) * 1024)
-    except (OSError, ValueError, IndexError):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    group = root / "sys/fs/cgroup"
-    try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):  # no such group, or its limit is the word "max"
-        pass
-    return max(0, min(found)) if found else None
 
 
 def check_gpu() -> Finding:

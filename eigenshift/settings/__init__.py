@@ -51,7 +51,7 @@ from eigenshift.settings.evaluation import (
     ScorerQualitySettings,
     TuneSettings,
 )
-from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
+from eigenshift.settings.execution import ExecutionSettings, Overlap, Placement, Runner
 from eigenshift.settings.exporting import ExportCheck, ExportFormat, ExportTarget
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
 from eigenshift.settings.generation import (
@@ -130,6 +130,7 @@ __all__ = [
     "ModelSettings",
     "NgramChoice",
     "Overlap",
+    "Placement",
     "PatchSettings",
     "PlainScorerSettings",
     "Pooling",
