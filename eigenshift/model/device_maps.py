@@ -116,6 +116,7 @@ def plan_division(skeleton: Any, placement: Placement, *, is_causal: bool = True
         places = _fill(skeleton, budgets, is_causal)
     if is_causal:
         _check_head(skeleton, places)
+    places |= _unite_shared(skeleton, places)
     _check_blocks(skeleton, places)
     main = find_main(places.values())
     return Division(
@@ -317,6 +318,24 @@ def _check_head(skeleton: Any, places: Mapping[str, Place]) -> None:
             f"memory or are one head, found {', '.join(show_place(places[part]) for part in parts)}"
             f". Put them all on {show_place(own)}."
         )
+
+
+def _unite_shared(skeleton: Any, places: Mapping[str, Place]) -> dict[str, Place]:
+    """Tensors under several names (T5's embedding) that are at several places -> the first one.
+
+    One that is computed with goes before others: what is in memory under one name cannot be read
+    from disk under another.
+    """
+    main = find_main(places.values())
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return {
+        name: min((places[other] for other in group), key=lambda place: is_offloaded(place, main))
+        for group in names.values()
+        if len({places[other] for other in group}) > 1
+        for name in group
+    }
 
 
 def _check_blocks(skeleton: Any, places: Mapping[str, Place]) -> None:
