@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -140,7 +141,9 @@ def load_text_model(settings: ModelSettings, device: str | Placement = "auto") -
         if key not in _loaded:
             if len(_loaded) >= MAX_LOADED_MODELS:
                 _forget(len(_loaded) - MAX_LOADED_MODELS + 1)
-            division = _divide(identity, settings, placement)
+            division = None
+            if placement.device_map is not None:
+                division = find_division(settings, placement, identity.folder)
             logger.info("model loading: id=%s device=%s dtype=%s", identity.id, place, key[1])
             model, kind = _load_weights(
                 identity, settings.dtype, place, division, placement.offload_folder
@@ -293,26 +296,27 @@ def _prepare(model: Any) -> None:
     fuse_activations(model)
 
 
-def find_division(settings: ModelSettings, placement: Placement) -> Division | None:
-    """Where the parts of a model would be, None if it is not to be divided. Nothing is loaded.
+def find_division(
+    settings: ModelSettings, placement: Placement, folder: Path | None = None
+) -> Division:
+    """Where the parts of a divided model would be, from its configuration; nothing is loaded.
+
+    Args:
+        settings: Which model, at which precision.
+        placement: Whose `device_map` is set.
+        folder: With its configuration; None: where the model is found.
 
     Raises:
         ModelError: Its files are not there, or its structure is not understood.
         SettingsError: It cannot be divided as asked.
     """
-    return _divide(identify_model(settings), settings, placement)
-
-
-def _divide(
-    identity: ModelIdentity, settings: ModelSettings, placement: Placement
-) -> Division | None:
-    if placement.device_map is None:
-        return None
-    is_causal = find_kind(_read_config(identity)) is ModelKind.causal
+    place = identify_model(settings).folder if folder is None else folder
     try:
-        skeleton = build_skeleton(identity.folder, is_causal=is_causal)
+        config = AutoConfig.from_pretrained(str(place), trust_remote_code=False)
+        is_causal = find_kind(config) is ModelKind.causal
+        skeleton = build_skeleton(place, is_causal=is_causal)
     except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
-        raise ModelError(_explain_load_error(identity.id, error)) from error
+        raise ModelError(_explain_load_error(settings.id, error)) from error
     if settings.dtype != "auto":
         skeleton = skeleton.to(getattr(torch, settings.dtype))
     return plan_division(skeleton, placement, is_causal=is_causal)

@@ -81,7 +81,7 @@ class ExecutionSettings(Placement):
         0.0,
         ge=0,
         description="Dask and Ray: GPUs that a task which runs a model claims; below 1, tasks "
-        "share one.",
+        "share one; as many as device_map divides it over.",
     )
     overlap: Overlap = Field(
         Overlap.queue,
