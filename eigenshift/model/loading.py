@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from eigenshift.base.errors import ModelError
+from eigenshift.model.batching import is_out_of_memory
 from eigenshift.model.chat import ChatFormat
 from eigenshift.model.classes import choose_auto_class, find_class
 from eigenshift.model.device_maps import Division, plan_division
@@ -154,7 +155,13 @@ def load_text_model(settings: ModelSettings, device: str | Placement = "auto") -
                 wrap: Any = partial(wrap_model, chat=chat)
             else:
                 wrap = partial(wrap_encoder, kind=kind)
-            _loaded[key] = wrap(model, tokenizer, model_id=identity.id, digest=identity.digest)
+            try:
+                found = wrap(model, tokenizer, model_id=identity.id, digest=identity.digest)
+            except RuntimeError as error:
+                if not is_divided(model) or is_out_of_memory(error):
+                    raise
+                raise ModelError(_explain_not_divisible(identity.id, model, error)) from error
+            _loaded[key] = found
         return _loaded[key]
 
 
@@ -482,6 +489,18 @@ def _explain_load_error(model_id: str, error: Exception) -> str:
         f"{model_id}: expected a causal language model that transformers can load, found "
         f"{type(error).__name__}: {reason} The files are damaged, or need a newer transformers or "
         "an extra package. Fetch the model again or upgrade."
+    )
+
+
+def _explain_not_divisible(model_id: str, model: Any, error: Exception) -> str:
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    return (
+        f"{model_id}: expected {type(model).__name__} to run with the parts that "
+        f"execution.device_map puts elsewhere, found {type(error).__name__}: "
+        f"{str(error).strip().splitlines()[0]} Its code asks a weight that is not there for its "
+        f"device. Keep {name} where the head is, and more if that is not enough, or leave "
+        "execution.device_map empty."
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from eigenshift.base.errors import ModelError
 from eigenshift.detection.pooling import pool_texts
 from eigenshift.evaluation.reload_check import check_reload
 from eigenshift.model.description import describe_model
@@ -34,7 +35,13 @@ from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.patching import make_patch
 from eigenshift.settings import ModelSettings, Placement, Pooling, Site, SitePooling
 from eigenshift.store.workspace import Workspace
-from tests.support.architectures import change_linears, damp_head, make_architecture
+from tests.support.architectures import (
+    MORE,
+    change_linears,
+    damp_head,
+    make_architecture,
+    make_random_model,
+)
 from tests.support.divided_models import map_trunk_to_disk
 
 TOKENS = [[5, 9, 13, 17, 21], [7, 3, 40]]
@@ -206,6 +213,24 @@ def test_encoders_are_divided_too(tmp_path: Path, tiny_tokenizer: Any, name: str
     )
     for key, array in values[0].items():
         np.testing.assert_array_equal(values[1][key], array)
+
+
+def test_code_that_asks_a_weight_for_its_device_is_refused_with_what_to_keep(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """Llama 4 asks its embedding; kept in memory it runs."""
+    model = make_random_model("Llama4TextConfig", MORE["Llama4TextConfig"])
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    settings = ModelSettings(id=str(tmp_path))
+    expected = compute_logits(load_model(settings, "cpu"))
+    placement = put_on_disk(model)
+    with pytest.raises(ModelError, match=r"Keep model\.embed_tokens where the head is"):
+        load_model(settings, placement)
+    kept = {**map_trunk_to_disk(model), "model.embed_tokens": "cpu"}
+    divided = load_model(settings, Placement(device="cpu", device_map=kept))
+    for found, logits in zip(compute_logits(divided), expected, strict=True):
+        assert torch.equal(found, logits)
 
 
 def test_places_are_told_in_a_line() -> None:
