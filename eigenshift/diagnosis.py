@@ -25,7 +25,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
-from eigenshift.base.errors import DatasetError
+from eigenshift.base.errors import DatasetError, ModelError, SettingsError
 from eigenshift.base.findings import Finding
 from eigenshift.base.machine import count_cores
 from eigenshift.benchmarks.tasks import find_version, require_tasks
@@ -362,10 +362,7 @@ def check_model_memory(settings: ModelSettings, placement: Placement) -> Finding
         return Finding(name, True, detail)
     detail += f", {_show_bytes(free)} available on {place}"
     if needed > free:
-        detail += (
-            "; set model.dtype: bfloat16, execution.device_map: auto (docs/devices.md), or use a "
-            "larger machine"
-        )
+        detail += f"; set model.dtype: bfloat16, use a larger machine, or {_suggest(settings)}"
     return Finding(name, needed <= free, detail)
 
 
@@ -386,18 +383,34 @@ def check_division(settings: ModelSettings, placement: Placement) -> Finding:
         for place, n_bytes in division.n_bytes.items()
         if (free := _measure_free(place)) is not None and n_bytes > free
     ]
-    parts = [_describe_place(division, place) for place in sorted(division.n_bytes, key=str)]
-    detail = f"as {settings.dtype}: {'; '.join(parts)}"
+    detail = f"as {settings.dtype}: {_describe_places(division)}"
     if short:
         detail += (
             f"; too much on {', '.join(short)}: move modules in execution.device_map, or set it "
             "to auto"
         )
     elif not division.is_whole:
-        kept = [show_place(p) for p in sorted(division.n_bytes, key=str) if division.is_offloaded(p)]
+        kept = [
+            show_place(p) for p in sorted(division.n_bytes, key=str) if division.is_offloaded(p)
+        ]
         if kept:
             detail += f"; read from {' and '.join(kept)} in every pass, which is slow"
     return Finding("model in memory", not short, detail)
+
+
+def _suggest(settings: ModelSettings) -> str:
+    """What dividing a model that does not fit would bring."""
+    suggestion = "execution.device_map: auto"
+    try:
+        division = find_division(settings, Placement(device_map="auto"))
+    except (ModelError, SettingsError) as error:
+        return f"{suggestion}, which does not work yet: {error}"
+    return f"{suggestion} ({_describe_places(division)})"
+
+
+def _describe_places(division: Division) -> str:
+    places = sorted(division.n_bytes, key=str)
+    return "; ".join(_describe_place(division, place) for place in places)
 
 
 def _describe_place(division: Division, place: Place) -> str:

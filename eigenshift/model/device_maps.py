@@ -224,7 +224,7 @@ def _fill(skeleton: Any, budgets: Mapping[Place, int], is_causal: bool) -> dict[
     if is_offloaded(places[f"{name}.weight"], main):
         # filled from the front, the head came last: its room on the first place is taken first
         parts = _list_head_parts(skeleton, name, head)
-        n_bytes = sum(_count_bytes(skeleton, {part: main for part in parts}).values())
+        n_bytes = sum(_count_bytes(skeleton, dict.fromkeys(parts, main)).values())
         if n_bytes > allowed.get(main, 0):
             raise SettingsError(
                 f"execution.device_map: expected room for the output head on {show_place(main)} "

@@ -198,9 +198,7 @@ def use_text_model(
 
 
 @contextmanager
-def use_model(
-    settings: ModelSettings, device: str | Placement = "auto"
-) -> Iterator[LanguageModel]:
+def use_model(settings: ModelSettings, device: str | Placement = "auto") -> Iterator[LanguageModel]:
     """Load a causal language model and have it to oneself, as `use_text_model`.
 
     Raises:

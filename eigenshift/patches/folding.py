@@ -69,10 +69,7 @@ def fold_edit(language_model: LanguageModel, edit: ModelEdit) -> dict[str, Tenso
     """
     model, head = language_model.model, language_model.head
     folds = plan_folds(model, edit, head_name=head.name, preceding_module=head.preceding_module)
-    return {
-        name: _fold_parameter(model, name, fold)
-        for name, fold in folds.items()
-    }
+    return {name: _fold_parameter(model, name, fold) for name, fold in folds.items()}
 
 
 def plan_folds(

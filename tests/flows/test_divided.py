@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +31,20 @@ def list_files(store: str) -> dict[tuple[str, str, str], str]:
 
 
 @pytest.mark.slow
-def test_a_refresh_with_the_trunk_on_disk_finds_the_same(load_small: Load, tmp_path: Path) -> None:
+def test_a_refresh_with_the_trunk_on_disk_finds_the_same(
+    load_small: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Every file of every artifact, of a run with an edit of every layer: byte for byte."""
+    caplog.set_level(logging.INFO, "eigenshift")
     stores = [str(tmp_path / name) for name in ("whole", "divided")]
     for store, more in zip(stores, ((), (TRUNK_ON_DISK,)), strict=True):
-        settings = load_small(*DEEP, *more, f"store={store}", "gate.check_reload=true")
-        refresh_plainly(settings)
+        caplog.clear()
+        refresh_plainly(load_small(*DEEP, *more, f"store={store}"))
+        is_divided = "model divided: disk: transformer.wpe, transformer.h" in caplog.text
+        assert is_divided == bool(more)
     expected, found = (list_files(store) for store in stores)
+    assert {"patch", "continuations", "fluency", "neurons", "fisher_components"} <= {
+        kind for kind, _, _ in found
+    }
     assert found.keys() == expected.keys()
     assert {name for name in found if found[name] != expected[name]} == set()

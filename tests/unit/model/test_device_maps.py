@@ -155,7 +155,7 @@ def test_an_encoder_has_no_head_to_keep() -> None:
 
 
 def test_an_unknown_module_is_refused_with_those_like_it() -> None:
-    """accelerate warns and goes on."""
+    """Accelerate warns and goes on."""
     with pytest.raises(SettingsError, match=r"found 'model\.layer\.3'.*model\.layers\.3"):
         plan(device_map={"": "cpu", "model.layer.3": "disk"})
 
@@ -233,7 +233,5 @@ def test_the_first_gpu_computes_what_is_kept_elsewhere() -> None:
 def test_layers_that_follow_one_another_are_shown_as_a_range() -> None:
     """As a person would say it."""
     names = ["model.embed", *(f"model.layers.{n}" for n in (0, 1, 2, 5)), "lm_head", "h.0"]
-    assert show_modules(names) == (
-        "model.embed, model.layers.0 to 2, model.layers.5, lm_head, h.0"
-    )
+    assert show_modules(names) == ("model.embed, model.layers.0 to 2, model.layers.5, lm_head, h.0")
     assert show_modules([""]) == "all"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,15 @@ from eigenshift.model.divided import (
 )
 from eigenshift.model.encoding import ReadText
 from eigenshift.model.forward import iterate_head_states
-from eigenshift.model.gradients import Traffic, run_backward
+from eigenshift.model.gradients import run_backward
 from eigenshift.model.heads import digest_tensor
+from eigenshift.model.layers import list_layers
 from eigenshift.model.loading import LanguageModel, wrap_model
 from eigenshift.model.taps import find_taps, list_sites
-from eigenshift.model.layers import list_layers
 from eigenshift.model.writers import list_writers
-from eigenshift.patches.edits import LinearEdit, LogitEdit, ModelEdit
+from eigenshift.patches.edits import LogitEdit, ModelEdit
 from eigenshift.patches.folding import run_hooked
+from eigenshift.patches.interventions.labelled_states import list_norms
 from eigenshift.patches.patching import apply_patch, make_patch, patched_model
 from eigenshift.settings import Pooling, SamplingSettings, SitePooling
 from tests.support.architectures import (
@@ -64,8 +64,10 @@ Pair = tuple[LanguageModel, LanguageModel]
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A model, and its copy with the trunk on disk."""
     name = request.param
-    made = make_architecture(name) if name in ("gpt2", "llama", "gemma2", "mixtral", "opt") else (
-        make_random_model(name, MORE[name])
+    made = (
+        make_architecture(name)
+        if name in ("gpt2", "llama", "gemma2", "mixtral", "opt")
+        else (make_random_model(name, MORE[name]))
     )
     whole = wrap_model(made, StubTokenizer(), model_id=name, digest=name)
     return whole, divide(whole, tmp_path_factory.mktemp("offloaded"))
@@ -148,7 +150,7 @@ def test_generation_with_the_same_keys_says_the_same(pair: Pair) -> None:
 
 
 def make_edits(language_model: LanguageModel) -> dict[str, ModelEdit]:
-    """Of the head, of layers that write, of units; the last only where there are some."""
+    """Of the head, of layers that write, of units of MLPs and norms, as far as there are some."""
     writers = list(list_writers(language_model.model))
     edits = {"head": damp_head(language_model, 0.5)}
     if writers:
@@ -156,6 +158,7 @@ def make_edits(language_model: LanguageModel) -> dict[str, ModelEdit]:
     units = list_mlp_layers(language_model)
     if units:
         edits["units"] = scale_units(language_model, units)
+        edits["norms"] = scale_units(language_model, list_norms(language_model))
     return edits
 
 

@@ -22,7 +22,6 @@ from eigenshift.model.encoding import ReadText
 from eigenshift.model.files import identify_model
 from eigenshift.model.loading import (
     MAX_LOADED_MODELS,
-    LanguageModel,
     TextModel,
     forget_models,
     load_model,
@@ -63,9 +62,7 @@ def put_on_disk(model: Any, **more: Any) -> Placement:
 @torch.inference_mode()
 def compute_logits(language_model: TextModel) -> list[torch.Tensor]:
     """Of each sequence by itself."""
-    return [
-        language_model.model(input_ids=torch.tensor([tokens])).logits for tokens in TOKENS
-    ]
+    return [language_model.model(input_ids=torch.tensor([tokens])).logits for tokens in TOKENS]
 
 
 def list_kept(text_model: TextModel) -> list[str]:
