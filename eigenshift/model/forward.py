@@ -52,8 +52,8 @@ def capture_head_states(
 
     Holds the model's lock. Each entry is one forward pass, shape (batch, position, hidden), dtype
     of the model, on the device of its head; when `generate` keeps a cache, position is 1 after the
-    first pass. With `skip_logits` the head is applied to the last position only, which saves most of its work
-    and a tensor of (batch, position, vocab).
+    first pass. With `skip_logits` the head is applied to the last position only, which saves most
+    of its work and a tensor of (batch, position, vocab).
     """
     states: list[Tensor] = []
 
