@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eigenshift.evaluation.stages import RELOAD_NAME, ReloadInputs, ReloadKey
-from eigenshift.model.divided import find_device, read_parameter
+from eigenshift.model.divided import find_device, is_divided, read_parameter
 from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel, forget_models, load_model
@@ -29,6 +29,7 @@ from eigenshift.store.scratch import scratch_folder
 from eigenshift.store.workspace import Workspace
 
 N_PROMPTS = 4
+SHARD_SIZE = "5GB"
 MAX_TOKENS = 64
 TOLERANCE = 1e-5
 COARSE_TOLERANCE = 1e-2
@@ -129,10 +130,15 @@ def _save_patched(
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Attempting to save a model with offload")
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, **_choose_shards(model))
         finally:
             applied.undo()
     return _Saved(sequences, logits, embedding, Arrangement.of(model))
+
+
+def _choose_shards(model: Any) -> dict[str, str]:
+    """A shard of a divided model is put together in memory: not the 50 GB of transformers."""
+    return {"max_shard_size": SHARD_SIZE} if is_divided(model) else {}
 
 
 def _digest_embedding(model: Any) -> str:

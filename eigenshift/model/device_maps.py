@@ -124,12 +124,12 @@ def plan_division(skeleton: Any, placement: Placement, *, is_causal: bool = True
     )
 
 
-def parse_place(text: str, *, is_checked: bool = True) -> Place:
+def parse_place(text: str, setting: str = "execution.device_map") -> Place:
     """A place from a setting's text, "1" as "cuda:1".
 
     Args:
-        text: As in `execution.device_map`.
-        is_checked: Refuse a GPU that is not there.
+        text: As in the setting.
+        setting: Which it is, for errors.
 
     Raises:
         SettingsError: There is no such device.
@@ -137,9 +137,7 @@ def parse_place(text: str, *, is_checked: bool = True) -> Place:
     if text in (CPU, DISK):
         return text
     name = f"cuda:{text}" if text.isdigit() else text
-    if is_checked:
-        name = str(resolve_device(name, "execution.device_map"))
-    return int(name.partition(":")[2] or 0)
+    return int(str(resolve_device(name, setting)).partition(":")[2] or 0)
 
 
 def parse_amount(text: str) -> int:
@@ -177,7 +175,10 @@ def show_modules(names: Iterable[str]) -> str:
 def _find_budgets(placement: Placement) -> dict[Place, int]:
     """Bytes of weights that are allowed at each place, GPUs first."""
     if placement.max_memory is not None:
-        told = {parse_place(text): parse_amount(n) for text, n in placement.max_memory.items()}
+        told = {
+            parse_place(text, "execution.max_memory"): parse_amount(amount)
+            for text, amount in placement.max_memory.items()
+        }
         return {place: told[place] for place in sorted(told, key=_rank)}
     budgets: dict[Place, int] = {}
     if resolve_device(placement.device).type == "cuda":
@@ -361,8 +362,7 @@ def _gather(
 ) -> Iterator[tuple[str, Place]]:
     """The largest modules that are at one place each.
 
-    All on the way down are named, since transformers takes what begins with a name for part of it:
-    layers.10 for part of layers.1.
+    Whatever is beside them is named too: accelerate has no place within a place.
     """
     prefix = f"{name}." if name else ""
     inside = [tensor for tensor in places if tensor.startswith(prefix)]

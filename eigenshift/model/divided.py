@@ -108,6 +108,7 @@ def swap_parameter(model: Any, name: str, value: Tensor | Held) -> Held:
     module = model.get_submodule(module_name)
     former: nn.Parameter = getattr(module, attribute)
     if former.device.type != "meta":
+        assert isinstance(value, Tensor)  # noqa: S101 - it was in memory before, too
         given = value if isinstance(value, nn.Parameter) else nn.Parameter(value, False)
         setattr(module, attribute, given)
         return former

@@ -209,6 +209,8 @@ def test_a_gpu_that_is_not_there_is_refused_by_the_setting() -> None:
     """Not by execution.device."""
     with pytest.raises(SettingsError, match=r"^execution\.device_map: .*cuda:3"):
         plan(device_map={"": "cpu", "model.layers.1": 3})
+    with pytest.raises(SettingsError, match=r"^execution\.max_memory: .*cuda:3"):
+        plan(device_map="auto", max_memory={3: "1GB"})
 
 
 @pytest.mark.usefixtures("four_gpus")
