@@ -1,4 +1,4 @@
-"""Models in memory, divided: their trunks on disk, their heads where they are computed."""
+"""Models in memory, divided, as a rule with their trunks on disk."""
 
 from __future__ import annotations
 
@@ -28,12 +28,20 @@ def map_trunk_to_disk(model: Any) -> dict[str, str]:
     return {"": "disk", **dict.fromkeys(name_head_parts(model), "cpu")}
 
 
-def divide(language_model: LanguageModel, folder: Path) -> LanguageModel:
-    """A copy whose trunk is on disk, in `folder`; the model itself is left as it is."""
+def divide(
+    language_model: LanguageModel, folder: Path, device_map: dict[str, str] | None = None
+) -> LanguageModel:
+    """A divided copy; the model itself is left as it is.
+
+    Args:
+        language_model: Undivided.
+        folder: For what is on disk.
+        device_map: As in the settings; None: all but the head is on disk.
+    """
     from accelerate import dispatch_model
 
-    model = deepcopy(language_model.model)
-    placement = Placement(device="cpu", device_map=map_trunk_to_disk(model))
+    model = deepcopy(language_model.model).cpu()
+    placement = Placement(device="cpu", device_map=device_map or map_trunk_to_disk(model))
     division = plan_division(model, placement)
     dispatch_model(
         model,

@@ -113,38 +113,41 @@ def test_states_and_logits_are_the_undivided_models(pair: Pair) -> None:
     assert torch.equal(compute_logits(divided), compute_logits(whole))
 
 
-def test_pooled_activations_are_the_undivided_models(pair: Pair) -> None:
+def pool_all(language_model: LanguageModel) -> dict[tuple[int, str], np.ndarray[Any, Any]]:
     """Every site of every layer, every pooling."""
-    whole, divided = pair
-    values = []
-    for language_model in pair:
-        blocks = list_layers(language_model.model)
-        taps = find_taps(language_model.model, list(list_sites(blocks[0], 0)), None)
-        sites = {tap.site for tap in taps}
-        chosen = [SitePooling(site=s, pooling=p) for s in sorted(sites) for p in Pooling]
-        texts = [ReadText(tokens, slice(1, len(tokens))) for tokens in SEQUENCES]
-        values.append(pool_texts(language_model, taps, texts, chosen, 24))
-    expected, found = values
+    blocks = list_layers(language_model.model)
+    taps = find_taps(language_model.model, list(list_sites(blocks[0], 0)), None)
+    sites = sorted({tap.site for tap in taps})
+    chosen = [SitePooling(site=site, pooling=pooling) for site in sites for pooling in Pooling]
+    texts = [ReadText(tokens, slice(1, len(tokens))) for tokens in SEQUENCES]
+    return pool_texts(language_model, taps, texts, chosen, 24)
+
+
+def test_pooled_activations_are_the_undivided_models(pair: Pair) -> None:
+    """Whatever is read."""
+    expected, found = map(pool_all, pair)
     assert list(found) == list(expected)
     for key, array in expected.items():
         np.testing.assert_array_equal(found[key], array)
-    assert divided.entry_device == whole.device
 
 
-def test_generation_with_the_same_keys_says_the_same(pair: Pair) -> None:
-    """The base and a patched head side by side, from the cache where there is one."""
+def generate(language_model: LanguageModel) -> list[list[list[int]]]:
+    """Continuations by the base, a patched head and moved logits, side by side."""
     settings = SamplingSettings(n_samples=2, n_tokens=6)
     keys = np.stack(
         [draw_keys(0, "main", f"p{row}", sample, 6) for row in range(3) for sample in range(2)]
     )
-    found = []
-    for language_model in pair:
-        filtered = LogitEdit.add_product(
-            9.0 * torch.eye(VOCAB, 1).roll(7), torch.ones(language_model.head.hidden, 1)
-        )
-        edits = [ModelEdit(), damp_head(language_model, 0.2), ModelEdit(logits=filtered)]
-        arms = [HeadBranch(edit, keys) for edit in edits]
-        found.append(sample_batch(language_model, SEQUENCES[:3], arms, settings))
+    filtered = LogitEdit.add_product(
+        9.0 * torch.eye(VOCAB, 1).roll(7), torch.ones(language_model.head.hidden, 1)
+    )
+    edits = [ModelEdit(), damp_head(language_model, 0.2), ModelEdit(logits=filtered)]
+    arms = [HeadBranch(edit, keys) for edit in edits]
+    return sample_batch(language_model, SEQUENCES[:3], arms, settings)
+
+
+def test_generation_with_the_same_keys_says_the_same(pair: Pair) -> None:
+    """From the cache where there is one."""
+    found = [generate(language_model) for language_model in pair]
     assert found[1] == found[0]
     assert found[0][0] != found[0][2]
 
@@ -199,30 +202,30 @@ def test_hooked_edits_give_the_undivided_models_logits(pair: Pair) -> None:
     assert torch.equal(compute_logits(divided), compute_logits(whole))
 
 
-def test_derivatives_are_the_undivided_models(pair: Pair) -> None:
+def differentiate(
+    language_model: LanguageModel,
+) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     """What every writer saw and what came back to it."""
+    seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
-    def measure(language_model: LanguageModel) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-        seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    def start() -> Any:
+        seen.clear()
+        return lambda traffic: seen.append((traffic.name, traffic.inputs, traffic.gradients))
 
-        def start() -> Any:
-            seen.clear()
-            return lambda traffic: seen.append((traffic.name, traffic.inputs, traffic.gradients))
+    def objective(_: list[int], logits: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(logits.float(), -1)[..., 5].sum()
 
-        def objective(_: list[int], logits: torch.Tensor) -> torch.Tensor:
-            return torch.log_softmax(logits.float(), -1)[..., 5].sum()
+    layers = list_writers(language_model.model)
+    run_backward(language_model, SEQUENCES, objective, layers, start, tokens_per_batch=16)
+    return seen
 
-        layers = list_writers(language_model.model)
-        run_backward(language_model, SEQUENCES, objective, layers, start, tokens_per_batch=16)
-        return seen
 
-    expected, found = (measure(language_model) for language_model in pair)
+def test_derivatives_are_the_undivided_models(pair: Pair) -> None:
+    """In the same order."""
+    expected, found = map(differentiate, pair)
     assert [name for name, _, _ in found] == [name for name, _, _ in expected]
-    for (_, inputs, gradients), (_, other_inputs, other_gradients) in zip(
-        expected, found, strict=True
-    ):
-        assert torch.equal(other_inputs, inputs)
-        assert torch.equal(other_gradients, gradients)
+    for (_, *tensors), (_, *others) in zip(expected, found, strict=True):
+        assert all(map(torch.equal, tensors, others))
 
 
 class Watched(dict[str, torch.Tensor]):
@@ -290,3 +293,33 @@ def test_a_layer_in_memory_is_computed_where_it_is() -> None:
     """An undivided module has no hooks: the device of its weights."""
     assert find_device(nn.Linear(2, 2)) == CPU
     assert find_device(nn.Linear(2, 2, device="meta")).type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("name", "blocks"), [("gpt2", "transformer.h"), ("llama", "model.layers")])
+def test_blocks_in_memory_and_on_disk_are_computed_on_the_gpu(
+    name: str, blocks: str, tmp_path: Path
+) -> None:
+    """Activations, continuations, derivatives and patches of the model that is whole on it."""
+    made = make_architecture(name).to("cuda:0")
+    whole = wrap_model(made, StubTokenizer(), model_id=name, digest=name)
+    device_map = {"": "0", f"{blocks}.0": "cpu", f"{blocks}.1": "disk"}
+    divided = divide(whole, tmp_path, device_map)
+    assert divided.device == divided.entry_device == torch.device("cuda:0")
+    assert list_gpus(divided.model) == [torch.device("cuda:0")]
+    assert any(is_offloaded_parameter(divided.model, key) for key in list_trunk(divided))
+    pooled = pool_all(divided)
+    for key, array in pool_all(whole).items():
+        np.testing.assert_allclose(pooled[key], array, rtol=1e-5, atol=1e-5)
+    assert generate(divided) == generate(whole)
+    for (_, *tensors), (_, *others) in zip(
+        differentiate(whole), differentiate(divided), strict=True
+    ):
+        for tensor, other in zip(tensors, others, strict=True):
+            torch.testing.assert_close(other, tensor, rtol=1e-4, atol=1e-5)
+    for edit in make_edits(whole).values():
+        patches = [
+            make_patch(one, edit, model_id="m", intervention="x") for one in (whole, divided)
+        ]
+        assert patches[1].description == patches[0].description
