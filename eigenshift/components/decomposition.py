@@ -238,7 +238,7 @@ def write_decomposition(
     settings: ModelSettings,
     head: dict[str, object],
     *,
-    placement: Placement,
+    device: str | Placement,
     n_leading: int | None,
     seed: int,
     workspace: Workspace,
@@ -251,7 +251,7 @@ def write_decomposition(
     Args:
         settings: Which model, at which precision.
         head: The head as `description.describe_model` describes it.
-        placement: Where the model is loaded if it must be.
+        device: Where the model is loaded if it must be.
         n_leading: Decompose only so many components, approximately; None: all, exactly.
         seed: Of the approximation.
         workspace: Receives the file.
@@ -267,7 +267,7 @@ def write_decomposition(
         from eigenshift.model.loading import use_model
 
         logger.info("head decomposition: no tensor of the files is the head; loading the model")
-        with use_model(settings, placement) as language_model:
+        with use_model(settings, device) as language_model:
             source, decomposition = "model", decompose(TensorRows(language_model.head_weight))
     tensors = {
         "sigma": decomposition.sigma,
@@ -321,7 +321,7 @@ def carry_out(
     write_decomposition(
         bench.model,
         bench.artifacts.open(inputs.model).manifest.facts["head"],
-        placement=bench.execution,
+        device=bench.execution,
         n_leading=key.n_decomposed,
         seed=key.seed or 0,
         workspace=workspace,

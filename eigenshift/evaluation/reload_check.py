@@ -40,7 +40,7 @@ def check_reload(
     settings: ModelSettings,
     patch: Patch,
     prompts: Sequence[str],
-    placement: str | Placement,
+    device: str | Placement,
     workspace: Workspace,
 ) -> None:
     """Patch, save, load back, compare; the verdict is in the facts.
@@ -49,7 +49,7 @@ def check_reload(
         settings: Of the base model.
         patch: As released.
         prompts: Texts the patched model was evaluated on; the first few are used.
-        placement: Where the evaluation ran.
+        device: Where the evaluation ran.
         workspace: Receives `reload_check.json`.
 
     Raises:
@@ -57,10 +57,10 @@ def check_reload(
         ComponentError: The patch is for another base.
     """
     forget_models()  # the base must come from its files, and nobody else may see it patched
-    offload_folder = None if isinstance(placement, str) else placement.offload_folder
+    offload_folder = None if isinstance(device, str) else device.offload_folder
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
         try:
-            saved = _save_patched(load_model(settings, placement), patch, prompts, folder)
+            saved = _save_patched(load_model(settings, device), patch, prompts, folder)
         finally:
             forget_models()  # room for the copy that is loaded back
         reloaded = load_copy(saved.arrangement, folder, offload_folder)
