@@ -30,6 +30,7 @@ from eigenshift.store.workspace import Workspace
 
 N_PROMPTS = 4
 SHARD_SIZE = "5GB"
+"""Of the files a divided model is saved in."""
 MAX_TOKENS = 64
 TOLERANCE = 1e-5
 COARSE_TOLERANCE = 1e-2

@@ -7,7 +7,6 @@ and no code of the model's author runs. Where the files are and which model they
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from eigenshift.base.errors import ModelError
-from eigenshift.model.batching import is_out_of_memory
+from eigenshift.model.batching import free_memory, is_out_of_memory
 from eigenshift.model.chat import ChatFormat
 from eigenshift.model.classes import choose_auto_class, find_class
 from eigenshift.model.device_maps import Division, plan_division
@@ -221,7 +220,7 @@ def _forget(n_models: int) -> None:
     has_cycles = any(is_divided(text_model.model) for text_model in dropped)
     del dropped
     if has_cycles:  # a divided model's modules hold themselves: nothing else would free it now
-        gc.collect()
+        free_memory()
 
 
 def wrap_model(
