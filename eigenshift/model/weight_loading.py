@@ -60,7 +60,7 @@ def load_weights(
         Path(offload_folder).mkdir(parents=True, exist_ok=True)
     # nobody shares it, since its files have the names of parameters; removed with the model
     kept = tempfile.TemporaryDirectory(prefix=PREFIX, dir=offload_folder or scratch_folder())
-    with _without_warnings():
+    with without_warnings():
         found = model_class.from_pretrained(
             folder, device_map=dict(division.places), offload_folder=kept.name, **named
         )
@@ -127,7 +127,7 @@ def _get_model(found: Any) -> Any:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Without accelerate's warnings of what was asked for."""
     noisy = logging.getLogger("accelerate.big_modeling")
     level = noisy.level

@@ -40,7 +40,7 @@ def test_a_refresh_with_the_trunk_on_disk_finds_the_same(
     for store, more in zip(stores, ((), (TRUNK_ON_DISK,)), strict=True):
         caplog.clear()
         refresh_plainly(load_small(*DEEP, *more, f"store={store}"))
-        is_divided = "model divided: disk: transformer.wpe, transformer.h" in caplog.text
+        is_divided = "; disk: transformer.wpe, transformer.h, transformer.ln_f" in caplog.text
         assert is_divided == bool(more)
     expected, found = (list_files(store) for store in stores)
     assert {"patch", "continuations", "fluency", "neurons", "fisher_components"} <= {

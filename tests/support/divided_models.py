@@ -9,6 +9,7 @@ from typing import Any
 from eigenshift.model.device_maps import plan_division
 from eigenshift.model.heads import find_head
 from eigenshift.model.loading import LanguageModel, wrap_model
+from eigenshift.model.weight_loading import without_warnings
 from eigenshift.settings import Placement
 
 
@@ -43,12 +44,13 @@ def divide(
     model = deepcopy(language_model.model).cpu()
     placement = Placement(device="cpu", device_map=device_map or map_trunk_to_disk(model))
     division = plan_division(model, placement)
-    dispatch_model(
-        model,
-        dict(division.places),
-        offload_dir=str(folder),
-        skip_keys=model._skip_keys_device_placement,
-    )
+    with without_warnings():
+        dispatch_model(
+            model,
+            dict(division.places),
+            offload_dir=str(folder),
+            skip_keys=model._skip_keys_device_placement,
+        )
     return wrap_model(
         model,
         language_model.tokenizer,
