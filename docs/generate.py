@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from types import GenericAlias, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import pyarrow as pa
@@ -188,10 +188,17 @@ def fill_parts(path: Path, text: str) -> str:
 
 
 def _show_type(annotation: Any) -> str:
-    annotation = _drop_metadata(annotation)
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    text = _name_type(_drop_metadata(annotation))
     text = re.sub(r"\b(typing|annotated_types|eigenshift\.settings\.\w+)\.", "", text)
     return f"`{text}`".replace("|", "\\|")
+
+
+def _name_type(annotation: Any) -> str:
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(map(_name_type, get_args(annotation)))
+    if annotation is NoneType:
+        return "None"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def _drop_metadata(annotation: Any) -> Any:
@@ -200,8 +207,9 @@ def _drop_metadata(annotation: Any) -> Any:
         return _drop_metadata(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return reduce(or_, map(_drop_metadata, get_args(annotation)))
-    if get_origin(annotation) is tuple:
-        return GenericAlias(tuple, tuple(map(_drop_metadata, get_args(annotation))))
+    origin = get_origin(annotation)
+    if origin in (tuple, dict):
+        return GenericAlias(origin, tuple(map(_drop_metadata, get_args(annotation))))
     return annotation
 
 

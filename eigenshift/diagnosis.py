@@ -25,17 +25,20 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
-from eigenshift.base.errors import DatasetError
+from eigenshift.base.errors import DatasetError, ModelError, SettingsError
 from eigenshift.base.findings import Finding
 from eigenshift.base.machine import count_cores
 from eigenshift.benchmarks.tasks import find_version, require_tasks
 from eigenshift.datasets.containers import Container
 from eigenshift.datasets.reading import digest_source
+from eigenshift.model.device_maps import CPU, Division, Place, show_modules, show_place
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
-from eigenshift.model.loading import check_weight_names, find_class_name
+from eigenshift.model.loading import check_weight_names, find_class_name, find_division
+from eigenshift.model.resources import measure_free_memory
 from eigenshift.settings import (
     ModelSettings,
+    Placement,
     RefreshSettings,
     ScorerKind,
     ScorerSettings,
@@ -123,7 +126,7 @@ def _list_settings_checks(
         yield f"source {source.name}", lambda source=source: check_source(source)  # type: ignore[misc]
     yield "device", lambda: check_device(settings.execution.device)
     yield "model", lambda: check_model(settings.model)
-    yield "model in memory", lambda: check_model_memory(settings.model, settings.execution.device)
+    yield "model in memory", lambda: check_model_memory(settings.model, settings.execution)
     if settings.benchmark.tasks:
         yield "benchmark", lambda: check_benchmark(settings.benchmark.tasks)
     for scorer in (settings.scorer, *settings.further_scorers):
@@ -194,24 +197,6 @@ def check_memory() -> Finding:
     if free < MIN_MEMORY_BYTES:
         detail += f"; expected at least {_show_bytes(MIN_MEMORY_BYTES)} for the demo"
     return Finding("memory", free >= MIN_MEMORY_BYTES, detail)
-
-
-def measure_free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory a new process could use, a container's limit included; None if unknown."""
-    found = []
-    try:
-        text = (root / "proc/meminfo").read_text(encoding="ascii")
-        found.append(int(text.partition("MemAvailable:")[2].split()[0]) * 1024)
-    except (OSError, ValueError, IndexError):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    group = root / "sys/fs/cgroup"
-    try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):  # no such group, or its limit is the word "max"
-        pass
-    return max(0, min(found)) if found else None
 
 
 def check_gpu() -> Finding:
@@ -360,23 +345,87 @@ def check_model(settings: ModelSettings) -> Finding:
     return Finding("model", True, detail)
 
 
-def check_model_memory(settings: ModelSettings, device: str) -> Finding:
-    """Whether the weights fit into the memory of the device, roughly."""
+def check_model_memory(settings: ModelSettings, placement: Placement) -> Finding:
+    """Whether the weights fit into the memory of the device, or what of them is where, roughly."""
     name = "model in memory"
+    if placement.device_map is not None:
+        return check_division(settings, placement)
     if _is_on_hub_only(settings.id, settings.revision):
         return Finding(name, True, "unknown until the model is downloaded")
     identity = identify_model(settings)
     paths = [identity.folder / name for name in identity.files if name.endswith(".safetensors")]
     needed = int(MEMORY_FACTOR * estimate_weights(paths, settings))
-    place = resolve_device(device)
+    place = resolve_device(placement.device)
     free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else measure_free_memory()
     detail = f"needs about {_show_bytes(needed)} as {settings.dtype}"
     if free is None:
         return Finding(name, True, detail)
     detail += f", {_show_bytes(free)} available on {place}"
     if needed > free:
-        detail += "; set model.dtype: bfloat16, or use a larger machine"
+        detail += f"; set model.dtype: bfloat16, use a larger machine, or {_suggest(settings)}"
     return Finding(name, needed <= free, detail)
+
+
+def check_division(settings: ModelSettings, placement: Placement) -> Finding:
+    """What of a divided model is where, told from its configuration alone.
+
+    Of a model that is on the hub only, its configuration is fetched, and nothing else.
+    """
+    folder = None
+    if _is_on_hub_only(settings.id, settings.revision):
+        found = huggingface_hub.hf_hub_download(
+            settings.id, "config.json", revision=settings.revision
+        )
+        folder = Path(found).parent
+    division = find_division(settings, placement, folder)
+    short = [
+        show_place(place)
+        for place, n_bytes in division.n_bytes.items()
+        if (free := _measure_free(place)) is not None and n_bytes > free
+    ]
+    detail = f"as {settings.dtype}: {_describe_places(division)}"
+    if short:
+        detail += (
+            f"; too much on {', '.join(short)}: move modules in execution.device_map, or set it "
+            "to auto"
+        )
+    elif not division.is_whole:
+        kept = [
+            show_place(p) for p in sorted(division.n_bytes, key=str) if division.is_offloaded(p)
+        ]
+        if kept:
+            detail += f"; read from {' and '.join(kept)} in every pass, which is slow"
+    return Finding("model in memory", not short, detail)
+
+
+def _suggest(settings: ModelSettings) -> str:
+    """What dividing a model that does not fit would bring."""
+    suggestion = "execution.device_map: auto"
+    try:
+        division = find_division(settings, Placement(device_map="auto"))
+    except (ModelError, SettingsError) as error:
+        return f"{suggestion}, which does not work yet: {error}"
+    return f"{suggestion} ({_describe_places(division)})"
+
+
+def _describe_places(division: Division) -> str:
+    places = sorted(division.n_bytes, key=str)
+    return "; ".join(_describe_place(division, place) for place in places)
+
+
+def _describe_place(division: Division, place: Place) -> str:
+    names = [name for name, other in division.places.items() if other == place]
+    free = _measure_free(place)
+    limit = "" if free is None else f" of {_show_bytes(free)} free"
+    size = _show_bytes(division.n_bytes[place])
+    return f"{show_place(place)} {size}{limit} ({show_modules(names)})"
+
+
+def _measure_free(place: Place) -> int | None:
+    """Bytes free at a place; of files nobody knows which disk, and weights are there already."""
+    if isinstance(place, int):
+        return int(torch.cuda.mem_get_info(place)[0])
+    return measure_free_memory() if place == CPU else None
 
 
 def estimate_weights(paths: Sequence[Path], settings: ModelSettings) -> int:

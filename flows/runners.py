@@ -9,6 +9,7 @@ what is finished. What a GPU claim means on a cluster is in docs/devices.md.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -144,7 +145,7 @@ def _make_dask(execution: ExecutionSettings) -> DaskTaskRunner:
             "memory_limit": 0,  # a model may need more than an even share, and would be killed
             "config": NO_PROFILING,
             "env": {THREADS_VARIABLE: share_threads(execution.concurrency)},
-            "resources": {GPU: 1.0} if execution.gpus_per_task else None,
+            "resources": {GPU: float(_count_gpus(execution))} if execution.gpus_per_task else None,
         }
     )
 
@@ -162,11 +163,21 @@ def _greet_dask(runner: Any, execution: ExecutionSettings) -> None:
     if execution.gpus_per_task and execution.cluster_address is None:
         import torch
 
-        client.register_plugin(make_gpu_pin(torch.cuda.device_count()))
+        client.register_plugin(make_gpu_pin(torch.cuda.device_count(), _count_gpus(execution)))
 
 
-def make_gpu_pin(n_gpus: int) -> Any:
-    """A Dask plugin that gives each worker started here one GPU, by the worker's number."""
+def _count_gpus(execution: ExecutionSettings) -> int:
+    """Whole GPUs that a worker has for a task."""
+    return max(1, math.ceil(execution.gpus_per_task))
+
+
+def make_gpu_pin(n_gpus: int, n_per_worker: int = 1) -> Any:
+    """A Dask plugin that gives each worker started here its GPUs, by the worker's number.
+
+    Args:
+        n_gpus: Of this machine; beyond them workers begin anew with the first.
+        n_per_worker: A model that is divided over several needs as many.
+    """
     from distributed import WorkerPlugin
 
     class GpuPin(WorkerPlugin):  # type: ignore[misc]
@@ -177,7 +188,9 @@ def make_gpu_pin(n_gpus: int) -> Any:
         def setup(self, worker: Any) -> None:
             """Called once in each worker, also in one that replaces a dead one."""
             if n_gpus:
-                os.environ["CUDA_VISIBLE_DEVICES"] = str(int(worker.name) % n_gpus)
+                first = int(worker.name) * n_per_worker
+                mine = dict.fromkeys((first + more) % n_gpus for more in range(n_per_worker))
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
 
     return GpuPin()
 

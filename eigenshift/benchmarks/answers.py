@@ -20,7 +20,7 @@ from eigenshift.store.workspace import Workspace
 def carry_out(inputs: AnswerInputs, key: AnswerKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `answer_questions`."""
     patch = None if inputs.patch is None else open_patch(bench.artifacts.open(inputs.patch))
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         found = answer_questions(
             language_model,
             patch,

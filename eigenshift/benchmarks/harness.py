@@ -91,6 +91,7 @@ def answer_questions(
         batch_size=answers_per_batch,
         enable_thinking=False if is_chat else None,
     )
+    wrapped._device = language_model.device  # it takes the first weight's, "meta" if on disk
     with (
         tempfile.TemporaryDirectory(dir=scratch_folder()) as cache,
         _seeded(harness),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # a process that only decomposes does without torch and the s
     from torch import Tensor
 
     from eigenshift.components.stages import DecompositionInputs, DecompositionKey
-    from eigenshift.settings import ModelSettings
+    from eigenshift.settings import ModelSettings, Placement
     from eigenshift.stages.stage import Bench
     from eigenshift.store.artifact import Artifact
     from eigenshift.store.workspace import Workspace
@@ -238,7 +238,7 @@ def write_decomposition(
     settings: ModelSettings,
     head: dict[str, object],
     *,
-    device: str,
+    device: str | Placement,
     n_leading: int | None,
     seed: int,
     workspace: Workspace,
@@ -321,7 +321,7 @@ def carry_out(
     write_decomposition(
         bench.model,
         bench.artifacts.open(inputs.model).manifest.facts["head"],
-        device=bench.execution.device,
+        device=bench.execution,
         n_leading=key.n_decomposed,
         seed=key.seed or 0,
         workspace=workspace,

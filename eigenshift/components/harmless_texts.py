@@ -136,7 +136,7 @@ def _find_use(digest: bytes, key: HarmlessKey) -> str:
 def carry_out(inputs: HarmlessInputs, key: HarmlessKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `choose_harmless_texts`."""
     read = bench.artifacts.read_shards
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         choose_harmless_texts(
             language_model,
             read(inputs.continuations, tables.CONTINUATIONS.file),

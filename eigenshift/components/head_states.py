@@ -281,7 +281,7 @@ def carry_out(
 ) -> None:
     """The work of the stage `collect_head_states`."""
     read = bench.artifacts.read_shards
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         collect_head_states(
             language_model,
             read(inputs.continuations, tables.CONTINUATIONS.file),

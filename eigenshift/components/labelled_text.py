@@ -164,5 +164,5 @@ def carry_out(
 ) -> None:
     """The work of the stage `encode_labelled_text`."""
     samples = bench.artifacts.read_files(inputs.samples)
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         encode_labelled_text(language_model, samples, key, workspace)

@@ -381,7 +381,7 @@ def carry_out(
     states = artifacts.read_shards([inputs.states], tables.HEAD_STATES.file)
     if key.components.permute_labels:
         states = permute_labels(states, key.components.seed)
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         write_components(
             language_model,
             states,

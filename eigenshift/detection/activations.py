@@ -147,7 +147,7 @@ def carry_out(
     inputs: ExtractionInputs, key: ActivationKey, bench: Bench, workspace: Workspace
 ) -> None:
     """The work of the stage `extract_activations`."""
-    with use_text_model(bench.model, bench.execution.device) as text_model:
+    with use_text_model(bench.model, bench.execution) as text_model:
         extract_shard(
             text_model,
             bench.artifacts.read_table(inputs.samples),

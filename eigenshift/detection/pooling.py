@@ -127,17 +127,19 @@ def _pool_batch(
     poolings: Mapping[Site, Sequence[SitePooling]],
     padding_side: Side,
 ) -> dict[tuple[int, str], Tensor]:
-    """One forward pass: (layer, column) -> shape (batch, unit), float32, on the device."""
-    device = text_model.device
+    """One forward pass: (layer, column) -> shape (batch, unit), float32, on the layer's device."""
+    device = text_model.entry_device
     sequences = [row.token_ids for row in rows]
     input_ids, attention = pad_tokens(sequences, text_model.tokenizer.pad_token_id, padding_side)
     counted = mark_counted(attention, [row.counted for row in rows], padding_side)
-    mask = TokenMask.of(counted.to(device).bool())
+    masks = {device: TokenMask.of(counted.to(device).bool())}
     attention = attention.to(device)
     pooled: dict[tuple[int, str], Tensor] = {}
 
     def pool(tap: Tap, value: Any) -> None:
-        states = read_states(tap, value, mask.is_counted.shape)
+        states = read_states(tap, value, counted.shape)
+        if states.device not in masks:  # of a divided model each layer has its own device
+            masks[states.device] = TokenMask.of(counted.to(states.device).bool())
         for site_pooling in poolings[tap.site]:
             key = (tap.layer, site_pooling.column)
             if key in pooled:
@@ -146,7 +148,7 @@ def _pool_batch(
                     "forward pass, found twice. The model shares modules between layers; read "
                     "another site."
                 )
-            pooled[key] = pool_tokens(states, mask, site_pooling.pooling)
+            pooled[key] = pool_tokens(states, masks[states.device], site_pooling.pooling)
 
     with text_model.lock, hook_taps(taps, pool):
         trunk = text_model.trunk

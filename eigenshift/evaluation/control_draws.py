@@ -200,7 +200,7 @@ def _find_log_probabilities(
 def carry_out(inputs: DrawInputs, key: DrawKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `draw_controls`."""
     artifacts = bench.artifacts
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         compare_with_draws(
             language_model,
             open_patch(artifacts.open(inputs.patch)),

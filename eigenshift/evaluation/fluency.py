@@ -168,7 +168,7 @@ def _find_log_probabilities(
 def carry_out(inputs: FluencyInputs, key: FluencyKey, bench: Bench, workspace: Workspace) -> None:
     """The work of the stage `measure_fluency`: all arms on the evaluation part of one shard."""
     texts = split_neutral(bench.artifacts.read_table(inputs.texts), for_calibration=False)
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         measure_fluency(
             language_model,
             _open_patches(bench, inputs.patches),
@@ -190,7 +190,7 @@ def carry_out_indomain(
         (row["text_id"], row["origin"], row["token_ids"], row["n_context"])
         for row in found.to_pylist()
     ]
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         measure_fluency(
             language_model,
             _open_patches(bench, inputs.patches),

@@ -274,7 +274,7 @@ def carry_out(
         n_unscored = scores["toxicity_probability"].null_count
         require_scored(n_unscored, len(scores), asked.max_unscored_share, "selection prompts")
         verdicts.append(Verdict(asked.scorer, asked.toxic_threshold, scores))
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         rows, predicted = predict_trials(
             language_model,
             artifacts.read_shards([inputs.screening], tables.TRIALS.file),

@@ -187,7 +187,7 @@ def carry_out(
     lexicons = [WordList(read_words(item.settings.words or "")) for item in inputs.lexicons]
     states = artifacts.read_shards([inputs.states], tables.HEAD_STATES.file)
     patch = open_patch(artifacts.open(inputs.patch))
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         measure_token_shifts(
             language_model,
             patch,

@@ -227,7 +227,7 @@ def carry_out_screening(
         return artifacts.read_shards([reference], tables.COMPONENTS.file)
 
     states = artifacts.read_shards([inputs.states], tables.HEAD_STATES.file)
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         screen_trials(
             language_model,
             read(inputs.components),

@@ -29,8 +29,9 @@ from eigenshift.model.loaded_files import (
     list_tokenizer_files,
     names_authors_code,
 )
-from eigenshift.model.loading import LanguageModel, save_weights
+from eigenshift.model.loading import LanguageModel
 from eigenshift.model.weight_files import Checkpoint, NewTensor, write_changed_file
+from eigenshift.model.weight_loading import save_weights
 from eigenshift.patches.patching import Patch, apply_patch, untie_head
 from eigenshift.store.output_folder import check_space
 

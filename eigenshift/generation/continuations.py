@@ -269,7 +269,7 @@ def _generate(
     bench: Bench,
     workspaces: Mapping[str, Workspace],
 ) -> Iterator[tuple[str, ...]]:
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         yield from generate_continuations(
             language_model,
             prompts,

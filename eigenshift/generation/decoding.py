@@ -136,7 +136,7 @@ def _edit_heads(
         return edit.apply_to_states(states.to(edit.right.dtype)).to(states.dtype)
 
     def change_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = branches.select(args[0])
+        states = branches.select(args[0]).to(branch_of.device)
         changed = [
             change(states[rows], edit)
             for rows, edit in zip(branch_of.chunk(len(edits)), heads, strict=True)

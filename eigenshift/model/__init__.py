@@ -18,6 +18,9 @@ What the states say about toxicity is `detection/` and `components/`; changing w
     weight_files.py        checkpoints read and rewritten tensor by tensor
     safetensors_header.py  where a file's tensors lie
     parameter_names.py     names in a checkpoint against names in the model
+    device_maps.py         which part of a divided model is where
+    divided.py             a divided model's weights, read and replaced where they are
+    weight_loading.py      weights brought to their place or places
     taps.py                where a layer's activations are read
     writers.py             linear layers that write into the residual stream
     encoding.py            texts as tokens, and what comes before a text's first word

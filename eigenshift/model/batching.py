@@ -62,7 +62,7 @@ def run_in_batches(
         if found:
             yield batch, found[0]
             continue
-        _free_memory()
+        free_memory()
         if len(batch) == 1:
             raise ModelError(
                 f"{key[2]} on {key[1]}: expected memory for an item of size {sizes[batch[0]]}, "
@@ -140,7 +140,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Collect what only cycles hold, and give back what a GPU keeps unused."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -57,7 +57,7 @@ def carry_out(inputs: IdentityInputs, key: IdentityKey, bench: Bench, workspace:
             f"{identity.id}: expected the files that were found a moment ago, found others. The "
             "model changed while it was read. Start the same command again."
         )
-    with use_text_model(inputs.weights.model, bench.execution.device) as text_model:
+    with use_text_model(inputs.weights.model, bench.execution) as text_model:
         description = describe_model(text_model, identity)
         description["sites"] = name_sites(text_model.model)
     workspace.write_json("model.json", description)

@@ -7,8 +7,12 @@ import torch
 from eigenshift.base.errors import SettingsError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, setting: str = "execution.device") -> torch.device:
     """Return the device a setting names; "auto" takes an NVIDIA or AMD GPU if there is one.
+
+    Args:
+        name: As in the settings.
+        setting: Which of them, for errors.
 
     Raises:
         SettingsError: There is no such device here, or it does not compute in float64.
@@ -17,7 +21,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] == "mps":
         raise SettingsError(
-            f"execution.device: expected a device with float64, found {name!r}. Sums over texts "
+            f"{setting}: expected a device with float64, found {name!r}. Sums over texts "
             "are in float64, which Apple's GPUs do not have. Use auto or cpu."
         )
     try:
@@ -28,7 +32,7 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(
-            f"execution.device: expected a device of this machine, found {name!r}: {reason} "
+            f"{setting}: expected a device of this machine, found {name!r}: {reason} "
             "Use auto or cpu, or a torch build for your GPU."
         ) from error
     return device

@@ -51,14 +51,14 @@ def capture_head_states(
     """Record what enters the output head in every forward pass run inside.
 
     Holds the model's lock. Each entry is one forward pass, shape (batch, position, hidden), dtype
-    and device of the model; when `generate` keeps a cache, position is 1 after the first pass.
-    With `skip_logits` the head is applied to the last position only, which saves most of its work
-    and a tensor of (batch, position, vocab).
+    of the model, on the device of its head; when `generate` keeps a cache, position is 1 after the
+    first pass. With `skip_logits` the head is applied to the last position only, which saves most
+    of its work and a tensor of (batch, position, vocab).
     """
     states: list[Tensor] = []
 
     def record(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
-        states.append(args[0].detach())
+        states.append(args[0].detach().to(language_model.device))
         return (args[0][:, -1:],) if skip_logits else None
 
     with language_model.lock:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from eigenshift.model.batching import is_out_of_memory, plan_batches
+from eigenshift.model.divided import releasing_weights
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.tokens import pad_tokens
 
@@ -29,7 +30,7 @@ Objective = Callable[[list[int], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Traffic:
-    """What passed through one layer in one batch, real tokens only.
+    """What passed through one layer in one batch, real tokens only, on the layer's device.
 
     Attributes:
         name: Of the layer, or `HEAD`.
@@ -100,12 +101,13 @@ def _run_batch(
     owners = torch.tensor(places, device=device)[:, None].expand_as(mask)[is_real]
 
     def hand_over(name: str, inputs: Tensor, gradients: Tensor) -> None:
-        x, g = inputs.flatten(0, -2), gradients.flatten(0, -2)
+        g = gradients.flatten(0, -2)
+        x = inputs.to(g.device).flatten(0, -2)  # of a divided model from the layer before
         if len(x) == is_real.numel():
-            chosen, owner = is_real.flatten(), owners
+            chosen, owner = is_real.flatten().to(g.device), owners.to(g.device)
         else:  # of experts only the tokens sent there are seen; then a batch is one sequence
             chosen = g.any(1)
-            owner = owners[:1].expand(int(chosen.sum()))
+            owner = owners[:1].to(g.device).expand(int(chosen.sum()))
         visit(Traffic(name, x[chosen].float(), g[chosen].float(), owner))
 
     def watch(name: str) -> Any:
@@ -124,7 +126,12 @@ def _run_batch(
         return output.detach().requires_grad_().clone()  # CTRL scales it in place, so no leaf
 
     model = language_model.model
-    with language_model.lock, ExitStack() as stack, torch.enable_grad():
+    with (
+        language_model.lock,
+        ExitStack() as stack,
+        torch.enable_grad(),
+        releasing_weights(model),
+    ):
         if layers:
             handle = model.get_input_embeddings().register_forward_hook(begin_graph)
             stack.callback(handle.remove)

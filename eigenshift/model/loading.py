@@ -28,17 +28,21 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from eigenshift.base.errors import ModelError
+from eigenshift.model.batching import free_memory, is_out_of_memory
 from eigenshift.model.chat import ChatFormat
 from eigenshift.model.classes import choose_auto_class, find_class
+from eigenshift.model.device_maps import Division, plan_division
 from eigenshift.model.devices import resolve_device
+from eigenshift.model.divided import find_device, find_entry_device, is_divided
 from eigenshift.model.files import ModelIdentity, identify_model, uses_chat
 from eigenshift.model.heads import HeadDescription, describe_head
 from eigenshift.model.kinds import ModelKind, explain_no_head
 from eigenshift.model.layers import fuse_activations, get_trunk, keep_codes
 from eigenshift.model.loaded_files import has_vocabulary, names_authors_code, read_keys
 from eigenshift.model.parameter_names import build_skeleton, list_absent
+from eigenshift.model.weight_loading import keep_files, load_weights
 from eigenshift.model.wrapped_names import explain_prefix, find_prefix
-from eigenshift.settings import ModelSettings
+from eigenshift.settings import ModelSettings, Placement
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +58,15 @@ class TextModel:
     """A model that reads text, ready to run.
 
     Attributes:
-        model: The `PreTrainedModel`, in eval mode, on `device`, without gradients; of an
-            encoder-decoder its encoder.
+        model: The `PreTrainedModel`, in eval mode, without gradients; of an encoder-decoder its
+            encoder. On `device`, or divided over several places (`divided.py`).
         tokenizer: Its tokenizer; always has a pad token.
         kind: How it reads; the encoder of an encoder-decoder keeps that kind.
         vocab: Number of tokens it knows.
         id: As given in the settings.
         digest: Digest of its files (`ModelIdentity.digest`).
-        device: Where it runs.
+        device: Where it runs. Of a divided model where its head is, of one without a head where
+            tokens enter: whatever is given to `model` there comes back there.
         chat: How its conversations are written; None where it is studied on raw text.
         lock: Held while hooks are on the model or its tokenizer is used, so that two tasks in
             one process do not read each other's states. Re-entrant.
@@ -81,6 +86,11 @@ class TextModel:
     def trunk(self) -> nn.Module:
         """The model without its head."""
         return get_trunk(self.model)
+
+    @property
+    def entry_device(self) -> torch.device:
+        """Where the trunk takes its inputs; `device`, unless the model is divided."""
+        return find_entry_device(self.model) if is_divided(self.model) else self.device
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,12 +115,12 @@ class LanguageModel(TextModel):
         return self.head_module.weight
 
 
-def load_text_model(settings: ModelSettings, device: str = "auto") -> TextModel:
+def load_text_model(settings: ModelSettings, device: str | Placement = "auto") -> TextModel:
     """Load a model that reads text, or return it if this process has it already.
 
     Args:
         settings: Which model, at which precision.
-        device: "auto", "cpu", "cuda", "cuda:1".
+        device: "auto", "cpu", "cuda", "cuda:1"; or how it is divided.
 
     Returns:
         A `LanguageModel` if it is causal; of an encoder-decoder only the encoder.
@@ -118,35 +128,48 @@ def load_text_model(settings: ModelSettings, device: str = "auto") -> TextModel:
     Raises:
         ModelError: It cannot be identified or loaded, needs its author's code, or is causal and
             has a head that is not supported.
-        SettingsError: There is no such device here.
+        SettingsError: There is no such device here, or the model cannot be divided as asked.
     """
     identity = identify_model(settings)
-    place = resolve_device(device)
-    key = (identity.digest, settings.dtype, str(place), settings.chat, settings.system_prompt)
+    placement = Placement(device=device) if isinstance(device, str) else device
+    place = resolve_device(placement.device)
+    key = (
+        *(identity.digest, settings.dtype, str(place), settings.chat, settings.system_prompt),
+        placement.model_dump_json(include=set(Placement.model_fields) - {"device"}),
+    )
     with _loading:
         if key not in _loaded:
-            while len(_loaded) >= MAX_LOADED_MODELS:
-                _loaded.pop(next(iter(_loaded)))
+            if len(_loaded) >= MAX_LOADED_MODELS:
+                _forget(len(_loaded) - MAX_LOADED_MODELS + 1)
+            division = None
+            if placement.device_map is not None:
+                division = find_division(settings, placement, identity.folder)
             logger.info("model loading: id=%s device=%s dtype=%s", identity.id, place, key[1])
-            model, kind = _load_weights(identity, settings.dtype)
+            model, kind = _load_weights(
+                identity, settings.dtype, place, division, placement.offload_folder
+            )
             tokenizer = _load_tokenizer(identity)
             if kind is ModelKind.causal:
                 chat = _find_chat(settings, identity, tokenizer)
                 wrap: Any = partial(wrap_model, chat=chat)
             else:
                 wrap = partial(wrap_encoder, kind=kind)
-            _loaded[key] = wrap(
-                model.to(place), tokenizer, model_id=identity.id, digest=identity.digest
-            )
+            try:
+                found = wrap(model, tokenizer, model_id=identity.id, digest=identity.digest)
+            except RuntimeError as error:
+                if not is_divided(model) or is_out_of_memory(error):
+                    raise
+                raise ModelError(_explain_not_divisible(identity.id, model, error)) from error
+            _loaded[key] = found
         return _loaded[key]
 
 
-def load_model(settings: ModelSettings, device: str = "auto") -> LanguageModel:
+def load_model(settings: ModelSettings, device: str | Placement = "auto") -> LanguageModel:
     """Load a causal language model, or return it if this process has it already.
 
     Raises:
         ModelError: As `load_text_model`, or it is not a causal language model.
-        SettingsError: There is no such device here.
+        SettingsError: As `load_text_model`.
     """
     kind = find_kind(_read_config(identify_model(settings)))
     if kind is not ModelKind.causal:
@@ -157,7 +180,9 @@ def load_model(settings: ModelSettings, device: str = "auto") -> LanguageModel:
 
 
 @contextmanager
-def use_text_model(settings: ModelSettings, device: str = "auto") -> Iterator[TextModel]:
+def use_text_model(
+    settings: ModelSettings, device: str | Placement = "auto"
+) -> Iterator[TextModel]:
     """Load a model and have it to oneself: its lock is held until the end of the block.
 
     Tasks in one process share one model; without this one task could run with another's hooks or
@@ -172,7 +197,7 @@ def use_text_model(settings: ModelSettings, device: str = "auto") -> Iterator[Te
 
 
 @contextmanager
-def use_model(settings: ModelSettings, device: str = "auto") -> Iterator[LanguageModel]:
+def use_model(settings: ModelSettings, device: str | Placement = "auto") -> Iterator[LanguageModel]:
     """Load a causal language model and have it to oneself, as `use_text_model`.
 
     Raises:
@@ -186,23 +211,16 @@ def use_model(settings: ModelSettings, device: str = "auto") -> Iterator[Languag
 def forget_models() -> None:
     """Drop the models this process keeps, so that their memory can be freed."""
     with _loading:
-        _loaded.clear()
+        _forget(len(_loaded))
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """Have transformers write a model's weights and configuration.
-
-    Codes loaded from files have no way back into the names of other checkpoints: `save_pretrained`
-    ends in a NotImplementedError there, unless it leaves the names alone.
-
-    Args:
-        model: A `PreTrainedModel`.
-        folder: Receives the files.
-    """
-    if getattr(model.config, "quantization_config", None) is None:
-        model.save_pretrained(folder)
-    else:
-        model.save_pretrained(folder, save_original_format=False)
+def _forget(n_models: int) -> None:
+    """Drop the models that were loaded first."""
+    dropped = [_loaded.pop(key) for key in list(_loaded)[:n_models]]
+    has_cycles = any(is_divided(text_model.model) for text_model in dropped)
+    del dropped
+    if has_cycles:  # a divided model's modules hold themselves: nothing else would free it now
+        free_memory()
 
 
 def wrap_model(
@@ -236,7 +254,7 @@ def wrap_model(
         vocab=head.vocab,
         id=model_id,
         digest=digest,
-        device=model.get_output_embeddings().weight.device,
+        device=find_device(model.get_output_embeddings()),
         head=head,
         chat=chat,
     )
@@ -247,16 +265,17 @@ def wrap_encoder(
 ) -> TextModel:
     """Make a `TextModel` of an encoder and tokenizer already in memory, as `wrap_model` does."""
     _prepare(model)
-    embeddings = model.get_input_embeddings().weight
-    _set_pad_token(tokenizer, len(embeddings))
+    embedding = model.get_input_embeddings()
+    vocab = len(embedding.weight)
+    _set_pad_token(tokenizer, vocab)
     return TextModel(
         model=model,
         tokenizer=tokenizer,
         kind=kind,
-        vocab=len(embeddings),
+        vocab=vocab,
         id=model_id,
         digest=digest,
-        device=embeddings.device,
+        device=find_device(embedding),
     )
 
 
@@ -282,8 +301,40 @@ def _prepare(model: Any) -> None:
     keep_codes(model)
 
 
-def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
-    """Load a model on the CPU; every weight that is read must come from the files."""
+def find_division(
+    settings: ModelSettings, placement: Placement, folder: Path | None = None
+) -> Division:
+    """Where the parts of a divided model would be, from its configuration; nothing is loaded.
+
+    Args:
+        settings: Which model, at which precision.
+        placement: Whose `device_map` is set.
+        folder: With its configuration; None: where the model is found.
+
+    Raises:
+        ModelError: Its files are not there, or its structure is not understood.
+        SettingsError: It cannot be divided as asked.
+    """
+    place = identify_model(settings).folder if folder is None else folder
+    try:
+        config = AutoConfig.from_pretrained(str(place), trust_remote_code=False)
+        is_causal = find_kind(config) is ModelKind.causal
+        skeleton = build_skeleton(place, is_causal=is_causal)
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelError(_explain_load_error(settings.id, error)) from error
+    if settings.dtype != "auto":
+        skeleton = skeleton.to(getattr(torch, settings.dtype))
+    return plan_division(skeleton, placement, is_causal=is_causal)
+
+
+def _load_weights(
+    identity: ModelIdentity,
+    dtype: str,
+    place: torch.device,
+    division: Division | None,
+    offload_folder: str | None,
+) -> tuple[Any, ModelKind]:
+    """Load a model to its place; every weight that is read must come from the files."""
     transformers_logging.disable_progress_bar()
     folder = str(identity.folder)
     config = _read_config(identity)
@@ -302,12 +353,14 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
             identity.id,
         )
     try:
-        model, report = model_class.from_pretrained(
+        model, report = load_weights(
+            model_class,
             folder,
+            place,
+            division,
+            offload_folder,
             config=config,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
     except (SafetensorError, ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
@@ -323,7 +376,10 @@ def _load_weights(identity: ModelIdentity, dtype: str) -> tuple[Any, ModelKind]:
         raise ModelError(
             _explain_absent(identity.id, type(model).__name__, absent, report["unexpected_keys"])
         )
-    return model.get_encoder() if kind is ModelKind.encoder_decoder else model, kind
+    if kind is ModelKind.encoder_decoder:
+        whole, model = model, model.get_encoder()
+        keep_files(model, whole)
+    return model, kind
 
 
 def check_weight_names(identity: ModelIdentity) -> None:
@@ -449,6 +505,18 @@ def _explain_load_error(model_id: str, error: Exception, quantiser: str | None =
         f"{model_id}: expected a causal language model that transformers can load, found "
         f"{type(error).__name__}: {reason} The files are damaged, or need a newer transformers or "
         "an extra package. Fetch the model again or upgrade."
+    )
+
+
+def _explain_not_divisible(model_id: str, model: Any, error: Exception) -> str:
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    return (
+        f"{model_id}: expected {type(model).__name__} to run with the parts that "
+        f"execution.device_map puts elsewhere, found {type(error).__name__}: "
+        f"{str(error).strip().splitlines()[0]} Its code asks a weight that is not there for its "
+        f"device. Keep {name} where the head is, and more if that is not enough, or leave "
+        "execution.device_map empty."
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -26,16 +26,21 @@ from eigenshift.model.classes import choose_auto_class
 from eigenshift.model.heads import find_head
 
 
-def build_skeleton(folder: Path) -> Any:
+def build_skeleton(folder: Path, *, is_causal: bool = True) -> Any:
     """The model of a folder without its values: on the meta device, in no memory.
 
     Of quantised weights it is the model before it was quantised.
+
+    Args:
+        folder: With the model's configuration.
+        is_causal: It has a head; otherwise its trunk is built.
     """
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    auto_class = choose_auto_class(config) if is_causal else AutoModel
     with torch.device("meta"):
-        return choose_auto_class(config).from_config(config, trust_remote_code=False).eval()
+        return auto_class.from_config(config, trust_remote_code=False).eval()
 
 
 def match_parameters(skeleton: Any, keys: Iterable[str]) -> dict[str, str]:

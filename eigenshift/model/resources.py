@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ class Cost:
 
     Attributes:
         seconds: Wall time.
-        peak_bytes: Largest rise over the start: of the memory allocated on a GPU, else of the
+        peak_bytes: Largest rise over the start: of the memory allocated on GPUs, else of the
             resident memory of the process (all its threads). None where neither can be read.
     """
 
@@ -30,26 +31,28 @@ class Cost:
 
 
 @contextmanager
-def measuring(device: torch.device) -> Iterator[Cost]:
-    """Measure the work of a block on a device."""
+def measuring(*devices: torch.device) -> Iterator[Cost]:
+    """Measure the work of a block on one or more devices; if some are GPUs, their memory."""
     cost = Cost()
     started = time.perf_counter()
-    watch = _watch_gpu if device.type == "cuda" else _watch_process
-    with watch(device, cost):
+    gpus = [device for device in devices if device.type == "cuda"]
+    with _watch_gpus(gpus, cost) if gpus else _watch_process(cost):
         yield cost
     cost.seconds = time.perf_counter() - started
 
 
 @contextmanager
-def _watch_gpu(device: torch.device, cost: Cost) -> Iterator[None]:
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+def _watch_gpus(devices: Sequence[torch.device], cost: Cost) -> Iterator[None]:
+    for device in devices:
+        torch.cuda.reset_peak_memory_stats(device)
+    before = [torch.cuda.memory_allocated(device) for device in devices]
     yield
-    cost.peak_bytes = torch.cuda.max_memory_allocated(device) - before
+    peaks = [torch.cuda.max_memory_allocated(device) for device in devices]
+    cost.peak_bytes = sum(peaks) - sum(before)
 
 
 @contextmanager
-def _watch_process(_: torch.device, cost: Cost) -> Iterator[None]:
+def _watch_process(cost: Cost) -> Iterator[None]:
     """Sample the resident memory from a thread of its own."""
     before = read_resident_bytes()
     if before is None:
@@ -85,3 +88,21 @@ def read_resident_bytes() -> int | None:
         if line.startswith("VmRSS:"):
             return 1024 * int(line.split()[1])
     return None
+
+
+def measure_free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory a new process could use, a container's limit included; None if unknown."""
+    found = []
+    try:
+        text = (root / "proc/meminfo").read_text(encoding="ascii")
+        found.append(int(text.partition("MemAvailable:")[2].split()[0]) * 1024)
+    except (OSError, ValueError, IndexError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    group = root / "sys/fs/cgroup"
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such group, or its limit is the word "max"
+        pass
+    return max(0, min(found)) if found else None

@@ -213,6 +213,7 @@ class LinearEdit:
 
     def apply_to_outputs(self, outputs: Tensor, inputs: Tensor) -> Tensor:
         """Outputs of the layer, shape (..., out), changed by its inputs, shape (..., in)."""
+        inputs = inputs.to(outputs.device)  # of a divided model from the layer before
         return outputs + (inputs @ self.right.to(inputs)) @ self.left.to(outputs).T
 
     def then(self, second: LinearEdit) -> LinearEdit:
@@ -288,6 +289,7 @@ class LogitEdit:
 
     def apply_to_logits(self, raw: Tensor, states: Tensor) -> Tensor:
         """The head's own output, shape (..., vocab), changed; of its input, shape (..., hidden)."""
+        states = states.to(raw.device)  # of a divided model from the layer before
         amounts = states @ self.right.to(states) + self.shift.to(states)
         return raw + (amounts.to(raw.dtype) @ self.left.to(raw).T)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from eigenshift.base.errors import ComponentError, FoldingError
+from eigenshift.model.divided import is_offloaded_parameter, read_parameter, strip_hooks
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.writers import count_features, holds_values
 from eigenshift.patches.edits import (
@@ -59,7 +60,8 @@ def fold_edit(language_model: LanguageModel, edit: ModelEdit) -> dict[str, Tenso
         edit: What changes.
 
     Returns:
-        Name of the parameter -> its new value, same shape, dtype and device.
+        Name of the parameter -> its new value, same shape and dtype, on its device; on the
+        processor if it is offloaded.
 
     Raises:
         FoldingError: The architecture has no parameter that could hold the change; says why.
@@ -67,10 +69,7 @@ def fold_edit(language_model: LanguageModel, edit: ModelEdit) -> dict[str, Tenso
     """
     model, head = language_model.model, language_model.head
     folds = plan_folds(model, edit, head_name=head.name, preceding_module=head.preceding_module)
-    return {
-        name: _fold_whole([model.get_parameter(read).detach() for read in fold.reads], fold)
-        for name, fold in folds.items()
-    }
+    return {name: _fold_parameter(model, name, fold) for name, fold in folds.items()}
 
 
 def list_beside(model: Any, edit: ModelEdit) -> tuple[str, ...]:
@@ -195,6 +194,11 @@ def run_hooked(language_model: LanguageModel, edit: ModelEdit) -> Iterator[None]
             handle = language_model.head_module.register_forward_hook(move_logits)
             stack.callback(handle.remove)
         yield
+
+
+def _fold_parameter(model: Any, name: str, fold: Fold) -> Tensor:
+    folded = _fold_whole([read_parameter(model, read).detach() for read in fold.reads], fold)
+    return folded.cpu() if is_offloaded_parameter(model, name) else folded
 
 
 def _fold_whole(parameters: Sequence[Tensor], fold: Fold) -> Tensor:
@@ -375,6 +379,7 @@ def _is_gain(module: nn.Module, offset: float) -> bool:
     Its bias aside. The module's own values are not used.
     """
     generator = torch.Generator().manual_seed(0)
+    module = strip_hooks(module)
     shapes: Mapping[str, torch.Size] = {
         name: parameter.shape for name, parameter in module.named_parameters()
     }

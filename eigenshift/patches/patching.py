@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from eigenshift.base.errors import ComponentError, FoldingError
+from eigenshift.model.divided import Held, read_parameter, swap_parameter
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edit_files import list_tensors, read_edit
@@ -149,7 +150,7 @@ def make_patch(
         folded, obstacle = {}, str(error)
     changes = {
         name: TensorChange(
-            base=digest_tensor(language_model.model.get_parameter(name)),
+            base=digest_tensor(read_parameter(language_model.model, name)),
             patched=digest_tensor(value),
         )
         for name, value in folded.items()
@@ -288,7 +289,7 @@ class AppliedPatch:
     """A patch in force on a model, with what is needed to undo it."""
 
     language_model: LanguageModel
-    base: dict[str, nn.Parameter]
+    base: dict[str, Held]
     configuration: dict[str, Any]
 
     def undo(self) -> None:
@@ -403,7 +404,7 @@ def check_base(language_model: LanguageModel, *patches: Patch) -> None:
 
 def _digest_parameter(model: Any, name: str) -> str:
     try:
-        return digest_tensor(model.get_parameter(name))
+        return digest_tensor(read_parameter(model, name))
     except AttributeError:
         return "no such parameter"
 
@@ -435,16 +436,9 @@ def _restore_tying(model: Any, found: Mapping[str, Any]) -> None:
             setattr(model, name, found[name])
 
 
-def _swap_parameters(model: Any, values: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+def _swap_parameters(model: Any, values: Mapping[str, Tensor | Held]) -> dict[str, Held]:
     """Set parameters, each on its own module only; return those that were there."""
-    former: dict[str, nn.Parameter] = {}
-    for name, value in values.items():
-        module_name, _, attribute = name.rpartition(".")
-        module = model.get_submodule(module_name)
-        former[name] = getattr(module, attribute)
-        is_parameter = isinstance(value, nn.Parameter)
-        setattr(module, attribute, value if is_parameter else nn.Parameter(value, False))
-    return former
+    return {name: swap_parameter(model, name, value) for name, value in values.items()}
 
 
 def _measure_gain(language_model: LanguageModel, edit: ModelEdit) -> Tensor:

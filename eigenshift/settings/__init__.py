@@ -51,7 +51,7 @@ from eigenshift.settings.evaluation import (
     ScorerQualitySettings,
     TuneSettings,
 )
-from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
+from eigenshift.settings.execution import ExecutionSettings, Overlap, Placement, Runner
 from eigenshift.settings.exporting import (
     BlockFormat,
     ExportCheck,
@@ -139,6 +139,7 @@ __all__ = [
     "NgramChoice",
     "Overlap",
     "PatchSettings",
+    "Placement",
     "PlainScorerSettings",
     "Pooling",
     "PositionSource",

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from eigenshift.settings.fields import Frozen, Location
+
+PLACE = Annotated[str, Field(coerce_numbers_to_str=True, pattern=r"^(\d+|cuda(:\d+)?|cpu|disk)$")]
+"""A GPU by number or as cuda:1, the processor's memory, or files."""
+HOLDER = Annotated[str, Field(coerce_numbers_to_str=True, pattern=r"^(\d+|cuda(:\d+)?|cpu)$")]
+"""A place whose memory is bounded."""
+AMOUNT = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)$")]
+"""Of memory."""
 
 
 class Overlap(str, Enum):
@@ -26,14 +34,36 @@ class Runner(str, Enum):
     ray = "ray"
 
 
-class ExecutionSettings(Frozen):
-    """How fast a run goes; never what it finds. Enters no fingerprint."""
+class Placement(Frozen):
+    """Where a model's weights are, and so where it runs."""
 
     device: str = Field(
         "auto",
         description="cpu, cuda, cuda:1; auto takes a CUDA (or ROCm) GPU if there is one. Apple's "
         "have no float64 and are not used.",
     )
+    device_map: Literal["auto"] | dict[str, PLACE] | None = Field(
+        None,
+        description="Divide the model under study over several places (pip extra device-map). "
+        "auto: GPUs first, then the processor's memory, then files; {module: place} says it: a "
+        "GPU's number, cpu or disk. Empty: all of it is on the device.",
+    )
+    max_memory: dict[HOLDER, AMOUNT] | None = Field(
+        None,
+        description="With device_map auto: the most weights at each place, as {0: 20GiB, cpu: "
+        "60GiB}; places that are not named are not used, files always are. Empty: 80% of what is "
+        "free.",
+    )
+    offload_folder: str | None = Field(
+        None,
+        description="Where weights on disk are written that cannot be read from the model's own "
+        "files (experts that transformers puts together); empty: the temporary folder.",
+    )
+
+
+class ExecutionSettings(Placement):
+    """How fast a run goes; never what it finds. Enters no fingerprint."""
+
     concurrency: int = Field(
         2, ge=1, description="Tasks in flight at once; workers, where the runner starts its own."
     )
@@ -51,7 +81,7 @@ class ExecutionSettings(Frozen):
         0.0,
         ge=0,
         description="Dask and Ray: GPUs that a task which runs a model claims; below 1, tasks "
-        "share one.",
+        "share one; as many as device_map divides it over.",
     )
     overlap: Overlap = Field(
         Overlap.queue,

@@ -275,7 +275,7 @@ def carry_out(inputs: PositionInputs, key: PositionKey, bench: Bench, workspace:
             [inputs.continuations], tables.LABELLED_SPANS.file
         ),
     )
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         locate_toxic_words(
             finder,
             language_model.tokenizer,

@@ -69,6 +69,16 @@ def test_local_workers_get_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+def test_a_worker_of_a_divided_model_gets_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as its tasks claim, its own as far as there are enough; never one twice."""
+    from flows.runners import make_gpu_pin
+
+    for name, n_gpus, expected in ((0, 4, "0,1"), (1, 4, "2,3"), (2, 4, "0,1"), (1, 1, "0")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        make_gpu_pin(n_gpus, 2).setup(SimpleNamespace(name=name))
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
 def test_local_workers_are_not_profiled() -> None:
     """Dask's profiler can lock a worker for good before Python 3.11.9; it is on by default."""
     from flows.runners import make_runner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import socket
 from dataclasses import asdict
@@ -21,7 +22,8 @@ from eigenshift import diagnosis
 from eigenshift.base.errors import ScorerError
 from eigenshift.base.findings import Finding
 from eigenshift.benchmarks import tasks
-from eigenshift.diagnosis import BAD_PAIRS, check_pair, diagnose, measure_free_memory
+from eigenshift.diagnosis import BAD_PAIRS, check_pair, diagnose
+from eigenshift.model import device_maps
 from eigenshift.settings import RefreshSettings, ScorerSettings, parse_settings
 from eigenshift.toxicity.scorer_quality import TRAINING_NAME, Quality
 from eigenshift.toxicity.scorers import detoxify_checkpoint
@@ -219,20 +221,6 @@ def test_bad_pairs_of_versions_are_known(
     assert is_fine or "pip install" in finding.detail
 
 
-def test_memory_limit_of_a_container_counts(tmp_path: Path) -> None:
-    """The smaller of the machine's free memory and the container's rest is reported."""
-    for name, text in {
-        "proc/meminfo": "MemTotal: 99 kB\nMemAvailable:    4096 kB\n",
-        "sys/fs/cgroup/memory.max": "3000000\n",
-        "sys/fs/cgroup/memory.current": "1000000\n",
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert measure_free_memory(tmp_path) == 2_000_000
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
-    assert measure_free_memory(tmp_path) == 4096 * 1024
-
-
 def test_model_on_the_hub_is_asked_for_not_downloaded(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +244,70 @@ def test_model_on_the_hub_is_asked_for_not_downloaded(
     found = by_name(diagnose(make_settings(sources, "owner/name")))
     assert "the first run downloads it" in found["model"].detail
     assert found["model in memory"].is_fine
+
+
+def divide(settings: RefreshSettings, **placement: Any) -> RefreshSettings:
+    """The same settings, the model divided."""
+    execution = settings.execution.model_copy(update=placement)
+    return settings.model_copy(update={"execution": execution})
+
+
+def test_where_a_divided_model_would_be_is_told(sources: Path, tiny_model_folder: Path) -> None:
+    """Bytes and modules of each place, by the configuration; what is slow; what is not there."""
+    settings = make_settings(sources, str(tiny_model_folder))
+    auto = divide(settings, device_map="auto", max_memory={"cpu": "95KB"})
+    finding = by_name(diagnose(auto))["model in memory"]
+    assert finding.is_fine
+    assert re.search(r"cpu \d+ KiB of .* free \(transformer\.wte, .*lm_head", finding.detail)
+    assert re.search(r"; disk \d+ KiB \(.*transformer\.h", finding.detail)
+    assert "read from disk in every pass" in finding.detail
+    whole = divide(settings, device_map="auto")
+    detail = by_name(diagnose(whole))["model in memory"].detail
+    assert "free (all)" in detail
+    assert "in every pass" not in detail
+    unknown = divide(settings, device_map={"": "cpu", "model.layers.0": "disk"})
+    finding = by_name(diagnose(unknown))["model in memory"]
+    assert not finding.is_fine
+    assert "expected modules of GPT2LMHeadModel" in finding.detail
+
+
+def test_too_little_memory_is_told_with_what_a_division_would_do(
+    sources: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an undivided model where its parts could be, of a divided one which place is short."""
+    for module in (diagnosis, device_maps):
+        monkeypatch.setattr(module, "measure_free_memory", lambda: 120_000)
+    settings = make_settings(sources, str(tiny_model_folder))
+    finding = by_name(diagnose(settings))["model in memory"]
+    assert not finding.is_fine
+    assert re.search(r"execution\.device_map: auto \(cpu \d+ KiB.*; disk", finding.detail)
+    given = divide(settings, device_map={"": "cpu", "transformer.ln_f": "disk"})
+    finding = by_name(diagnose(given))["model in memory"]
+    assert not finding.is_fine
+    assert "too much on cpu" in finding.detail
+
+
+def test_a_divided_model_on_the_hub_is_told_by_its_configuration(
+    sources: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That file alone is fetched."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("not in the cache")
+
+    asked = []
+
+    def fetch(model_id: str, name: str, revision: str | None) -> str:
+        asked.append((model_id, name, revision))
+        return str(tiny_model_folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    settings = divide(make_settings(sources, "owner/name"), device_map="auto")
+    finding = diagnosis.check_model_memory(settings.model, settings.execution)
+    assert finding.is_fine, finding
+    assert "free (all)" in finding.detail
+    assert asked == [("owner/name", "config.json", None)]
 
 
 @pytest.mark.parametrize("prefix", ["module.", "student."])

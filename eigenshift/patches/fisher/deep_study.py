@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from eigenshift.components.budget_texts import Tokens
 from eigenshift.components.calibration import MIN_PROBABILITY
+from eigenshift.model.divided import find_device
 from eigenshift.model.gradients import HEAD, Objective, Traffic, run_backward
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.writers import count_features, list_writers
@@ -197,9 +198,9 @@ class DeepStudy(Study):
                 if traffic.name in places:
                     left, right = (part.to(traffic.inputs) for part in factors[traffic.name])
                     product = (traffic.gradients @ left) * (traffic.inputs @ right)
-                    part = torch.zeros(len(sequences), product.shape[1], device=device)
+                    part = torch.zeros(len(sequences), product.shape[1], device=product.device)
                     part.index_add_(0, traffic.sequence, product)
-                    found[:, places[traffic.name]] += part.double()
+                    found[:, places[traffic.name]] += part.double().to(device)
 
             return add
 
@@ -238,12 +239,12 @@ class DeepStudy(Study):
 
     def sum_moments(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, _Moments]:
         """A, G and M of some layers: a pass over the toxic texts, one over the harmless ones."""
-        device = self._language_model.device
         layers = {name: module for name, module in self.layers.items() if name in sizes}
         moments: dict[str, _Moments] = {}
 
         def begin_toxic() -> Callable[[Traffic], None]:
             for name, (n_in, n_out) in sizes.items():
+                device = find_device(layers.get(name, self._language_model.head_module))
                 moments[name] = _Moments(
                     torch.zeros(n_in, n_in, device=device),
                     torch.zeros((n_out,) if name == HEAD else (n_out, n_out), device=device),

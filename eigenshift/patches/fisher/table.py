@@ -42,7 +42,7 @@ def carry_out(inputs: FisherInputs, key: FisherKey, bench: Bench, workspace: Wor
     continuations = artifacts.read_shards(inputs.continuations, tables.CONTINUATIONS.file)
     neutral = artifacts.read_files(inputs.neutral)
     harmless = artifacts.read_shards([inputs.harmless], tables.HARMLESS_TEXTS.file)
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         metric_texts, budget_texts = (
             gather_budget_texts(language_model, neutral, harmless, key.max_tokens, use=use)
             for use in (FISHER, BUDGET)

@@ -7,6 +7,7 @@ from typing import Any
 
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.decomposition import open_decomposition
+from eigenshift.model.divided import list_gpus
 from eigenshift.model.loading import use_model
 from eigenshift.model.resources import measuring
 from eigenshift.patches.fisher.table import open_fisher_edit
@@ -39,7 +40,8 @@ def build_patch(
     """
     recipe = find_recipe(request.intervention)
     _require_one_factor(request, recipe.needs)
-    with measuring(evidence.language_model.device) as cost:
+    devices = list_gpus(evidence.language_model.model) or [evidence.language_model.device]
+    with measuring(*devices) as cost:
         outcome = recipe.load_builder()(evidence, request)
         if request.divergence is not None:
             outcome = match_divergence(evidence, outcome, request.divergence)
@@ -75,7 +77,7 @@ def carry_out(inputs: PatchInputs, key: PatchKey, bench: Bench, workspace: Works
     """The work of the stage `build_patch`."""
     needs = list_needs(key.request)
     given = {need: READERS[need](bench.artifacts, getattr(inputs, need.value)) for need in needs}
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         evidence = Evidence(language_model, given)
         build_patch(key.request, evidence, model_id=key.model_id, workspace=workspace)
 

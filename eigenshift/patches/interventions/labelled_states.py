@@ -128,8 +128,8 @@ def average_outputs(
         seen.clear()
         with suppress(_ReachedError):
             language_model.trunk(
-                input_ids=token_ids.to(language_model.device),
-                attention_mask=mask.to(language_model.device),
+                input_ids=token_ids.to(language_model.entry_device),
+                attention_mask=mask.to(language_model.entry_device),
                 use_cache=False,
             )
         found = {}

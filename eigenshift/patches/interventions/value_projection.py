@@ -35,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from eigenshift.base.arrays import FloatArray
 from eigenshift.base.errors import ComponentError
 from eigenshift.detection.pooling import pool_texts
+from eigenshift.model.divided import read_parameter
 from eigenshift.model.encoding import ReadText
 from eigenshift.model.layers import list_layers
 from eigenshift.model.loading import LanguageModel
@@ -181,6 +182,6 @@ def _project_out(language_model: LanguageModel, name: str, basis: Tensor) -> Lin
 def _read_weight(language_model: LanguageModel, name: str) -> Tensor:
     """A linear layer's weight, shape (out, in), float32 or wider."""
     module = language_model.model.get_submodule(name)
-    weight: Tensor = module.weight.detach()
+    weight = read_parameter(language_model.model, f"{name}.weight").detach()
     wide = weight if weight.dtype == torch.float64 else weight.float()
     return wide.T if isinstance(module, Conv1D) else wide

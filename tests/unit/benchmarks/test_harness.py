@@ -22,13 +22,14 @@ from eigenshift.benchmarks.stages import AnswerComparisonKey, AnswerKey
 from eigenshift.evaluation.capability import check_capability
 from eigenshift.model.chat import ChatFormat
 from eigenshift.model.heads import digest_tensor
-from eigenshift.model.loading import LanguageModel, load_model
+from eigenshift.model.loading import LanguageModel, load_model, wrap_model
 from eigenshift.patches.edits import HeadEdit, ModelEdit
 from eigenshift.patches.patching import Patch, apply_patch, make_patch
 from eigenshift.settings import GateSettings, load_preset
-from tests.support.architectures import damp_head
+from tests.support.architectures import damp_head, make_architecture
 from tests.support.benchmark_tasks import ENDINGS, QUESTIONS, write_task
 from tests.support.chat_templates import PLAIN as PLAIN_TEMPLATE
+from tests.support.divided_models import divide
 
 pytest.importorskip("lm_eval", reason="the extra `benchmark` is not installed (make install)")
 
@@ -105,6 +106,20 @@ def make_silence(language_model: LanguageModel) -> Patch:
     everything = np.eye(language_model.head_weight.shape[1])
     edit = ModelEdit(HeadEdit.scale_directions(everything, 0.0))
     return make_patch(language_model, edit, model_id="test", intervention="silence")
+
+
+def test_a_model_with_its_first_weights_on_disk_answers_the_same(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """The harness would put questions on the device of the first weight, which is nowhere."""
+    made = make_architecture("llama", vocab_size=len(tiny_tokenizer))
+    whole = wrap_model(made, tiny_tokenizer, model_id="tiny", digest="d")
+    (tmp_path / "offloaded").mkdir()
+    divided = divide(whole, tmp_path / "offloaded")
+    assert divided.model.device.type == "meta"
+    write_task(tmp_path)
+    expected, found = (gather(answer(one, tmp_path).rows) for one in (whole, divided))
+    assert found == expected
 
 
 @pytest.mark.parametrize(

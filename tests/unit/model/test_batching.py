@@ -37,7 +37,7 @@ KEY = ("digest", "cpu", "work")
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No budget outlives a test; collecting garbage costs seconds and changes nothing here."""
-    monkeypatch.setattr("eigenshift.model.batching._free_memory", lambda: None)
+    monkeypatch.setattr("eigenshift.model.batching.free_memory", lambda: None)
     batching._fitting.clear()
     yield
     batching._fitting.clear()

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from eigenshift.model.resources import STATUS, measuring, read_resident_bytes
+from eigenshift.model.resources import (
+    STATUS,
+    measure_free_memory,
+    measuring,
+    read_resident_bytes,
+)
 
 CPU = torch.device("cpu")
 
@@ -50,3 +56,17 @@ def test_resident_memory_is_that_of_this_process() -> None:
     found = read_resident_bytes()
     assert found is not None
     assert 50e6 < found < 64e9
+
+
+def test_memory_limit_of_a_container_counts(tmp_path: Path) -> None:
+    """The smaller of the machine's free memory and the container's rest is reported."""
+    for name, text in {
+        "proc/meminfo": "MemTotal: 99 kB\nMemAvailable:    4096 kB\n",
+        "sys/fs/cgroup/memory.max": "3000000\n",
+        "sys/fs/cgroup/memory.current": "1000000\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert measure_free_memory(tmp_path) == 2_000_000
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert measure_free_memory(tmp_path) == 4096 * 1024
