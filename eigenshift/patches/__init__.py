@@ -11,6 +11,7 @@ writing it for other tools `exporting/`.
     cost.py         what an edit costs on harmless text, kind by kind
     strength.py     the strongest within a budget
     patching.py     build, store, apply and undo a patch
+    saving.py       the patched model as files, for another program to load
     requests.py     which patch to build, from which evidence
     stages.py       what the stages of this room are
 """

@@ -55,6 +55,7 @@ from eigenshift.settings.execution import ExecutionSettings, Overlap, Runner
 from eigenshift.settings.exporting import ExportCheck, ExportFormat, ExportTarget
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
 from eigenshift.settings.generation import (
+    Backend,
     GenerationSettings,
     PromptSettings,
     SamplingSettings,
@@ -106,6 +107,7 @@ __all__ = [
     "SECRET_IN_URL",
     "ActivationSettings",
     "AnySettings",
+    "Backend",
     "BenchmarkSettings",
     "ChatUse",
     "ColumnMapping",
