@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 def test_a_run_without_its_engine_ends_before_its_work(
     load_small: Callable[..., RefreshSettings],
 ) -> None:
-    """vLLM is not installed here; the message names the setting."""
+    """The package is not installed here; the message names the setting."""
     from flows.refresh import run_refresh
 
     with pytest.raises(SettingsError, match=r"generation\.backend"):
