@@ -89,7 +89,7 @@ def require_backend(backend: Backend) -> None:
         raise SettingsError(
             f"generation.backend: expected the package {backend.value!r}, found it is not "
             "installed. It needs Linux, a GPU and versions of torch and transformers of its own: "
-            "install it beside EigenShift into an environment of that (docs/devices.md), or set "
+            "install it beside EigenShift into an environment of that (docs/scale.md), or set "
             "generation.backend: transformers."
         )
 

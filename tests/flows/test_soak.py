@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,11 +36,39 @@ ON_DASK = ExecutionSettings(runner=Runner.dask, concurrency=2)
 
 
 @flow
-def work_in_small_steps(n_tasks: int) -> list[tuple[int, int]]:
-    """Many tiny tasks, submitted at once; a result that is too long in coming ends the run."""
+def work_in_small_steps(n_tasks: int, begun: str) -> list[tuple[int, int]]:
+    """Many tiny tasks, submitted at once; a result that is too long in coming ends the run.
+
+    Args:
+        n_tasks: How many.
+        begun: A file that is there from the first result on.
+    """
     with run_tasks(ON_DASK):
         futures = [work_a_little.submit(place) for place in range(n_tasks)]
+        futures[0].result(timeout=LONGEST_WAIT)
+        Path(begun).touch()
         return [future.result(timeout=LONGEST_WAIT) for future in futures]
+
+
+def run_disturbed(
+    folder: Path, disturb: Callable[[threading.Event], list[int]]
+) -> tuple[list[Any], list[int]]:
+    """Results of a run, and the processes that `disturb` met from the first result on."""
+    begun, is_over, met = folder / "begun", threading.Event(), list[int]()
+
+    def wait_and_disturb() -> None:
+        while not begun.exists():
+            if is_over.wait(0.1):
+                return
+        met.extend(disturb(is_over))
+
+    thread = threading.Thread(target=wait_and_disturb)
+    thread.start()
+    try:
+        return work_in_small_steps(N_TASKS, str(begun)), met
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @pytest.fixture
@@ -55,7 +83,7 @@ def _other_work() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_other_work")
-def test_no_task_is_lost_nor_waited_for_when_workers_are_killed() -> None:
+def test_no_task_is_lost_nor_waited_for_when_workers_are_killed(tmp_path: Path) -> None:
     """Two hundred tasks, six workers killed at random moments: each task once in the result."""
     chance = random.Random(0)
 
@@ -69,31 +97,28 @@ def test_no_task_is_lost_nor_waited_for_when_workers_are_killed() -> None:
                 worker.kill()
         return killed
 
-    with disturbing(disturb) as killed:
-        found = work_in_small_steps(N_TASKS)
+    found, killed = run_disturbed(tmp_path, disturb)
     assert [place for place, _ in found] == list(range(N_TASKS))
     assert len(killed) >= N_KILLED // 2
     assert len({process for _, process in found}) > 2  # new workers took the place of dead ones
 
 
 @pytest.mark.usefixtures("_other_work")
-def test_a_worker_that_falls_silent_is_given_up() -> None:
+def test_a_worker_that_falls_silent_is_given_up(tmp_path: Path) -> None:
     """One stands still for good, as by a lock; Dask gives its tasks to the other after its limit.
 
-    The limit is Dask's `distributed.scheduler.worker-ttl`, five minutes, here five seconds.
+    The limit is Dask's `distributed.scheduler.worker-ttl`, five minutes, here half a minute: with
+    five seconds workers that only import on a busy machine are given up, again and again.
     """
     import dask
 
-    def disturb(is_over: threading.Event) -> list[int]:
-        while not is_over.wait(0.2):
-            workers = list_workers()
-            if len(workers) == 2 and sum(workers[0].cpu_times()[:2]) > 1:  # it has imported
-                os.kill(workers[0].pid, signal.SIGSTOP)
-                return [workers[0].pid]
-        return []
+    def disturb(_: threading.Event) -> list[int]:
+        worker = list_workers()[0]
+        os.kill(worker.pid, signal.SIGSTOP)
+        return [worker.pid]
 
-    with dask.config.set({"distributed.scheduler.worker-ttl": "5s"}), disturbing(disturb) as silent:
-        found = work_in_small_steps(N_TASKS)
+    with dask.config.set({"distributed.scheduler.worker-ttl": "30s"}):
+        found, silent = run_disturbed(tmp_path, disturb)
     assert [place for place, _ in found] == list(range(N_TASKS))
     assert len(silent) == 1
 
@@ -108,19 +133,3 @@ def list_workers() -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
-
-
-@contextmanager
-def disturbing(disturb: Callable[[threading.Event], list[int]]) -> Iterator[list[int]]:
-    """Disturb a run from another thread until it is over; gives whom it met, at the end."""
-    met: list[int] = []
-    is_over = threading.Event()
-    thread = threading.Thread(target=lambda: met.extend(disturb(is_over)))
-    thread.start()
-    started = time.monotonic()
-    try:
-        yield met
-    finally:
-        is_over.set()
-        thread.join()
-        print(f"{time.monotonic() - started:.0f} s, disturbed: {len(met)}")
