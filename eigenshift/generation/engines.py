@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from eigenshift.base.arrays import FloatArray
-from eigenshift.base.errors import SettingsError
+from eigenshift.base.errors import ModelError, SettingsError
 from eigenshift.settings import Backend, ExecutionSettings, SamplingSettings
 
 _one_at_a_time = threading.Lock()
@@ -100,6 +100,7 @@ def open_engine(request: EngineRequest) -> Iterator[Engine]:
 
     Raises:
         SettingsError: Its package is not installed.
+        ModelError: It does not start.
     """
     require_backend(Backend.vllm)
     with _one_at_a_time:
@@ -118,21 +119,33 @@ class VllmEngine:
 
     Args:
         request: What to serve.
+
+    Raises:
+        ModelError: It does not start.
     """
 
     def __init__(self, request: EngineRequest) -> None:
         self._vllm: Any = import_module("vllm")
         self._sampling, self._ends = request.sampling, frozenset(request.ends)
-        self._llm: Any = self._vllm.LLM(
-            model=str(request.folder),
-            skip_tokenizer_init=True,
-            trust_remote_code=False,
-            dtype=request.dtype,
-            seed=request.sampling.seed,
-            max_model_len=request.n_positions,
-            tensor_parallel_size=request.execution.engine_gpus,
-            gpu_memory_utilization=request.execution.engine_memory,
-        )
+        try:
+            self._llm: Any = self._vllm.LLM(
+                model=str(request.folder),
+                skip_tokenizer_init=True,
+                trust_remote_code=False,
+                dtype=request.dtype,
+                seed=request.sampling.seed,
+                max_model_len=request.n_positions,
+                tensor_parallel_size=request.execution.engine_gpus,
+                gpu_memory_utilization=request.execution.engine_memory,
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(
+                f"{request.folder}: expected {self.version} to serve it, found: {reason} It may "
+                "not know the architecture, or find too little memory. Set execution.concurrency: "
+                "1 and another execution.engine_memory or engine_gpus, or generation.backend: "
+                "transformers."
+            ) from error
 
     @property
     def version(self) -> str:

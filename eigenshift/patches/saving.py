@@ -29,7 +29,8 @@ def save_patched_model(language_model: LanguageModel, patch: Patch, folder: Path
         SettingsError: There is too little space.
     """
     model = language_model.model
-    check_space(folder, sum(value.nbytes for value in model.state_dict().values()))
+    n_bytes = sum(value.nbytes for value in model.state_dict().values())
+    check_space(folder, n_bytes, "name a larger disk by TMPDIR")
     with language_model.lock:
         applied = apply_patch(language_model, patch)
         try:

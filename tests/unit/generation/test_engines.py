@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eigenshift.base.errors import SettingsError
+from eigenshift.base.errors import ModelError, SettingsError
 from eigenshift.generation import engines
 from eigenshift.generation.engines import Draw, EngineRequest, open_engine, require_backend
 from eigenshift.model.loading import LanguageModel
@@ -55,6 +55,20 @@ def test_an_engine_is_started_as_the_settings_say_and_let_go_of(
         "tensor_parallel_size": 2,
         "gpu_memory_utilization": 0.5,
     }
+
+
+def test_an_engine_that_does_not_start_is_explained(
+    monkeypatch: pytest.MonkeyPatch, request_tiny: EngineRequest
+) -> None:
+    """Its own reason, in one line, and the settings that may help."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("made-up lack of memory\nand a page of advice")
+
+    monkeypatch.setattr(install_fake_vllm(monkeypatch), "__init__", refuse)
+    expected = r"found: made-up lack of memory It .*engine_memory"
+    with pytest.raises(ModelError, match=expected), open_engine(request_tiny):
+        pass
 
 
 def test_an_engine_is_let_go_of_after_an_error(
