@@ -8,16 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmarks.bench_gpu import (
-    SMALL,
-    SVD,
-    CaseResult,
-    judge,
-    list_cases,
-    run_cases,
-    run_in_process,
-    tabulate,
-)
+from tests.benchmarks.bench_gpu import CaseResult, judge, run_cases, run_in_process, tabulate
+from tests.benchmarks.gpu_cases import SMALL, SVD, list_cases
 from tests.benchmarks.page import tabulate as tabulate_page
 
 PLACE = "decomposition 400 x 32"

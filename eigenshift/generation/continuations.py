@@ -181,10 +181,7 @@ def carry_out(
 
     By our own loop, all arms on one shard of prompts; by an engine, one arm on several shards.
     """
-    prompts = {
-        name: bench.artifacts.read_table(piece.inputs.prompts) for name, piece in pieces.items()
-    }
-    yield from _generate(pieces, prompts, bench, workspaces)
+    yield from _generate(pieces, _read_prompts(pieces, bench), bench, workspaces)
 
 
 def carry_out_long(
@@ -193,11 +190,18 @@ def carry_out_long(
     workspaces: Mapping[str, Workspace],
 ) -> Iterator[tuple[str, ...]]:
     """The work of the stage `generate_long_continuations`: the first prompts of a shard."""
-    prompts = {
-        name: bench.artifacts.read_table(piece.inputs.prompts)[: piece.key.n_prompts]
-        for name, piece in pieces.items()
-    }
+    shards = _read_prompts(pieces, bench)
+    prompts = {name: shards[name][: piece.key.n_prompts] for name, piece in pieces.items()}
     yield from _generate(pieces, prompts, bench, workspaces)
+
+
+def _read_prompts(
+    pieces: Mapping[str, ArmPiece] | Mapping[str, LongArmPiece], bench: Bench
+) -> dict[str, pa.Table]:
+    """The prompts of each piece; a file that several read is read once."""
+    files = dict.fromkeys(piece.inputs.prompts for piece in pieces.values())
+    tables = {file: bench.artifacts.read_table(file) for file in files}
+    return {name: tables[piece.inputs.prompts] for name, piece in pieces.items()}
 
 
 def _generate(
