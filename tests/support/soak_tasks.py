@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -12,7 +13,9 @@ SECONDS = 0.02
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def work_a_little(place: int) -> tuple[int, int]:
-    """Its own place, and the process it ran in."""
+def work_a_little(place: int, folder: str) -> tuple[int, int]:
+    """Its own place, and the process it ran in, which leaves its number in the folder."""
+    process = os.getpid()
+    Path(folder, str(process)).touch()
     time.sleep(SECONDS)
-    return place, os.getpid()
+    return place, process
