@@ -6,16 +6,12 @@ import os
 import time
 from pathlib import Path
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-SECONDS = 0.02
+SECONDS = 0.05
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
 def work_a_little(place: int, folder: str) -> tuple[int, int]:
-    """Its own place, and the process it ran in, which leaves its number in the folder."""
+    """Its own place, and the process it ran in, which leaves both their numbers in the folder."""
     process = os.getpid()
-    Path(folder, str(process)).touch()
     time.sleep(SECONDS)
+    Path(folder, f"{process}-{place}").touch()
     return place, process
