@@ -31,12 +31,14 @@ from eigenshift.base.machine import count_cores
 from eigenshift.benchmarks.tasks import find_version, require_tasks
 from eigenshift.datasets.containers import Container
 from eigenshift.datasets.reading import digest_source
+from eigenshift.generation.engines import require_backend
 from eigenshift.model.device_maps import CPU, Division, Place, show_modules, show_place
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
 from eigenshift.model.loading import check_weight_names, find_class_name, find_division
 from eigenshift.model.resources import measure_free_memory
 from eigenshift.settings import (
+    Backend,
     ModelSettings,
     Placement,
     RefreshSettings,
@@ -127,6 +129,8 @@ def _list_settings_checks(
     yield "device", lambda: check_device(settings.execution.device)
     yield "model", lambda: check_model(settings.model)
     yield "model in memory", lambda: check_model_memory(settings.model, settings.execution)
+    if settings.generation.backend is not Backend.transformers:
+        yield "generation", lambda: check_backend(settings.generation.backend)
     if settings.benchmark.tasks:
         yield "benchmark", lambda: check_benchmark(settings.benchmark.tasks)
     for scorer in (settings.scorer, *settings.further_scorers):
@@ -318,6 +322,12 @@ def check_source(source: SourceSettings) -> Finding:
 def check_device(device: str) -> Finding:
     """Whether the device in the settings is there."""
     return Finding("device", True, f"{device}: runs on {resolve_device(device)}")
+
+
+def check_backend(backend: Backend) -> Finding:
+    """Whether the engine that is to generate is installed here; a cluster's workers need it too."""
+    require_backend(backend)
+    return Finding("generation", True, f"{backend.value} {_find_version(backend.value)}")
 
 
 def check_benchmark(tasks: Sequence[str]) -> Finding:

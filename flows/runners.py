@@ -40,6 +40,9 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 NO_PROFILING = {"distributed.worker.profile.enabled": False}
 """For Dask workers: their profiler asks for the frames of all threads 100 times a second, which can
 lock a process for good before Python 3.11.9 (cpython issue 106883), and nobody reads its result."""
+WITHOUT_WORKERS = "5 minutes"
+"""So long a task may find no worker that could do it; then it fails, and the run with it. By itself
+Dask would wait for ever, and it does not replace a worker that is killed while it starts."""
 GPU = "GPU"
 """Name of the resource that Dask workers with a GPU offer."""
 PR_SET_PDEATHSIG = 1
@@ -137,6 +140,7 @@ def _make_dask(execution: ExecutionSettings) -> DaskTaskRunner:
     if execution.cluster_address is not None:
         return ClaimingDaskTaskRunner(address=execution.cluster_address)
     return ClaimingDaskTaskRunner(
+        cluster_class=_start_local_cluster,
         cluster_kwargs={
             "n_workers": execution.concurrency,
             "threads_per_worker": 1,
@@ -146,8 +150,17 @@ def _make_dask(execution: ExecutionSettings) -> DaskTaskRunner:
             "config": NO_PROFILING,
             "env": {THREADS_VARIABLE: share_threads(execution.concurrency)},
             "resources": {GPU: float(_count_gpus(execution))} if execution.gpus_per_task else None,
-        }
+        },
     )
+
+
+def _start_local_cluster(**given: Any) -> Any:
+    """A cluster of this machine that does not wait for workers for ever."""
+    import dask
+    from distributed import LocalCluster
+
+    with dask.config.set({"distributed.scheduler.no-workers-timeout": WITHOUT_WORKERS}):
+        return LocalCluster(**given)
 
 
 def _greet_dask(runner: Any, execution: ExecutionSettings) -> None:

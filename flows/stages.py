@@ -24,16 +24,17 @@ from eigenshift.evaluation import stages as evaluation
 from eigenshift.evaluation.evidence import Evidence, find_thin_evidence
 from eigenshift.evaluation.text_allotment import allot_texts
 from eigenshift.generation import stages as generation
+from eigenshift.generation.engines import require_backend
 from eigenshift.model import stages as model_stages
 from eigenshift.model.kinds import ModelKind, explain_no_head
 from eigenshift.patches import stages as patch_stages
 from eigenshift.patches.interventions.registry import list_needs
 from eigenshift.patches.requests import PatchRequest
 from eigenshift.patches.stages import FISHER_PLACES
-from eigenshift.settings import RefreshSettings, Role, ScorerSettings, StateSource
+from eigenshift.settings import Backend, RefreshSettings, Role, ScorerSettings, StateSource
 from eigenshift.stages import tables
 from eigenshift.stages.running import Piece
-from eigenshift.stages.stage import K, Stage
+from eigenshift.stages.stage import I, K, Stage
 from eigenshift.store.manifests import ArtifactReference, FileReference
 from eigenshift.toxicity import stages as toxicity
 from eigenshift.toxicity.unscored import require_scored_shards
@@ -145,9 +146,12 @@ def identify_model(journal: RunJournal, *, must_generate: bool = True) -> Artifa
 
     Raises:
         ModelError: It must generate text and is not a causal language model.
-        SettingsError: More components are asked for than its head has, or than are decomposed.
+        SettingsError: More components are asked for than its head has, or than are decomposed; or
+            what is to generate is not installed here, where the work is done.
     """
     settings = journal.settings
+    if must_generate and settings.execution.cluster_address is None:
+        require_backend(settings.generation.backend)
     inputs = model_stages.IdentityInputs(weights=model_stages.Weights(model=settings.model))
     model = journal.run_one(
         model_stages.IDENTIFY_MODEL, inputs, model_stages.IdentityKey.of_model(settings)
@@ -200,9 +204,8 @@ def generate(
         inputs = generation.ContinuationInputs(model=model, prompts=shard, patch=arm.patch)
         return Piece(inputs, generation.ContinuationKey.of(settings, stream=arm.stream))
 
-    passes = ({name: order(shard, arm) for name, arm in arms.items()} for shard in prompts)
-    made = journal.run_together(generation.GENERATE_CONTINUATIONS, passes)
-    found = {name: tuple(shard[name] for shard in made) for name in arms}
+    orders = {name: [order(shard, arm) for shard in prompts] for name, arm in arms.items()}
+    found = _continue(journal, generation.GENERATE_CONTINUATIONS, orders, arms)
     key = toxicity.ScoringKey.of(settings)
     scores = _score(journal, toxicity.SCORE_CONTINUATIONS, key, settings.scorer, of=found)
     return Generated(found, scores)
@@ -224,16 +227,49 @@ def generate_long(
         key = generation.LongContinuationKey.of(settings, stream=arm.stream, n_prompts=n_prompts)
         return Piece(inputs, key)
 
-    passes = (
-        {name: order(shard, share, arm) for name, arm in arms.items()}
-        for shard, share in zip(prompts, shares, strict=True)
-        if share
-    )
-    made = journal.run_together(generation.GENERATE_LONG, passes)
-    found = {name: tuple(shard[name] for shard in made) for name in arms}
+    orders = {
+        name: [
+            order(shard, share, arm) for shard, share in zip(prompts, shares, strict=True) if share
+        ]
+        for name, arm in arms.items()
+    }
+    found = _continue(journal, generation.GENERATE_LONG, orders, arms)
     key = toxicity.ScoringKey.of(settings)
     scores = _score(journal, toxicity.SCORE_LONG, key, settings.scorer, of=found)
     return Generated(found, scores)
+
+
+def _continue(
+    journal: RunJournal,
+    stage: Stage[I, K],
+    orders: Mapping[str, Sequence[Piece[I, K]]],
+    arms: Mapping[str, Arm],
+) -> Shards:
+    """Make all arms' continuations, shard by shard.
+
+    Our own loop does all arms of a shard in one pass, which share the trunk; an engine all shards
+    of a patch, so that it is started once for each.
+    """
+    if journal.settings.generation.backend is Backend.transformers:
+        shards = zip(*orders.values(), strict=True)
+        made = journal.run_together(
+            stage, (dict(zip(orders, shard, strict=True)) for shard in shards)
+        )
+        return {name: tuple(shard[name] for shard in made) for name in arms}
+    arms_of_patch: dict[ArtifactReference | None, list[str]] = {}
+    for name, arm in arms.items():
+        arms_of_patch.setdefault(arm.patch, []).append(name)
+    passes = [
+        {f"{name} {place}": piece for name in names for place, piece in enumerate(orders[name])}
+        for names in arms_of_patch.values()
+    ]
+    together: dict[str, ArtifactReference] = {}
+    for of_patch in journal.run_together(stage, passes):
+        together |= of_patch
+    return {
+        name: tuple(together[f"{name} {place}"] for place in range(len(pieces)))
+        for name, pieces in orders.items()
+    }
 
 
 def _score(

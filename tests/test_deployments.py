@@ -118,6 +118,67 @@ def test_the_trigger_waits_for_the_event_that_the_watcher_sends() -> None:
     assert trigger["match"] == {"prefect.resource.id": f"{RESOURCE}.*"}
 
 
+def read_slurm_options(script: str) -> dict[str, str]:
+    """What the job's script asks Slurm for: the last word counts."""
+    lines = re.findall(r"^#SBATCH (\S+?)[= ](\S+)$", script, re.MULTILINE)
+    assert len(lines) == len(dict(lines)), "an option is given twice"
+    return dict(lines)
+
+
+@pytest.fixture
+def slurm() -> Iterator[Any]:
+    """The script that starts a cluster, as a module."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(DEPLOYMENTS / "slurm")
+        import start_cluster
+
+        yield start_cluster
+
+
+def test_a_slurm_job_is_one_worker_as_tasks_want_it(slurm: Any) -> None:
+    """One thread, a GPU, no profiler, no limit of Dask's own, and an end before the job's."""
+    options = slurm.parse_options(
+        [
+            *("--queue", "gpu", "--account", "lab", "--cpus", "8", "--gpus", "1"),
+            *("--memory", "64GB", "--walltime", "1-02:00:00", "--host", "127.0.0.1"),
+            *("--python", "/shared/env/bin/python", "--prologue", "source /shared/store.env"),
+        ]
+    )
+    with slurm.make_cluster(options) as cluster:
+        script, address = cluster.job_script(), cluster.scheduler_address
+    assert read_slurm_options(script) == {
+        "-J": "eigenshift-worker",
+        "-p": "gpu",
+        "-A": "lab",
+        "-n": "1",
+        "--cpus-per-task": "8",
+        "--mem": "60G",  # 64e9 bytes in GiB
+        "-t": "1-02:00:00",
+        "--gres": "gpu:1",
+    }
+    *prologue, worker = [line for line in script.splitlines() if line and line[0] != "#"]
+    assert prologue == [
+        "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False",
+        "export OMP_NUM_THREADS=8",
+        "source /shared/store.env",
+    ]
+    assert worker.startswith(f"/shared/env/bin/python -m distributed.cli.dask_worker {address} ")
+    words = worker.split()
+    assert words[words.index("--nthreads") + 1] == "1"
+    limits = [words[place + 1] for place, word in enumerate(words) if word == "--memory-limit"]
+    assert limits[-1] == "0"  # the last one counts
+    assert "--resources GPU=1 " in f"{worker} "
+    assert words[words.index("--lifetime") + 1] == "93300s"
+
+
+def test_slurm_jobs_are_long_enough_for_their_workers(slurm: Any) -> None:
+    """Too short a job, or a time that is none, is told before anything is started."""
+    with pytest.raises(SystemExit, match="at least 10 minutes"):
+        slurm.make_cluster(slurm.parse_options(["--walltime", "00:09:00"]))
+    with pytest.raises(SystemExit, match="days"):
+        slurm.make_cluster(slurm.parse_options(["--walltime", "4h"]))
+
+
 def test_the_automations_fit_prefects_own_model() -> None:
     """With and without a notification block, which stays; held runs have the state of the flow."""
     sys.path.insert(0, str(DEPLOYMENTS))

@@ -6,6 +6,7 @@ head states, the decomposition and the table of components. Changing the head is
     labelled_text.py        labelled texts in the form of continuations
     head_states.py          states about to generate a toxic word, and matched others
     decomposition.py        singular values and right singular vectors of the head
+    device_algebra.py       its heavy steps on a GPU
     spectral_gaps.py        which singular vectors are determined
     scores.py               how toxic each component is
     selection_stability.py  the same in resamples

@@ -131,11 +131,15 @@ def decompose_head(weight: Tensor) -> Decomposition:
     return decompose_rows(TensorRows(weight))
 
 
-def decompose_rows(rows: HeadRows) -> Decomposition:
+def decompose_rows(rows: HeadRows, device: str | None = None) -> Decomposition:
     """Decompose a head whole and exactly.
 
     Singular values are precise to 1e-9 relative down to about 1e-7 of the largest, below to
     rounding errors of the largest, as in any other method.
+
+    Args:
+        rows: The head.
+        device: Where the heavy steps run, by torch; None: on the processor, without it.
 
     Raises:
         ComponentError: The head has a value that is not finite.
@@ -145,10 +149,10 @@ def decompose_rows(rows: HeadRows) -> Decomposition:
     basis: FloatArray | None = None
     energy = largest = 0.0
     while basis is None or basis.shape[1]:
-        gram = _accumulate_gram(rows, basis)
+        gram = _accumulate_gram(rows, basis, device)
         if basis is None:
             energy = _require_finite(gram)
-        values, directions = _find_eigenvectors(gram)
+        values, directions = _find_eigenvectors(gram, device)
         del gram
         if basis is not None:
             directions = basis @ directions
@@ -204,8 +208,14 @@ def decompose_leading(rows: HeadRows, n_components: int, seed: int) -> Decomposi
     return _assemble([values[:kept]], [basis @ directions[:, :kept]], energy, rows)
 
 
-def _accumulate_gram(rows: HeadRows, basis: FloatArray | None) -> FloatArray:
+def _accumulate_gram(
+    rows: HeadRows, basis: FloatArray | None, device: str | None = None
+) -> FloatArray:
     """W^T W, or that of W restricted to an orthonormal basis; the lower triangle only."""
+    if device is not None:
+        from eigenshift.components import device_algebra
+
+        return device_algebra.accumulate_gram(rows, basis, device)
     width = rows.shape[1] if basis is None else basis.shape[1]
     gram = np.zeros((width, width), order="F")
     for block in rows.iterate_blocks():
@@ -214,8 +224,14 @@ def _accumulate_gram(rows: HeadRows, basis: FloatArray | None) -> FloatArray:
     return gram
 
 
-def _find_eigenvectors(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _find_eigenvectors(
+    gram: FloatArray, device: str | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Square roots of the eigenvalues, descending, and the eigenvectors in columns."""
+    if device is not None:
+        from eigenshift.components import device_algebra
+
+        return device_algebra.find_eigenvectors(gram, device)
     values, vectors = scipy.linalg.eigh(
         gram, driver="evr", lower=True, overwrite_a=True, check_finite=False
     )
@@ -242,6 +258,7 @@ def write_decomposition(
     n_leading: int | None,
     seed: int,
     workspace: Workspace,
+    gpu: str | None = None,
 ) -> None:
     """Decompose the head a model runs with and write the result.
 
@@ -255,12 +272,13 @@ def write_decomposition(
         n_leading: Decompose only so many components, approximately; None: all, exactly.
         seed: Of the approximation.
         workspace: Receives the file.
+        gpu: Where the exact method's heavy steps run, by torch; None: on the processor.
     """
     from eigenshift.components.stages import DECOMPOSITION_NAME
     from eigenshift.model.files import identify_model
 
     stored = find_stored_head(identify_model(settings).folder, head)
-    decompose = _choose_method(n_leading, seed)
+    decompose = _choose_method(n_leading, seed, gpu)
     if stored is not None:
         source, decomposition = f"file {stored.path.name}: {stored.name}", decompose(stored)
     else:
@@ -298,10 +316,22 @@ def write_decomposition(
     }
 
 
-def _choose_method(n_leading: int | None, seed: int) -> Callable[[HeadRows], Decomposition]:
+def _choose_method(
+    n_leading: int | None, seed: int, gpu: str | None
+) -> Callable[[HeadRows], Decomposition]:
     if n_leading is None:
-        return decompose_rows
+        return lambda rows: decompose_rows(rows, gpu)
     return lambda rows: decompose_leading(rows, n_leading, seed)
+
+
+def _find_gpu(device: str) -> str | None:
+    """The GPU of the settings; None where they name the processor, or there is none."""
+    if device == "cpu":
+        return None
+    from eigenshift.model.devices import resolve_device
+
+    found = resolve_device(device)
+    return None if found.type == "cpu" else str(found)
 
 
 def open_decomposition(artifact: Artifact) -> Decomposition:
@@ -325,4 +355,5 @@ def carry_out(
         n_leading=key.n_decomposed,
         seed=key.seed or 0,
         workspace=workspace,
+        gpu=_find_gpu(bench.execution.device),
     )

@@ -19,12 +19,13 @@ from torch import Tensor
 from eigenshift.base.arrays import FloatArray
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.calibration import ToxicStates
+from eigenshift.model.batching import count_rows_per_block
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import check_factor
 
 CELLS_PER_BLOCK = 1 << 20
-"""Positions x vocabulary that one point is computed on: about what a core's cache holds."""
+"""Positions x vocabulary one point is computed on on a CPU: about what a core's cache holds."""
 CELLS_PER_CHUNK = 1 << 24
 """Positions x vocabulary of base logits at once (64 MiB in float32)."""
 LARGEST_EXPONENT = 60.0
@@ -272,7 +273,9 @@ class _Sweep:
             name: torch.tensor(shares, device=weight.device) for name, shares in grid.shares.items()
         }
         self.rows_per_chunk = max(1, CELLS_PER_CHUNK // self._head.vocab)
-        self._rows_per_block = max(1, CELLS_PER_BLOCK // self._head.vocab)
+        self._rows_per_block = count_rows_per_block(
+            self._head.vocab, CELLS_PER_BLOCK, weight.device
+        )
 
     def load(self, states: Tensor, targets: Tensor) -> None:
         """Compute the base on a chunk: states of shape (position, hidden), targets (position,)."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from eigenshift.base.arrays import FloatArray
+from eigenshift.model.batching import count_rows_per_block
 from eigenshift.model.forward import iterate_head_states
 from eigenshift.model.heads import HeadDescription
 from eigenshift.model.loading import LanguageModel
@@ -27,7 +28,7 @@ from eigenshift.patches.folding import run_hooked
 from eigenshift.settings import SamplingSettings
 
 CELLS_PER_BLOCK = 1 << 20
-"""Positions x vocabulary worked on at once: about what a core's cache holds."""
+"""Positions x vocabulary worked on at once on a CPU: about what a core's cache holds."""
 LARGEST_FIRST = 64
 """Nuclei are looked for among so many of the likeliest tokens first, then among more."""
 
@@ -193,10 +194,10 @@ def _iterate_rows(
     n_tokens: int,
     tokens_per_batch: int,
 ) -> Iterator[_Rows]:
-    """All predicting positions, a block of `CELLS_PER_BLOCK` at a time."""
-    n_rows = max(1, CELLS_PER_BLOCK // language_model.head.vocab)
+    """All predicting positions, block by block."""
     sequences = [[*text.prompt, *text.drawn] for text in texts]
     device = language_model.device
+    n_rows = count_rows_per_block(language_model.head.vocab, CELLS_PER_BLOCK, device)
     waiting: list[_Rows] = []
 
     def join() -> _Rows:

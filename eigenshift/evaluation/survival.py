@@ -375,7 +375,7 @@ def carry_out(inputs: SurvivalInputs, key: SurvivalKey, bench: Bench, workspace:
         require_scored(n_unscored, len(scores), key.max_unscored_share, f"arm {arm}")
         continuations = artifacts.read_shards(inputs.continuations[arm], tables.CONTINUATIONS.file)
         said[form] = choose_said(continuations, scores, key)
-    with use_model(bench.model, bench.execution.device) as language_model:
+    with use_model(bench.model, bench.execution) as language_model:
         material = gather_material(
             language_model,
             said,

@@ -19,17 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from eigenshift.base import schemas
 from eigenshift.generation.decoding import HeadBranch, sample_batch
+from eigenshift.generation.records import (
+    EncodedPrompt,
+    describe_batch,
+    encode_prompts,
+    write_rows,
+)
 from eigenshift.generation.sampling import draw_keys
+from eigenshift.generation.served import ServedShard, serve_continuations
 from eigenshift.generation.stages import ArmPiece, LongArmPiece
 from eigenshift.model.batching import plan_batches, run_in_batches
-from eigenshift.model.encoding import encode_prompt
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.patching import Patch, check_base, open_patch, patched_model
-from eigenshift.settings import SamplingSettings
-from eigenshift.stages import tables
+from eigenshift.settings import Backend, SamplingSettings
 from eigenshift.stages.stage import Bench
 from eigenshift.store.workspace import Workspace
 
@@ -52,14 +56,6 @@ class LoadedArm:
     def changes_trunk(self) -> bool:
         """Whether it has to run by itself."""
         return self.patch is not None and self.patch.edit.changes_trunk
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    prompt_id: str
-    language: str
-    text: str
-    token_ids: list[int]
 
 
 def generate_continuations(
@@ -104,7 +100,7 @@ def generate_continuations(
         )
         elapsed = time.perf_counter() - started
         for name in names:
-            _write(rows[name], len(encoded), elapsed / len(names), workspaces[name])
+            write_rows(rows[name], len(encoded), elapsed / len(names), workspaces[name])
         n_tokens = sum(len(row["token_ids"]) for name in names for row in rows[name])
         logger.info(
             "generated: arms=%d prompts=%d continuations=%d tokens=%d tokens_per_second=%.0f",
@@ -119,7 +115,7 @@ def generate_continuations(
 
 def _continue_prompts(
     language_model: LanguageModel,
-    prompts: Sequence[_Prompt],
+    prompts: Sequence[EncodedPrompt],
     arms: Mapping[str, LoadedArm],
     settings: SamplingSettings,
     sequences_per_batch: int,
@@ -158,13 +154,13 @@ def _continue_prompts(
             chosen = [prompts[place] for place in batch]
             for name, token_ids in zip(arms, found, strict=True):
                 rows[name].extend(
-                    _describe_batch(language_model, chosen, token_ids, settings.n_samples)
+                    describe_batch(language_model.tokenizer, chosen, token_ids, settings.n_samples)
                 )
     return rows
 
 
 def _draw_keys(
-    prompts: Sequence[_Prompt], settings: SamplingSettings, stream: str
+    prompts: Sequence[EncodedPrompt], settings: SamplingSettings, stream: str
 ) -> npt.NDArray[np.uint64]:
     """The random numbers of every continuation of these prompts, in their order."""
     return np.stack(
@@ -176,78 +172,16 @@ def _draw_keys(
     )
 
 
-def encode_prompts(
-    language_model: LanguageModel, prompts: pa.Table, settings: SamplingSettings
-) -> list[_Prompt]:
-    """Tokenise prompts, keeping the last `max_prompt_tokens` and room for the continuation.
-
-    Raises:
-        ModelError: As `encoding.encode_prompt`.
-    """
-    return [
-        _Prompt(
-            row["prompt_id"],
-            row["language"],
-            row["prompt"],
-            encode_prompt(
-                language_model,
-                row["prompt"],
-                settings.max_prompt_tokens,
-                n_new=settings.n_tokens,
-            ),
-        )
-        for row in prompts.select(["prompt_id", "language", "prompt"]).to_pylist()
-    ]
-
-
-def _describe_batch(
-    language_model: LanguageModel,
-    batch: Sequence[_Prompt],
-    token_ids: Sequence[list[int]],
-    n_samples: int,
-) -> list[dict[str, Any]]:
-    texts = language_model.tokenizer.batch_decode(
-        token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return [
-        {
-            "prompt_id": prompt.prompt_id,
-            "sample_index": sample,
-            "language": prompt.language,
-            "prompt": prompt.text,
-            "continuation": texts[place * n_samples + sample],
-            "prompt_token_ids": prompt.token_ids,
-            "token_ids": token_ids[place * n_samples + sample],
-        }
-        for place, prompt in enumerate(batch)
-        for sample in range(n_samples)
-    ]
-
-
-def _write(
-    rows: list[dict[str, Any]], n_prompts: int, elapsed: float, workspace: Workspace
-) -> None:
-    rows.sort(key=lambda row: (row["prompt_id"], row["sample_index"]))
-    workspace.write_rows(tables.CONTINUATIONS.file, rows, schemas.CONTINUATIONS)
-    n_tokens = sum(len(row["token_ids"]) for row in rows)
-    workspace.facts = {
-        "n_prompts": n_prompts,
-        "n_continuations": len(rows),
-        "n_tokens": n_tokens,
-        "tokens_per_second": round(n_tokens / elapsed, 1),
-    }
-
-
 def carry_out(
     pieces: Mapping[str, ArmPiece],
     bench: Bench,
     workspaces: Mapping[str, Workspace],
 ) -> Iterator[tuple[str, ...]]:
-    """The work of the stage `generate_continuations`: all arms on one shard of prompts."""
-    first = next(iter(pieces.values()))
-    prompts = bench.artifacts.read_table(first.inputs.prompts)
-    arms = {name: _load_arm(piece, bench) for name, piece in pieces.items()}
-    yield from _generate(prompts, arms, first.key.generation, bench, workspaces)
+    """The work of the stage `generate_continuations`.
+
+    By our own loop, all arms on one shard of prompts; by an engine, one arm on several shards.
+    """
+    yield from _generate(pieces, _read_prompts(pieces, bench), bench, workspaces)
 
 
 def carry_out_long(
@@ -256,28 +190,62 @@ def carry_out_long(
     workspaces: Mapping[str, Workspace],
 ) -> Iterator[tuple[str, ...]]:
     """The work of the stage `generate_long_continuations`: the first prompts of a shard."""
-    first = next(iter(pieces.values()))
-    prompts = bench.artifacts.read_table(first.inputs.prompts)[: first.key.n_prompts]
-    arms = {name: _load_arm(piece, bench) for name, piece in pieces.items()}
-    yield from _generate(prompts, arms, first.key.generation, bench, workspaces)
+    shards = _read_prompts(pieces, bench)
+    prompts = {name: shards[name][: piece.key.n_prompts] for name, piece in pieces.items()}
+    yield from _generate(pieces, prompts, bench, workspaces)
+
+
+def _read_prompts(
+    pieces: Mapping[str, ArmPiece] | Mapping[str, LongArmPiece], bench: Bench
+) -> dict[str, pa.Table]:
+    """The prompts of each piece; a file that several read is read once."""
+    files = dict.fromkeys(piece.inputs.prompts for piece in pieces.values())
+    tables = {file: bench.artifacts.read_table(file) for file in files}
+    return {name: tables[piece.inputs.prompts] for name, piece in pieces.items()}
 
 
 def _generate(
-    prompts: pa.Table,
-    arms: Mapping[str, LoadedArm],
-    sampling: SamplingSettings,
+    pieces: Mapping[str, ArmPiece] | Mapping[str, LongArmPiece],
+    prompts: Mapping[str, pa.Table],
     bench: Bench,
     workspaces: Mapping[str, Workspace],
 ) -> Iterator[tuple[str, ...]]:
-    with use_model(bench.model, bench.execution) as language_model:
-        yield from generate_continuations(
-            language_model,
-            prompts,
-            arms,
-            sampling,
-            sequences_per_batch=bench.execution.sequences_per_batch,
-            workspaces=workspaces,
+    """Continue each piece's prompts, by what its key says."""
+    arms = {name: _load_arm(piece, bench) for name, piece in pieces.items()}
+    first = next(iter(pieces))
+    key, patch = pieces[first].key, arms[first].patch
+    if key.backend is Backend.transformers:
+        groups = [list(pieces)]
+    elif patch is not None and patch.description.obstacle is not None:
+        logger.info(
+            "no place in the weights, so drawn by our own loop: patch=%s",
+            patch.description.intervention,
         )
+        groups = [[name] for name in pieces]
+    else:
+        model = bench.artifacts.open(pieces[first].inputs.model)
+        shards = {
+            name: ServedShard(prompts[name], arms[name].stream, workspaces[name]) for name in pieces
+        }
+        yield from serve_continuations(
+            bench.model,
+            patch,
+            shards,
+            key.generation,
+            dtype=model.manifest.facts["head"]["dtype"],
+            execution=bench.execution,
+        )
+        return
+    with use_model(bench.model, bench.execution) as language_model:
+        for names in groups:
+            yield from generate_continuations(
+                language_model,
+                prompts[names[0]],
+                {name: arms[name] for name in names},
+                key.generation,
+                sequences_per_batch=bench.execution.sequences_per_batch,
+                workspaces={name: workspaces[name] for name in names},
+            )
 
 
 def _load_arm(piece: ArmPiece | LongArmPiece, bench: Bench) -> LoadedArm:

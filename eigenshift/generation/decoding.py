@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from eigenshift.generation.branches import Branches, start_branches
-from eigenshift.generation.sampling import Keys, count_rows_per_block, pick_tokens, spread_noise
+from eigenshift.generation.sampling import CELLS_PER_BLOCK, Keys, pick_tokens, spread_noise
+from eigenshift.model.batching import count_rows_per_block
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.tokens import find_ends
 from eigenshift.patches.edits import HeadEdit, LogitEdit, ModelEdit
@@ -99,7 +100,7 @@ def _draw_step(
         arms_of_stream.setdefault(id(arm.keys), []).append(place)
     for places in arms_of_stream.values():
         keys = arms[places[0]].keys[:, step]
-        size = count_rows_per_block(vocab * len(places))
+        size = count_rows_per_block(vocab * len(places), CELLS_PER_BLOCK, logits.device)
         for first in range(0, n_rows, size):
             block = slice(first, first + size)
             noise = spread_noise(keys[block], vocab, logits.device)

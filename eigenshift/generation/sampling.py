@@ -22,7 +22,7 @@ from torch import Tensor
 Keys = NDArray[np.uint64]
 
 CELLS_PER_BLOCK = 1 << 19
-"""Rows x vocabulary worked on at once: about what a core's cache holds."""
+"""Rows x vocabulary worked on at once on a CPU: about what a core's cache holds."""
 FIRST_MULTIPLIER, SECOND_MULTIPLIER = 0x21F0AAAD, 0xD35A2D97
 """Of a two-round 32-bit finaliser with low bias (Wellons' hash-prospector)."""
 SHIFTS = (16, 15, 15)
@@ -103,11 +103,6 @@ def pick_tokens(logits: Tensor, noise: Tensor, top_p: float, temperature: float)
 def _flatten(table: Tensor) -> Tensor:
     """All rows of all arms, shape (row, vocab)."""
     return table.reshape(-1, table.shape[-1])
-
-
-def count_rows_per_block(vocab: int) -> int:
-    """How many rows of logits to work on at once."""
-    return max(1, CELLS_PER_BLOCK // vocab)
 
 
 @lru_cache(maxsize=4)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from eigenshift.settings import PromptSettings, SamplingSettings, name_sampling_fields
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from eigenshift.settings import (
+    Backend,
+    PromptSettings,
+    SamplingSettings,
+    name_sampling_fields,
+)
 from eigenshift.stages import tables
 from eigenshift.stages.edges import Model
 from eigenshift.stages.inputs import Inputs, Of
@@ -45,7 +52,21 @@ class ContinuationInputs(Inputs):
     patch: Annotated[ArtifactReference | None, Of(("patch",))] = None
 
 
-class ContinuationKey(Key):
+class BackendKey(Key):
+    """What draws continuations: with other random numbers, and rounded otherwise."""
+
+    backend: Annotated[Backend, Reads("generation.backend")] = Backend.transformers
+
+    @model_serializer(mode="wrap")
+    def _leave_out_our_own(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Our own loop is as it was before there was another, and so are its fingerprints."""
+        document: dict[str, Any] = handler(self)
+        if self.backend is Backend.transformers:
+            del document["backend"]
+        return document
+
+
+class ContinuationKey(BackendKey):
     """How continuations are sampled, and the arm's stream of random numbers."""
 
     generation: Annotated[
@@ -72,7 +93,7 @@ ArmPiece = Piece[ContinuationInputs, ContinuationKey]
 """What the continuations of one arm are made from."""
 
 
-class LongContinuationKey(Key):
+class LongContinuationKey(BackendKey):
     """How long continuations are sampled, of how many prompts of the shard; the arm's stream."""
 
     generation: Annotated[

@@ -28,6 +28,8 @@ _fitting: dict[Key, int] = {}
 
 MAX_PADDING_SHARE = 0.1
 """Of a dense batch; beyond it, a new batch costs less than the padding."""
+CELLS_ON_A_DEVICE = 1 << 25
+"""Rows x columns worked on at once on a GPU, 0.1 GB in float32: of less it waits for the next."""
 OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory")
 """What torch's allocators say where they raise a plain RuntimeError (CPU, MPS)."""
 
@@ -120,6 +122,18 @@ def plan_dense_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
         batches.append([index])
         n_real = sizes[index]
     return batches
+
+
+def count_rows_per_block(n_columns: int, n_cells: int, device: torch.device) -> int:
+    """How many rows of a table to work on at once; changes no result.
+
+    Args:
+        n_columns: Of the table.
+        n_cells: What a core's cache holds, for work on the CPU; a GPU is given more.
+        device: Where the table is.
+    """
+    n_cells = n_cells if device.type == "cpu" else max(n_cells, CELLS_ON_A_DEVICE)
+    return max(1, n_cells // n_columns)
 
 
 def _attempt(run: Callable[[list[int]], Result], batch: list[int]) -> tuple[Result] | None:

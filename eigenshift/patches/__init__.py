@@ -12,6 +12,7 @@ writing it for other tools `exporting/`.
     strength.py     the strongest within a budget
     patching.py     build, store, apply and undo a patch
     served_forms.py what a patch becomes in GGUF formats, merged or as an adapter
+    saving.py       the patched model as files, for another program to load
     requests.py     which patch to build, from which evidence
     stages.py       what the stages of this room are
 """

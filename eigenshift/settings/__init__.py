@@ -61,6 +61,7 @@ from eigenshift.settings.exporting import (
 )
 from eigenshift.settings.fields import FRACTION, SECRET_IN_URL, Frozen, Location
 from eigenshift.settings.generation import (
+    Backend,
     GenerationSettings,
     PromptSettings,
     SamplingSettings,
@@ -112,6 +113,7 @@ __all__ = [
     "SECRET_IN_URL",
     "ActivationSettings",
     "AnySettings",
+    "Backend",
     "BenchmarkSettings",
     "BlockFormat",
     "ChatUse",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from eigenshift.settings.fields import Frozen, Location
+from eigenshift.settings.fields import FRACTION, Frozen, Location
 
 PLACE = Annotated[str, Field(coerce_numbers_to_str=True, pattern=r"^(\d+|cuda(:\d+)?|cpu|disk)$")]
 """A GPU by number or as cuda:1, the processor's memory, or files."""
@@ -102,6 +102,14 @@ class ExecutionSettings(Placement):
     )
     sequences_per_batch: int = Field(256, ge=1, description="Continuations generated at once.")
     texts_per_scoring_batch: int = Field(64, ge=1, description="Continuations scored at once.")
+    engine_gpus: int = Field(
+        1, ge=1, description="generation.backend vllm: GPUs that one engine spreads its model over."
+    )
+    engine_memory: FRACTION = Field(
+        0.85,
+        description="generation.backend vllm: share of a GPU's memory that the engine takes; other "
+        "models of this process lie in the rest.",
+    )
     answers_per_batch: int = Field(
         16, ge=1, description="Answers to benchmark questions that are weighed at once."
     )

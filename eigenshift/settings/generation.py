@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 from pydantic import Field
 
 from eigenshift.settings.fields import FRACTION, Frozen
@@ -17,6 +19,13 @@ class PromptSettings(Frozen):
     )
     prompts_per_shard: int = Field(50, ge=1, description="Prompts per generation shard.")
     seed: int = Field(0, ge=0, description="Seed of the choice of prompts.")
+
+
+class Backend(str, Enum):
+    """What draws continuations."""
+
+    transformers = "transformers"
+    vllm = "vllm"
 
 
 class SamplingSettings(Frozen):
@@ -50,6 +59,12 @@ def name_sampling_fields(*without: str) -> tuple[str, ...]:
 class GenerationSettings(SamplingSettings):
     """Sampled continuations, and longer ones that confirm what short ones show."""
 
+    backend: Backend = Field(
+        Backend.transformers,
+        description="What draws them: our own loop over transformers, whose arms share their "
+        "random numbers; or vLLM's offline engine (a package of its own), given a merged copy of "
+        "the model for each arm. Patches without a place in the weights stay with our loop.",
+    )
     confirm_tokens: int | None = Field(
         None,
         ge=1,

@@ -83,8 +83,13 @@ def check_vacant(out: Path) -> None:
         )
 
 
-def check_space(folder: Path, n_bytes: int) -> None:
+def check_space(folder: Path, n_bytes: int, remedy: str = "choose another --out") -> None:
     """Refuse before writing what will not fit.
+
+    Args:
+        folder: Where it would be written.
+        n_bytes: How much.
+        remedy: What to do, if not free some.
 
     Raises:
         SettingsError: There is less space.
@@ -93,5 +98,5 @@ def check_space(folder: Path, n_bytes: int) -> None:
     if free < n_bytes:
         raise SettingsError(
             f"{folder.parent}: expected {n_bytes / 1e9:.1f} GB of free space, found "
-            f"{free / 1e9:.1f} GB. Free some, or choose another --out."
+            f"{free / 1e9:.1f} GB. Free some, or {remedy}."
         )

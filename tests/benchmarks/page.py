@@ -17,18 +17,28 @@ BEGIN, END = "<!-- figures of {name} -->\n", "<!-- end -->"
 
 
 def tabulate(result: dict[str, Any]) -> str:
-    """The bars of a result as a Markdown table, with the machine below."""
+    """Bars and figures of a result as a Markdown table, what is missing and the machine below.
+
+    Beside its bars a result may have `figures` (rows without one), `not_measured` (what has no
+    figure, and why) and `device` (where it ran, if not on the processor).
+    """
     machine = result["machine_at_the_end"]
     rows = [
         f"| {bar['what']} | {bar['bar']} | {bar['found']:g} | "
         f"{'met' if bar['is_met'] else '**not met**'} |"
         for bar in result["bars"]
     ]
+    rows += [f"| {row['what']} | - | {row['found']:g} | |" for row in result.get("figures", [])]
     table = ["| what | bar | found | |", "|---|---|---|---|", *rows, ""] if rows else []
+    missing = [f"- Not measured: {reason}." for reason in result.get("not_measured", [])]
+    device = ", ".join(f"{key} {value}" for key, value in result.get("device", {}).items())
     load = ", ".join(map(str, machine["load_average"]))
     return "\n".join(
         [
             *table,
+            *missing,
+            *([""] if missing else []),
+            *([f"Device: {device}.", ""] if device else []),
             f"{result['measured_at'][:10]}, {machine['processor']}, {machine['n_cores']} cores, "
             f"{machine['memory_gib']} GiB, Python {machine['python']}; load average at the end "
             f"{load}.",

@@ -197,8 +197,11 @@ def store(finished_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return copy
 
 
-def test_each_setting_redoes_exactly_the_stages_that_read_it(store: Path) -> None:
+def test_each_setting_redoes_exactly_the_stages_that_read_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those that declare it work again; others only because one of their inputs is another."""
+    monkeypatch.setattr(stages, "require_backend", lambda _: None)  # no work is done
     former = take_all_stages(load_preset("demo", [*SMALL, f"store={store}"]))
     assert former.made == []
     # An approximate decomposition: the exact one reads no seed.

@@ -91,6 +91,23 @@ def test_local_workers_are_not_profiled() -> None:
         assert "profile" not in names
 
 
+def test_without_workers_tasks_fail_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask does not replace a worker that dies as it starts, and would wait for ever for the last.
+
+    The limit is that of `flows.runners.WITHOUT_WORKERS`, here a second.
+    """
+    import flows.runners
+
+    monkeypatch.setattr(flows.runners, "WITHOUT_WORKERS", "1s")
+    execution = ExecutionSettings(runner=Runner.dask, concurrency=1)
+    with flows.runners.make_runner(execution) as runner:
+        runner.client.retire_workers()
+        future = runner.client.submit(int, 1)
+        with pytest.raises(Exception, match=r"(?i)worker") as failed:
+            future.result(timeout=120)
+    assert not isinstance(failed.value, TimeoutError)
+
+
 @pytest.mark.engine
 def test_a_scheduler_that_does_not_answer_is_explained(
     prefect_server: None, load_small: Callable[..., RefreshSettings]

@@ -24,7 +24,7 @@ from eigenshift.base.findings import Finding
 from eigenshift.benchmarks import tasks
 from eigenshift.diagnosis import BAD_PAIRS, check_pair, diagnose
 from eigenshift.model import device_maps
-from eigenshift.settings import RefreshSettings, ScorerSettings, parse_settings
+from eigenshift.settings import Backend, RefreshSettings, ScorerSettings, parse_settings
 from eigenshift.toxicity.scorer_quality import TRAINING_NAME, Quality
 from eigenshift.toxicity.scorers import detoxify_checkpoint
 from eigenshift.toxicity.scorers.detoxify_checkpoint import Release
@@ -344,6 +344,16 @@ def test_the_hub_is_looked_for_and_not_needed(monkeypatch: pytest.MonkeyPatch) -
     assert "HF_HUB_OFFLINE" in offline.detail
     assert silent.is_fine
     assert "no answer" in silent.detail
+
+
+def test_an_engine_that_is_not_installed_is_a_finding(tmp_path: Path) -> None:
+    """Where the settings ask for one; our own loop needs nothing."""
+    settings = make_settings(tmp_path, str(tmp_path / "none"))
+    assert "generation" not in by_name(diagnose(settings))
+    asked = settings.generation.model_copy(update={"backend": Backend.vllm})
+    missing = by_name(diagnose(settings.model_copy(update={"generation": asked})))["generation"]
+    assert not missing.is_fine
+    assert "generation.backend: transformers" in missing.detail
 
 
 def test_benchmark_tasks_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,18 @@ def test_singular_values_and_projectors_equal_numpy(shape: tuple[int, int]) -> N
         np.testing.assert_allclose(found.v[:, :k] @ found.v[:, :k].T, projector, atol=1e-8)
 
 
+@pytest.mark.parametrize("shape", [(500, 64), (64, 64), (40, 64)], ids=["tall", "square", "wide"])
+@pytest.mark.parametrize("condition", [100.0, 1e6])
+def test_by_torch_it_is_the_same_decomposition(shape: tuple[int, int], condition: float) -> None:
+    """As on a GPU, here on the processor: values, and V up to the vectors' signs."""
+    rows = TensorRows(make_head(*shape, condition))
+    found, expected = decompose_rows(rows, "cpu"), decompose_rows(rows)
+    np.testing.assert_allclose(found.sigma, expected.sigma, rtol=1e-9)
+    signs = np.sign(np.einsum("ij,ij->j", found.v, expected.v))
+    np.testing.assert_allclose(found.v * signs, expected.v, atol=1e-7)
+    assert (found.energy, found.rounding) == pytest.approx((expected.energy, expected.rounding))
+
+
 @pytest.mark.parametrize("condition", [1e4, 1e6, 1e7])
 def test_small_singular_values_are_as_precise_as_large_ones(condition: float) -> None:
     """Squaring would lose their digits; the levels keep 1e-9 where numpy's SVD does."""

@@ -19,6 +19,7 @@ from eigenshift.detection.pooling import pool_texts
 from eigenshift.generation import continuations
 from eigenshift.model import batching
 from eigenshift.model.batching import (
+    count_rows_per_block,
     is_out_of_memory,
     plan_batches,
     plan_dense_batches,
@@ -239,3 +240,12 @@ def test_every_text_is_in_one_batch_within_budget(lengths: list[int], budget: in
     for batch in batches:
         longest = max(lengths[index] for index in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
+
+
+@pytest.mark.parametrize(
+    ("n_columns", "device", "expected"),
+    [(1_000, "cpu", 4), (10_000, "cpu", 1), (1_024, "cuda", 1 << 15), (1 << 26, "cuda", 1)],
+)
+def test_a_gpu_is_given_more_rows_at_once(n_columns: int, device: str, expected: int) -> None:
+    """A CPU gets what its cache holds, a GPU tens of millions of cells; a row at least."""
+    assert count_rows_per_block(n_columns, 4_096, torch.device(device)) == expected
