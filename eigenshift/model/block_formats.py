@@ -228,7 +228,7 @@ def _encode_q6_k(blocks: Floats) -> Bytes:
     gain = (half.astype(np.float32)[:, None] * scale_codes).ravel()
     is_used = gain != 0
     divisor = np.where(is_used, gain, np.float32(1)).astype(np.float32)
-    fitted = _round(values / divisor).clip(-32, 31) + 32
+    fitted = _round((values / divisor).astype(np.float32)).clip(-32, 31) + 32
     codes = np.where(is_used, fitted, codes).astype(np.uint8).T.reshape(-1, 2, 4, 32)
     codes[is_zero] = 0
     low, high = codes & 15, codes >> 4
