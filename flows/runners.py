@@ -43,6 +43,9 @@ lock a process for good before Python 3.11.9 (cpython issue 106883), and nobody 
 WITHOUT_WORKERS = "5 minutes"
 """So long a task may find no worker that could do it; then it fails, and the run with it. By itself
 Dask would wait for ever, and it does not replace a worker that is killed while it starts."""
+UNTIL_REPLACED = "10 minutes"
+"""So long a killed worker's successor may take to start. By itself Dask gives its place up for good
+after 15 seconds, which a busy machine needs for the imports alone: one of two was gone then."""
 GPU = "GPU"
 """Name of the resource that Dask workers with a GPU offer."""
 PR_SET_PDEATHSIG = 1
@@ -159,6 +162,8 @@ def _start_local_cluster(**given: Any) -> Any:
     import dask
     from distributed import LocalCluster
 
+    # asked for whenever a worker is lost, so it is set for good
+    dask.config.set({"distributed.deploy.lost-worker-timeout": UNTIL_REPLACED})
     with dask.config.set({"distributed.scheduler.no-workers-timeout": WITHOUT_WORKERS}):
         return LocalCluster(**given)
 
