@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from eigenshift.base.errors import FoldingError
 from eigenshift.model.block_formats import choose_stored, name_format, round_rows
+from eigenshift.model.divided import read_parameter
 from eigenshift.model.loading import LanguageModel
 from eigenshift.model.writers import holds_values
 from eigenshift.patches.edits import ModelEdit
@@ -87,7 +88,10 @@ def iterate_forms(
             f"{', '.join(merged) or 'none that changes anything'}. GGUF keeps norms and biases in "
             "full precision, so the patch is served as it is."
         )
-    base = {name: language_model.model.get_parameter(name).detach() for name in merged}
+    base = {
+        name: read_parameter(language_model.model, name).detach().to(value.device)
+        for name, value in merged.items()
+    }
     others = _list_others(language_model.model, weights) if is_whole else {}
     yield ServedForm(Form.base, None)
     yield ServedForm(Form.merged, None, (), merged, edit_kept=1.0, rounding_to_edit=0.0)
@@ -144,7 +148,7 @@ def _list_others(model: Any, changed: Sequence[str]) -> dict[str, Tensor]:
         if not (isinstance(module, nn.Linear | Conv1D) or module is embedding):
             continue
         if holds_values(module) and f"{name}.weight" not in changed:
-            found[f"{name}.weight"] = module.weight.detach()
+            found[f"{name}.weight"] = read_parameter(model, f"{name}.weight").detach()
     return found
 
 

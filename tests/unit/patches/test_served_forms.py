@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tests.support.architectures import (
     make_architecture,
     scale_units,
 )
+from tests.support.divided_models import divide
 
 LINEAR = "transformer.h.0.mlp.c_proj"
 
@@ -129,3 +132,19 @@ def test_what_changes_no_weight_is_refused(tiny_language_model: LanguageModel) -
     llama = wrap("llama")
     with pytest.raises(FoldingError, match="neither, so a shift"):
         list_forms(llama, damp_head(llama, 0.25, shift=0.5), BlockFormat.q8_0)
+
+
+def test_forms_of_a_divided_model_are_the_undivided_ones(tmp_path: Path) -> None:
+    """Weights on disk are rounded as those in memory."""
+    whole = wrap("gpt2")
+    edit = change_linears(whole, [LINEAR])
+    expected = list_forms(whole, edit, BlockFormat.q8_0, is_whole=True)
+    found = list_forms(divide(whole, tmp_path), edit, BlockFormat.q8_0, is_whole=True)
+    assert found.keys() == expected.keys()
+    for key, form in expected.items():
+        other = found[key]
+        assert (other.edit_kept, other.stored) == (form.edit_kept, form.stored)
+        assert other.parameters.keys() == form.parameters.keys()
+        assert all(
+            torch.equal(other.parameters[name], form.parameters[name]) for name in form.parameters
+        )
