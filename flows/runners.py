@@ -127,7 +127,9 @@ def share_threads(n_workers: int) -> str:
 
 def _make_dask(execution: ExecutionSettings) -> DaskTaskRunner:
     _require("prefect_dask", Runner.dask)
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")  # here and in its workers
+    # read when dask is imported, here and in its workers
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
+    os.environ.setdefault("DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT", UNTIL_REPLACED)
     import dask
     from prefect_dask import DaskTaskRunner
 
@@ -162,8 +164,6 @@ def _start_local_cluster(**given: Any) -> Any:
     import dask
     from distributed import LocalCluster
 
-    # asked for whenever a worker is lost, so it is set for good
-    dask.config.set({"distributed.deploy.lost-worker-timeout": UNTIL_REPLACED})
     with dask.config.set({"distributed.scheduler.no-workers-timeout": WITHOUT_WORKERS}):
         return LocalCluster(**given)
 
