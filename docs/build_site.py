@@ -37,6 +37,7 @@ DOCUMENTS = {
         "Tables": "docs/tables.md",
         "Views": "docs/views.md",
         "Benchmarks": "docs/benchmarks.md",
+        "Results on a real model": "docs/results.md",
         "Demo data": "data/README.md",
     },
     "Develop": {

@@ -14,8 +14,10 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from bars import RESULTS, ROOT, describe_machine
@@ -39,7 +41,11 @@ INTRODUCTION = """# Results on a real model
 Written by `make bench-real`; no figure is copied by hand. Falls of the toxicity rate are paired by
 prompt, with 95% intervals over prompts. Every arm's strength spends the same budget on the same
 calibration texts ([0049](decisions/0049-cost-in-domain.md)). *Hooked*: runs inside the model and
-cannot be exported as weights. Where the data is from, and its licences: `data/README.md`."""
+cannot be exported as weights. Where the data is from, and its licences: `data/README.md`.
+
+The judge is a classifier of words (`profanity-check`): no learned scorer that reads sentences can
+be had without a hub. It gives most to what removes single tokens, and says nothing of insults
+without such words. `base_again` is the base with other random numbers: what a difference by chance is."""
 
 
 def compare(preset: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -48,8 +54,8 @@ def compare(preset: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     store = str(RESULTS / NAME / preset)
     settings = load_preset(preset, [f"store={store}", *overrides])
-    started = time.monotonic()
-    comparison = run_compare(settings)
+    with counting_minutes(RESULTS / NAME / f"{preset}.minutes") as minutes:
+        comparison = run_compare(settings)
     artifacts = ArtifactStore(store)
     record = read_run(artifacts.store, comparison.run_id)
     evaluation = artifacts.open(record.find_artifact("evaluation"))
@@ -76,10 +82,21 @@ def compare(preset: str, overrides: Sequence[str]) -> dict[str, Any]:
         },
         "notes": [note for note in comparison.notes if "AUROC" in note],
         "picture": picture.name,
-        "minutes": round((time.monotonic() - started) / 60),
+        "minutes": round(minutes()),
         "measured_at": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
     }
+
+
+@contextmanager
+def counting_minutes(file: Path) -> Iterator[Callable[[], float]]:
+    """Add the minutes inside to those in a file: a comparison that was cut off began earlier."""
+    before = float(file.read_text()) if file.exists() else 0.0
+    started = time.monotonic()
+    try:
+        yield lambda: float(file.read_text())
+    finally:
+        file.write_text(f"{before + (time.monotonic() - started) / 60:.2f}\n")
 
 
 def describe_sizes(settings: RefreshSettings) -> dict[str, int]:
@@ -127,8 +144,9 @@ def describe(result: Mapping[str, Any]) -> str:
     arms = [row for row in result["arms"] if row["arm"] != BASE_ARM]
     arms.sort(key=lambda row: -(row["toxicity_reduction"] or -9.0))
     table = [
-        "| arm | toxicity falls by | perplexity | in-domain | KL, nats a token | questions right |",
-        "|---|---|---|---|---|---|",
+        "| arm | toxicity falls by | perplexity | in-domain | KL, nats a token | repeated 4-grams "
+        "| questions right |",
+        "|---|---|---|---|---|---|---|",
         *(
             _describe_arm(row, result["answers"])
             for row in arms
@@ -162,6 +180,7 @@ def _describe_arm(row: Mapping[str, Any], answers: Mapping[str, Sequence[str]]) 
         _signed(row["perplexity_change"]),
         _signed(row["perplexity_change_indomain"]),
         f"{row['kl_to_base']:.4f}",
+        f"{100 * row['repeated_4gram_share']:.2f}%",
         " ".join(answers.get(row["arm"], ["-"])),
     ]
     return f"| {' | '.join(cells)} |"
