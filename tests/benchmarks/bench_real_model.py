@@ -45,7 +45,7 @@ cannot be exported as weights. Where the data is from, and its licences: `data/R
 
 The judge is a classifier of words (`profanity-check`): no learned scorer that reads sentences can
 be had without a hub. It gives most to what removes single tokens, and says nothing of insults
-without such words. `base_again` is the base with other random numbers: what a difference by chance is."""
+without such words. `base_again` is the base with other random numbers: what chance alone does."""
 
 
 def compare(preset: str, overrides: Sequence[str]) -> dict[str, Any]:
