@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
 
 MADE_SINCE = (
     *("harmless_texts", "fisher_components", "fluency_indomain", "intervention_choice"),
+    "survival",
     *("benchmark_answers", "benchmarks", "predicted_trials"),
     *("scorer_quality", "long_continuations", "long_scores", "confirmation"),
 )

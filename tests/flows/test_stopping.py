@@ -184,7 +184,7 @@ def test_a_run_that_is_stopped_ends_at_once(
         line for line in (tmp_path / "err").read_text().splitlines() if "storage fault" not in line
     ]
     assert told[-1].startswith(f"error: stopped by {number.name}. Finished work is kept")
-    assert len(told) == 3  # the run, the stage that ended, and this
+    assert len(told) == 4  # Prefect starts, the run, the stage that ended, and this
     found = json.loads((tmp_path / "out").read_text())
     store = Store(str(tmp_path / "store"))
     assert (found["status"], found["error"]) == ("failed", f"stopped by {number.name}")

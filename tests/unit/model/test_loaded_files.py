@@ -110,7 +110,7 @@ def test_a_hub_repository_with_an_adapter_is_refused_too(
                 path.unlink()
         return str(copy)
 
-    monkeypatch.setattr(files.huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(ModelError, match="adapter beside it"):
         identify_model(ModelSettings(id="owner/name"))
     assert not (copy / "adapter_model.safetensors").exists()

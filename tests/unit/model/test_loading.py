@@ -23,7 +23,7 @@ from eigenshift.base import schemas
 from eigenshift.base.errors import ModelError, SettingsError
 from eigenshift.components.labelled_text import encode_faithfully
 from eigenshift.generation.continuations import encode_prompts
-from eigenshift.model import files, loading
+from eigenshift.model import loading
 from eigenshift.model.description import describe_model
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.encoding import encode_text
@@ -278,7 +278,7 @@ def test_a_hub_id_is_fetched_at_its_revision(
         calls.append((model_id, arguments))
         return str(copy)
 
-    monkeypatch.setattr(files.huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     identity = identify_model(ModelSettings(id="owner/name", revision="main"))
     assert identity.revision == commit
     (model_id, arguments), *_ = calls
@@ -316,7 +316,7 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: Any, **__: Any) -> str:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(files.huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ModelError, match=r"looked for a folder.*give a folder"):
         identify_model(ModelSettings(id="owner/name"))
 
