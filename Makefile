@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor hooks demo real-model bench-real test test-slow check format bench demo-assets docs docs-site clean
+.PHONY: help install doctor hooks demo real-model bench-real test test-slow soak check format bench demo-assets docs docs-site clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -53,8 +53,11 @@ test: $(STAMP) check ## Checks and the default test suite (CPU, offline)
 
 # Those of tests/services in one process: they start a whole set-up (PostgreSQL, server, worker, browser) once for all.
 test-slow: $(STAMP) ## The tests left out of the default run
-	@$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/services
+	@$(BIN)/python -m pytest -q -m 'slow and not soak' -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/services
 	@$(BIN)/python -m pytest -q -m slow tests/services
+
+soak: $(STAMP) ## A long run on workers that are killed or fall silent, on a busy machine
+	@$(BIN)/python -m pytest -q -m soak
 
 check: $(STAMP) ## Format, lint, types, import contract, generated docs
 	@$(BIN)/ruff format --check --quiet .

@@ -125,6 +125,7 @@ def test_no_task_is_lost_nor_waited_for_when_workers_are_killed(tmp_path: Path) 
     check_after_kills(tmp_path, work_on_a_cluster)
 
 
+@pytest.mark.soak
 @pytest.mark.engine
 @pytest.mark.usefixtures("_other_work", "prefect_server")
 def test_nor_in_a_run_of_prefects(tmp_path: Path) -> None:
@@ -132,6 +133,7 @@ def test_nor_in_a_run_of_prefects(tmp_path: Path) -> None:
     check_after_kills(tmp_path, work_in_a_run)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("_other_work")
 def test_a_worker_that_falls_silent_is_given_up(tmp_path: Path) -> None:
     """One stands still for good, as by a lock; Dask gives its tasks to the other after its limit.
