@@ -442,7 +442,7 @@ def estimate_weights(paths: Sequence[Path], settings: ModelSettings) -> int:
     """Bytes of the weights at the precision of the settings, from the files' headers."""
     total = 0
     for path in paths:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="numpy") as file:
             for key in file.keys():  # noqa: SIM118 - a safetensors file is not iterable
                 entry = file.get_slice(key)
                 count = 1
