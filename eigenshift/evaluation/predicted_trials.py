@@ -30,7 +30,7 @@ from eigenshift.evaluation.predicted_rates import (
     predict_rate,
 )
 from eigenshift.evaluation.slices import find_slices
-from eigenshift.evaluation.stages import PredictionInputs, PredictionKey, ScorerKey
+from eigenshift.evaluation.stages import PredictionInputs, PredictionKey
 from eigenshift.evaluation.trials import Row, find_damped, rank_promising
 from eigenshift.model.loading import LanguageModel, use_model
 from eigenshift.patches.edits import HeadEdit, ModelEdit
@@ -259,15 +259,10 @@ def carry_out(
 ) -> None:
     """The work of the stage `predict_trials`."""
     artifacts = bench.artifacts
-    deciding = ScorerKey(
-        scorer=key.scorer,
-        toxic_threshold=key.toxic_threshold,
-        max_unscored_share=key.max_unscored_share,
-    )
     verdicts = []
     for shards, asked in zip(
         (inputs.scores, *(item.scores for item in inputs.further)),
-        (deciding, *key.further),
+        (key, *key.further),  # the deciding scorer is the key's own
         strict=True,
     ):
         scores = artifacts.read_shards(shards, tables.SCORES.file)

@@ -572,7 +572,7 @@ class PredictionInputs(Inputs):
     further: tuple[FurtherBaseScores, ...] = ()
 
 
-class PredictionKey(Key):
+class PredictionKey(ScorerKey):
     """How many trials are foretold, how the base's texts were drawn, and when one is toxic."""
 
     n_predicted: Annotated[int, Reads("tune.n_predicted")]
@@ -582,9 +582,6 @@ class PredictionKey(Key):
     n_bootstrap: Annotated[int, Reads("evaluation.n_bootstrap")]
     confidence: Annotated[float, Reads("evaluation.confidence")]
     seed: Annotated[int, Reads("evaluation.seed")]
-    scorer: Annotated[str, Reads("scorer.name")]
-    toxic_threshold: Annotated[float, Reads("scorer.toxic_threshold")]
-    max_unscored_share: Annotated[float, Reads("scorer.max_unscored_share")]
     further: Annotated[
         tuple[ScorerKey, ...],
         Reads(
