@@ -282,17 +282,17 @@ def judge(document: dict[str, Any]) -> list[Bar]:
         at_least(
             "CPU of the per-unit scikit-learn loop over ours from scratch",
             scratch["sklearn_pool"]["cpu_seconds"],
-            5,
+            12,
         ),
         at_least(
             "CPU of scipy's rankdata over ours from scratch",
             scratch["scipy_rankdata"]["cpu_seconds"],
-            2,
+            8,
         ),
         at_least(
             "CPU of scipy's rankdata over merging stored summaries",
             merge["scipy_rankdata"]["cpu_seconds"],
-            10,
+            25,
         ),
         at_most(
             "peak memory from scratch over that of rankdata",
