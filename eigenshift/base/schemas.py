@@ -96,7 +96,7 @@ NEURON_SUMMARIES = pa.schema(
         describe_column("n_samples", pa.int64(), "Labelled samples of the shard and language"),
         describe_column("n_nonfinite", pa.int64(), "Samples left out: NaN or infinite"),
         describe_column("key_bytes", pa.int8(), "Of a key: 2 of float16 values, 4 of float32"),
-        describe_column("toxic_keys", pa.binary(), "Values on toxic samples: rises of the keys"),
+        describe_column("toxic_keys", pa.binary(), "Values on toxic samples: runs of keys"),
         describe_column("nontoxic_keys", pa.binary(), "Values on non-toxic samples, likewise"),
     ]
 )

@@ -20,15 +20,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from eigenshift.base.arrays import KeyArray
+from eigenshift.base.arrays import AnyArray, FloatArray, IntArray, KeyArray
 from eigenshift.base.errors import ArtifactError
 from eigenshift.base.schemas import NEURONS
 from eigenshift.detection.labelled_layers import (
@@ -41,7 +41,7 @@ from eigenshift.detection.labelled_layers import (
     split_units,
     stream_batches,
 )
-from eigenshift.detection.neuron_summaries import KEY_COLUMNS, unpack_keys
+from eigenshift.detection.neuron_summaries import KEY_COLUMNS, gather_keys
 from eigenshift.detection.ranked_units import MOST_SAMPLES, RankedUnits, split_rows
 from eigenshift.detection.ranking import HALVES, Levels
 from eigenshift.detection.stages import NeuronInputs, NeuronKey
@@ -51,8 +51,10 @@ from eigenshift.stages.stage import Bench
 from eigenshift.store.duckdb_files import TableFile, describe_file, read_schemas, register_files
 from eigenshift.store.workspace import Workspace
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from eigenshift.detection.counting import PackedKeys
 
+logger = logging.getLogger(__name__)
 
 ALL_LANGUAGES = "all"
 
@@ -121,29 +123,26 @@ def count_units(
     """As `compare_units`, each value counted at its level (`counting.count_classes`)."""
     from eigenshift.detection import counting  # a third of a second, wanted by no other stage
 
-    n_toxic, n_nontoxic = (np.array([len(keys) for keys in unit]) for unit in (toxic, nontoxic))
-    if toxic[0].dtype.itemsize == 2:  # the keys themselves are the levels
-        stops = np.cumsum(n_toxic), np.cumsum(n_nontoxic)
-        flat = np.concatenate(toxic), np.concatenate(nontoxic)
-        compared = counting.count_classes(flat[0], stops[0], flat[1], stops[1], HALVES)
-    else:
-        levels = [Levels.of(np.concatenate(both)) for both in zip(toxic, nontoxic, strict=True)]
-        compared = np.concatenate(
-            [
-                counting.count_classes(
-                    unit.codes[:n_above],
-                    n_toxic[place : place + 1],
-                    unit.codes[n_above:],
-                    n_nontoxic[place : place + 1],
-                    unit.values,
-                )
-                for place, (unit, n_above) in enumerate(zip(levels, n_toxic, strict=True))
-            ]
-        )
+    compared = []
+    for of_toxic, of_nontoxic in zip(toxic, nontoxic, strict=True):
+        levels = Levels.of(np.concatenate([of_toxic, of_nontoxic]))
+        codes = np.split(levels.codes, [len(of_toxic)])
+        compared.append(counting.count_classes(*codes, levels.values))
+    n_toxic, n_nontoxic = ([len(keys) for keys in units] for units in (toxic, nontoxic))
+    return _complete_all(np.array(compared), n_nonfinite, n_toxic, n_nontoxic)
+
+
+def _complete_all(
+    compared: FloatArray,
+    n_nonfinite: Sequence[int],
+    n_toxic: Sequence[int],
+    n_nontoxic: Sequence[int],
+) -> list[UnitStatistics]:
+    """From what `counting` gives of each unit, shape (unit, 6), and its counts."""
     aurocs, precisions, *moments = compared.T.tolist()
     of_toxic, of_nontoxic = moments[:2], moments[2:]
-    columns = [n_nonfinite, aurocs, precisions, n_toxic.tolist(), *of_toxic]
-    return list(map(_complete, *columns, n_nontoxic.tolist(), *of_nontoxic))
+    columns = [n_nonfinite, aurocs, precisions, n_toxic, *of_toxic, n_nontoxic, *of_nontoxic]
+    return list(map(_complete, *columns))
 
 
 def _stack(rows: Sequence[KeyArray], width: int) -> KeyArray:
@@ -327,13 +326,40 @@ def _measure_extent(
     return _Extent(n_units, n_samples, n_samples_of_largest, key_bytes, spoken)
 
 
-@dataclass
-class _UnitValues:
-    """One unit's keys by class and language, a piece per shard."""
+@dataclass(frozen=True)
+class _Block:
+    """Summaries of neighbouring units: one row per unit, shard and language, in order of units.
 
-    toxic: list[tuple[str | None, KeyArray]] = field(default_factory=list)
-    nontoxic: list[tuple[str | None, KeyArray]] = field(default_factory=list)
-    n_nonfinite: list[tuple[str | None, int]] = field(default_factory=list)
+    Attributes:
+        n_units: How many units.
+        units: Of each row, 0 = first of the block, shape (row,).
+        languages: Likewise; None where it is unknown.
+        n_nonfinite: Likewise: values that were left out.
+        toxic: Keys of each row on toxic samples.
+        nontoxic: On non-toxic samples.
+    """
+
+    n_units: int
+    units: IntArray
+    languages: AnyArray
+    n_nonfinite: IntArray
+    toxic: PackedKeys
+    nontoxic: PackedKeys
+
+    def take(self, rows: IntArray) -> _Block:
+        """Some rows, in their order there."""
+        return _Block(
+            self.n_units,
+            self.units[rows],
+            self.languages[rows],
+            self.n_nonfinite[rows],
+            self.toxic.take(rows),
+            self.nontoxic.take(rows),
+        )
+
+    def find_ends(self) -> IntArray:
+        """Behind which row each unit ends, shape (unit,)."""
+        return np.searchsorted(self.units, np.arange(self.n_units), side="right")
 
 
 def _read_block(
@@ -342,33 +368,37 @@ def _read_block(
     first: int,
     stop: int,
     key_bytes: int,
-) -> list[_UnitValues]:
+) -> _Block:
     set_variables(connection, first_unit=first, last_unit=stop - 1)
-    block = [_UnitValues() for _ in range(first, stop)]
-    for batch in stream_batches(connection.sql(load_sql("neuron_summary_block"))):
-        units = (batch.column("neuron_index").to_numpy() - first).tolist()
-        languages = batch.column("language").to_pylist()
-        counts = batch.column("n_nonfinite").to_pylist()
-        pieces = [unpack_keys(batch.column(name), key_bytes) for name in KEY_COLUMNS]
-        for unit, language, count, toxic, nontoxic in zip(
-            units, languages, counts, *pieces, strict=True
-        ):
-            block[unit].toxic.append((language, toxic))
-            block[unit].nontoxic.append((language, nontoxic))
-            block[unit].n_nonfinite.append((language, count))
-    return block
+    batches = list(stream_batches(connection.sql(load_sql("neuron_summary_block"))))
+    units = np.concatenate([batch.column("neuron_index").to_numpy() for batch in batches])
+    languages = [name for batch in batches for name in batch.column("language").to_pylist()]
+    n_nonfinite = np.concatenate([batch.column("n_nonfinite").to_numpy() for batch in batches])
+    keys = (
+        gather_keys([batch.column(name) for batch in batches], key_bytes) for name in KEY_COLUMNS
+    )
+    block = _Block(stop - first, units - first, np.array(languages, object), n_nonfinite, *keys)
+    return block.take(np.argsort(block.units, kind="stable"))
 
 
-def _compare(block: Sequence[_UnitValues], language: str) -> list[UnitStatistics]:
+def _compare(block: _Block, language: str) -> list[UnitStatistics]:
     """Statistics of each unit of a block, on the samples of one language or of all."""
+    if language != ALL_LANGUAGES:
+        block = block.take(np.flatnonzero(block.languages == language))
+    ends = block.find_ends()
+    n_nonfinite, n_toxic, n_nontoxic = (
+        np.diff(np.concatenate([[0], np.cumsum(counts)])[np.concatenate([[0], ends])]).tolist()
+        for counts in (block.n_nonfinite, block.toxic.count(), block.nontoxic.count())
+    )
+    if block.toxic.key_bytes == 2 and max(n_toxic) + max(n_nontoxic) > MOST_SAMPLES:
+        from eigenshift.detection import counting  # as above
 
-    def choose(pieces: list[tuple[str | None, Any]]) -> list[Any]:
-        return [piece for spoken, piece in pieces if language in (ALL_LANGUAGES, spoken)]
-
+        compared = counting.count_halves(block.toxic, block.nontoxic, ends, HALVES)
+        return _complete_all(compared, n_nonfinite, n_toxic, n_nontoxic)
     return compare_units(
-        [np.concatenate(choose(unit.toxic)) for unit in block],
-        [np.concatenate(choose(unit.nontoxic)) for unit in block],
-        [sum(choose(unit.n_nonfinite)) for unit in block],
+        np.split(block.toxic.unpack(), np.cumsum(n_toxic)[:-1]),
+        np.split(block.nontoxic.unpack(), np.cumsum(n_nontoxic)[:-1]),
+        n_nonfinite,
     )
 
 

@@ -1,12 +1,11 @@
 """What the neuron statistics need of one shard: each unit's values by class, without the samples.
 
 Reads one activation shard and its samples; writes `neuron_summaries.parquet`, one row per layer,
-site, language and unit. A row holds the unit's values as keys (`ranking.py`) in ascending order,
-one binary value per class: the first key, then the rises from one to the next, little-endian, each
-as long as `key_bytes` says; `numpy.cumsum` of them, in their own type, gives the keys. Values of a
-class are added up by putting keys together, so the statistics of any number of shards follow
-exactly (`neuron_statistics.py`), and a new shard costs its own reading. The rises are small:
-compressed they take less than half the bytes of the activations, and lie together by unit
+site, language and unit. A row holds the unit's values as keys (`ranking.py`), one binary value per
+class: runs of keys that share their highest byte (`counting.pack_keys`). Values of a class are
+added up by putting keys together, in any order, so the statistics of any number of shards follow
+exactly (`neuron_statistics.py`), and a new shard costs its own reading. Compressed they take about
+half the bytes of the activations, and lie together by unit
 (docs/decisions/0012-neuron-summaries.md, 0080-counting-compiled.md).
 """
 
@@ -14,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eigenshift.base.arrays import BoolArray, IntArray, KeyArray, ValueArray
+from eigenshift.base.arrays import BoolArray, IntArray, ValueArray
 from eigenshift.base.errors import ArtifactError
 from eigenshift.base.schemas import NEURON_SUMMARIES
 from eigenshift.detection.stages import SummaryInputs, SummaryKey
@@ -32,6 +31,9 @@ from eigenshift.stages.stage import Bench
 from eigenshift.store.duckdb_files import TableFile, describe_file, open_parquet
 from eigenshift.store.parquet_files import open_parquet_writer
 from eigenshift.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from eigenshift.detection.counting import PackedKeys
 
 UNITS_PER_ROW_GROUP = 256
 KEY_COLUMNS = ("toxic_keys", "nontoxic_keys")
@@ -195,33 +197,37 @@ def _pack_keys(values: ValueArray, rows: IntArray) -> tuple[pa.ChunkedArray, Int
     from eigenshift.detection import counting  # a third of a second, wanted by no other stage
 
     keys, n_finite = counting.collect_keys(values, rows)
-    # 16 bits are sorted by radix, which is fast on any processor.
-    keys.sort(axis=1, kind="stable" if keys.dtype.itemsize == 2 else None)
     parts = []
     for first in range(0, len(keys), UNITS_PER_ROW_GROUP):  # of less than 2 GiB, as Arrow wants it
         units = slice(first, first + UNITS_PER_ROW_GROUP)
-        packed = counting.pack_keys(keys[units], n_finite[units])
-        stops = np.concatenate([[0], np.cumsum(n_finite[units])]) * keys.dtype.itemsize
-        buffers = [None, pa.py_buffer(stops.astype(np.int32)), pa.py_buffer(packed)]
-        parts.append(pa.Array.from_buffers(pa.binary(), len(stops) - 1, buffers))
+        packed, stops = counting.pack_keys(keys[units], n_finite[units])
+        offsets = np.concatenate([[0], stops]).astype(np.int32)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(packed)]
+        parts.append(pa.Array.from_buffers(pa.binary(), len(stops), buffers))
     return pa.chunked_array(parts, pa.binary()), n_finite
 
 
-def unpack_keys(column: pa.Array, key_bytes: int) -> list[KeyArray]:
-    """The keys of each row of a column that was read back.
+def gather_keys(columns: Sequence[pa.Array], key_bytes: int) -> PackedKeys:
+    """The rows of columns that were read back, one column after the other, still packed.
 
     Args:
-        column: Binary, without nulls.
+        columns: Binary, without nulls.
         key_bytes: Length of a key.
     """
-    from eigenshift.detection import counting  # as above
+    from eigenshift.detection.counting import PackedKeys  # as above
 
-    _, stops, data = column.buffers()
-    offsets = np.frombuffer(stops, np.int32)[column.offset : column.offset + len(column) + 1]
-    places = (offsets - offsets[0]) // key_bytes
-    packed = np.frombuffer(data or b"", f"u{key_bytes}", places[-1], offsets[0])
-    keys = counting.unpack_keys(packed, places[1:].astype(np.int64))
-    return [keys[start:stop] for start, stop in pairwise(places.tolist())]
+    parts, starts, stops = [], [], []
+    n_bytes = 0
+    for column in columns:
+        _, offsets, data = column.buffers()
+        places = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+        n_here = int(places[-1] - places[0])
+        parts.append(np.frombuffer(data or b"", np.uint8, n_here, places[0]))
+        places = places - places[0] + np.int64(n_bytes)
+        starts.append(places[:-1])
+        stops.append(places[1:])
+        n_bytes += n_here
+    return PackedKeys(*map(np.concatenate, (parts, starts, stops)), key_bytes)
 
 
 def _describe_rows(
@@ -240,11 +246,11 @@ def _describe_rows(
 
 
 def _open_writer(path: Path) -> pq.ParquetWriter:
-    """The first level of zstd: the next ones save a hundredth and take twice the time."""
+    """lz4 finds ties and dead units; what is left of the keys nothing makes smaller."""
     return open_parquet_writer(
         path,
         NEURON_SUMMARIES,
-        compression_level=1,
+        compression="lz4",
         use_dictionary=["dataset", "language", "site", "pooling"],
     )
 

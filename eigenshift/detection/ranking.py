@@ -63,8 +63,8 @@ class Levels:
 
     @classmethod
     def of(cls, keys: KeyArray) -> Levels:
-        """Number the keys, at least one: by subtraction if they are short, else by their ranks."""
-        if keys.dtype.itemsize == 2:
+        """Number the keys: by subtraction if they are short, else by their ranks."""
+        if keys.dtype.itemsize == 2 and len(keys):
             lowest, highest = int(keys.min()), int(keys.max())
             return cls(keys - keys.dtype.type(lowest), HALVES[lowest : highest + 1])
         distinct = np.unique(keys)

@@ -71,7 +71,7 @@ class SummaryKey(Key):
 SUMMARISE_NEURONS = Stage(
     name="summarise_neurons",
     kind="neuron_summaries",
-    version=2,
+    version=3,
     inputs=SummaryInputs,
     key=SummaryKey,
     files=(tables.NEURON_SUMMARIES,),

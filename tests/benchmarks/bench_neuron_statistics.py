@@ -107,7 +107,7 @@ def prepare(variant: str, folder: Path, out: Path) -> Callable[[], np.ndarray | 
     import sklearn.metrics  # noqa: F401 - inherited by the pool's workers
     from scipy.stats import rankdata
 
-    from eigenshift.detection.counting import unpack_keys
+    from eigenshift.detection.counting import pack_keys
     from eigenshift.detection.neuron_statistics import (
         compute_neuron_statistics,
         query_neuron_statistics,
@@ -118,7 +118,7 @@ def prepare(variant: str, folder: Path, out: Path) -> Callable[[], np.ndarray | 
     from tests.support.activation_shards import MLP_MAX
 
     # numba imports most of itself with the first call of a compiled loop
-    unpack_keys(np.zeros(1, np.uint16), np.ones(1, np.int64))
+    pack_keys(np.zeros((1, 1), np.uint16), np.ones(1, np.int64))
     shards, samples = sorted(folder.glob("shard-*.parquet")), folder / "samples.parquet"
     workspace = Workspace(out)
 

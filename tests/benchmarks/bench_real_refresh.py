@@ -72,7 +72,7 @@ def run(checkout: Path, settings: Path, overrides: Sequence[str]) -> dict[str, A
         )
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
-    if os.waitstatus_to_exitcode(status) not in (0, 1):  # 1: the gate held the patch
+    if os.waitstatus_to_exitcode(status) not in (0, 3):  # 3: the gate held the patch
         raise SystemExit(f"{checkout}: the refresh failed; see {log.name}")
     (record,) = [json.loads(path.read_text()) for path in store.glob("runs/*.json")]
     work = {stage["name"]: stage["work_seconds"] for stage in record["stages"]}

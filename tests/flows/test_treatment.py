@@ -14,10 +14,11 @@ from eigenshift.audit import open_audit
 from eigenshift.base.errors import SettingsError
 from eigenshift.ledger.releases import read_current
 from eigenshift.ledger.runs import list_run_ids, read_run
-from eigenshift.settings import RefreshSettings
+from eigenshift.settings import RefreshSettings, load_preset
 from eigenshift.stages.tables import INTERVENTION_CHOICES
 from eigenshift.store.artifacts import ArtifactStore
 from eigenshift.store.manifests import ArtifactReference
+from tests.flows.conftest import SMALL
 from tests.support.small_runs import EASY_BOUNDS, ENOUGH_EVIDENCE
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("prefect_server")]
@@ -35,10 +36,18 @@ EASY = (
 CONTROLS = {"random_components", "token_suppression"}
 
 
+@pytest.fixture(scope="module")
+def judged_store(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
+    """The store of a finished run as large as these tests', to be copied: one base for all."""
+    folder = tmp_path_factory.mktemp("judged") / "store"
+    run(load_preset("demo", [*SMALL, *EASY, f"store={folder}"]))
+    return folder
+
+
 @pytest.fixture
-def store(finished_store: Path, tmp_path: Path) -> ArtifactStore:
-    """A copy of a finished run's store, without its releases, where `load_small` looks."""
-    folder = Path(shutil.copytree(finished_store, tmp_path / "store"))
+def store(judged_store: Path, tmp_path: Path) -> ArtifactStore:
+    """A copy of it, without its releases, where `load_small` looks."""
+    folder = Path(shutil.copytree(judged_store, tmp_path / "store"))
     shutil.rmtree(folder / "releases", ignore_errors=True)
     return ArtifactStore(str(folder))
 
