@@ -25,6 +25,7 @@ makes of them is in its key (`stages/keys.py`).
     training.py    choices of a scorer's training, part of no run
     fields.py      what several sections share
     loading.py     presets, files, overrides
+    complaints.py  what is said of settings that do not fit
     presets/       settings that are shipped
 """
 
