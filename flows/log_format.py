@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from datetime import datetime, timezone
 from typing import Any
 
@@ -31,6 +32,18 @@ def make_formatter(name: str) -> logging.Formatter:
     if name == "json":
         return JsonFormatter()
     return logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+
+
+class ScreenHandler(logging.Handler):
+    """Writes lines to what stderr is at that moment: above a progress bar while there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - a log line ends no run; logging says so where it can
+            self.handleError(record)
 
 
 class JsonFormatter(logging.Formatter):

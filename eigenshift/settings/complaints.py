@@ -68,6 +68,12 @@ def describe_misfits(
     return "\n  ".join([f"{len(lines)} settings do not fit:", *lines]) + f"\n{REFERENCE}"
 
 
+def list_setting_paths(kind: type[BaseModel]) -> list[str]:
+    """Dotted paths of all settings that have a value of their own; of a list its first item's."""
+    paths = [".".join(path) for path in _walk(kind, ())]
+    return [path for path in paths if not any(other.startswith(f"{path}.") for other in paths)]
+
+
 def name_option(path: str) -> str:
     """The option by which a setting was given, as it is typed; its value is not repeated."""
     return "--store" if path == "store" else f"--set {path}=..."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from eigenshift.base.errors import SettingsError
 from eigenshift.base.suggestions import suggest
@@ -102,10 +102,17 @@ def settle_settings(
     Raises:
         SettingsError: A value does not fit.
     """
-    settled, given = _resolve_paths(dict(document), folder), list(overrides)
+    filled = {name: value for name, value in document.items() if not _is_left_empty(name, value)}
+    settled, given = _resolve_paths(filled, folder), list(overrides)
     for override in given:
         _apply_override(settled, override)
     return parse_settings_as(kind, settled, place, given)
+
+
+def _is_left_empty(name: str, value: Any) -> bool:
+    """Whether a section has a heading and nothing below it: then its defaults are meant."""
+    field = RefreshSettings.model_fields.get(name)
+    return value is None and field is not None and isinstance(field.default, BaseModel)
 
 
 def override_settings(
@@ -167,8 +174,17 @@ def parse_source(text: str, name: str) -> SourceSettings:
             f"{place}: expected a mapping, found {type(document).__name__}. Give for instance "
             "--source '{format: jigsaw, uri: train.csv}'."
         )
+    return parse_source_as({"name": name, "role": Role.labelled, **document}, place)
+
+
+def parse_source_as(document: Mapping[str, Any], place: str) -> SourceSettings:
+    """Validate a source that was given on the command line; `place` names it in the error.
+
+    Raises:
+        SettingsError: A value does not fit.
+    """
     try:
-        return SourceSettings.model_validate({"name": name, "role": Role.labelled, **document})
+        return SourceSettings.model_validate(document)
     except ValidationError as error:
         raise SettingsError(describe_misfits(error, SourceSettings, place)) from error
 

@@ -82,7 +82,10 @@ def find_recipe(name: str, place: str = "intervention") -> Recipe:
         SettingsError: There is none of that name.
     """
     if name not in INTERVENTIONS:
-        raise SettingsError(f"{place}: expected one of {', '.join(INTERVENTIONS)}, found {name!r}.")
+        raise SettingsError(
+            f"{place}: expected one of {', '.join(INTERVENTIONS)}, found {name!r}."
+            f"{suggest(name, INTERVENTIONS)}"
+        )
     return INTERVENTIONS[name]
 
 
