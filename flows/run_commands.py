@@ -76,7 +76,12 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
         comparison = run_compare(settings)
     _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
     if not as_json:
-        print_table(console, comparison.degeneration_columns, comparison.degeneration_rows)
+        print_table(
+            console,
+            comparison.degeneration_columns,
+            comparison.degeneration_rows,
+            names_rows=True,
+        )
         for note in comparison.notes:
             console.print(note, highlight=False, soft_wrap=True)
 
@@ -339,7 +344,7 @@ def _print_result(
     if as_json:
         print(json.dumps(contract))  # noqa: T201
         return
-    print_table(console, columns, rows)
+    print_table(console, columns, rows, names_rows=True)
 
 
 def _shorten(root: str) -> str:
