@@ -46,6 +46,16 @@ class ScreenHandler(logging.Handler):
             self.handleError(record)
 
 
+def has_own_screen() -> bool:
+    """Whether our lines go to a terminal as lines for people: then there may be a bar below them."""
+    handlers = logging.getLogger("eigenshift").handlers
+    is_for_people = any(
+        isinstance(handler, ScreenHandler) and not isinstance(handler.formatter, JsonFormatter)
+        for handler in handlers
+    )
+    return is_for_people and sys.stderr.isatty()
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object: time (UTC), level, logger, message and the message's fields."""
 

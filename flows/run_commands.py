@@ -53,6 +53,7 @@ def refresh(settings: RefreshSettings, as_json: bool) -> None:
     if as_json:
         print(json.dumps(outcome.as_contract()))  # noqa: T201 - the contract's output
     else:
+        _print_stages(outcome.stages)
         _print_outcome(outcome)
     raise typer.Exit(EXIT_PROMOTED if outcome.status == "promoted" else EXIT_HELD)
 
@@ -74,6 +75,8 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
 
     with _running(as_json):
         comparison = run_compare(settings)
+    if not as_json:
+        _print_stages(comparison.stages)
     _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
     if not as_json:
         print_table(
@@ -95,6 +98,8 @@ def tune(settings: RefreshSettings, as_json: bool) -> None:
 
     with _running(as_json):
         tuning = run_tune(settings)
+    if not as_json:
+        _print_stages(tuning.stages)
     _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json)
     if not as_json:
         console.print(f"Plot: {tuning.figure}", highlight=False, soft_wrap=True)
@@ -114,6 +119,7 @@ def detect(settings: DetectionSettings, as_json: bool) -> None:
     if as_json:
         print(json.dumps(detection.as_contract()))  # noqa: T201
         return
+    _print_stages(detection.stages)
     print_paper_tables(settings.store, detection.run_id, console)
     console.print(f"Run {detection.run_id}", highlight=False)
 
@@ -294,6 +300,19 @@ def _running(as_json: bool) -> Iterator[None]:
         if fault is not None:
             raise fault from error
         raise
+
+
+def _print_stages(stages: Sequence[Any]) -> None:
+    """What took how long, before the result; with `-q` the result alone is told."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    from eigenshift.reporting.stage_tables import COLUMNS, summarise_stages, tabulate_stages
+
+    rows = tabulate_stages(stages)
+    if rows:
+        print_table(console, COLUMNS, rows)
+    console.print(summarise_stages(stages), highlight=False, soft_wrap=True)
+    console.print()
 
 
 def _print_outcome(outcome: Any) -> None:
