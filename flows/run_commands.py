@@ -33,7 +33,7 @@ from flows.options import (
     with_settings,
 )
 from flows.prefect_environment import create_home
-from flows.terminal_tables import print_table
+from flows.terminal_tables import fits, print_fitting, print_table
 
 logger = logging.getLogger("eigenshift.run")
 app = typer.Typer()
@@ -75,18 +75,10 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
 
     with _running(as_json):
         comparison = run_compare(settings)
-    if not as_json:
-        _print_stages(comparison.stages)
-    _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
-    if not as_json:
-        print_table(
-            console,
-            comparison.degeneration_columns,
-            comparison.degeneration_rows,
-            names_rows=True,
-        )
-        for note in comparison.notes:
-            console.print(note, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(comparison.as_contract()))  # noqa: T201
+        return
+    _print_comparison(comparison)
 
 
 @app.command()
@@ -100,7 +92,7 @@ def tune(settings: RefreshSettings, as_json: bool) -> None:
         tuning = run_tune(settings)
     if not as_json:
         _print_stages(tuning.stages)
-    _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json)
+    _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json, keys=3)
     if not as_json:
         console.print(f"Plot: {tuning.figure}", highlight=False, soft_wrap=True)
         console.print(tuning.advice, highlight=False, soft_wrap=True)
@@ -155,7 +147,7 @@ def benchmark(
         given.append(f"benchmark.limit={limit}")
     with _running(as_json):
         found = run_benchmark(store, run, arm, given)
-    _print_result(found.as_contract(), COLUMNS, found.rows, as_json)
+    _print_result(found.as_contract(), COLUMNS, found.rows, as_json, keys=2)
     if not as_json:
         console.print(EXPLANATION, highlight=False, soft_wrap=True)
         console.print(f"Run {found.run_id}, about run {found.about}", highlight=False)
@@ -192,7 +184,7 @@ def survive(
 
     with _running(as_json):
         found = run_survive(store, run, arm, formats or (), overrides or (), is_whole=whole)
-    _print_result(found.as_contract(), COLUMNS, found.rows, as_json)
+    _print_result(found.as_contract(), COLUMNS, found.rows, as_json, keys=3)
     if not as_json:
         console.print(EXPLANATION, highlight=False, soft_wrap=True)
         console.print(f"Run {found.run_id}, about run {found.about}", highlight=False)
@@ -302,6 +294,28 @@ def _running(as_json: bool) -> Iterator[None]:
         raise
 
 
+def _print_comparison(comparison: Any) -> None:
+    """All columns where there is room for them, else those that are read first."""
+    _print_stages(comparison.stages)
+    left_out: list[str] = []
+    if fits(console, comparison.columns, comparison.rows):
+        print_table(console, comparison.columns, comparison.rows)
+    else:
+        left_out = print_fitting(console, comparison.essentials)
+    columns, rows = comparison.degeneration_columns, comparison.degeneration_rows
+    if not fits(console, columns, rows):
+        rows = [[cell.partition(" [")[0] for cell in row] for row in rows]
+    print_table(console, columns, rows)
+    notes = list(comparison.notes)
+    if left_out:
+        notes.append(
+            f"Not shown in {console.width} columns: {', '.join(left_out)}, and intervals. In a "
+            "wider window they are, by --json, and by `eigenshift audit --ask paper_rq3`."
+        )
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_stages(stages: Sequence[Any]) -> None:
     """What took how long, before the result; with `-q` the result alone is told."""
     if not logger.isEnabledFor(logging.INFO):
@@ -316,22 +330,24 @@ def _print_stages(stages: Sequence[Any]) -> None:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, describe_scorers
+    from eigenshift.reporting.outcomes import describe_scorers
 
-    table = Table(*HEADLINE_COLUMNS, title=f"{outcome.model_id}: {outcome.status}")
-    for row in outcome.headline:
-        table.add_row(*row)
-    console.print(table)
+    colour = "green" if outcome.status == "promoted" else "red"
+    console.print(f"[bold]{escape(outcome.model_id)}: [{colour}]{outcome.status}[/][/]")
+    console.print()
+    _print_headline(outcome)
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="bold")
     for caveat in outcome.caveats:
-        console.print(f"  [yellow]mind[/]  {escape(caveat)}", highlight=False)
+        lines.add_row("  [yellow]mind[/]", escape(caveat))
     for line in describe_scorers(outcome.quality):
-        console.print(f"  scorer  {escape(line)}", highlight=False)
+        lines.add_row("  scorer", escape(line))
     for check in outcome.checks:
-        mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"
-        console.print(f"  {mark}  {_describe_check(check)}", highlight=False)
+        lines.add_row(f"  {_mark_check(check)}", _describe_check(check))
+    console.print(lines)
     if outcome.release is not None:
         note = "made" if outcome.is_new_release else "already in force, nothing new to release"
-        console.print(f"Release {outcome.release} ({note}), run {outcome.run_id}")
+        console.print(f"Release {outcome.release} ({note}), run {outcome.run_id}", soft_wrap=True)
     else:
         console.print(f"No release: held by the gate. Run {outcome.run_id}")
     store = _shorten(outcome.store)
@@ -343,8 +359,30 @@ def _print_outcome(outcome: Any) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _print_headline(outcome: Any) -> None:
+    """Before, after and the controls; where there is no room, intervals are below their values."""
+    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS
+
+    rows = outcome.headline
+    if not fits(console, HEADLINE_COLUMNS, rows):
+        rows = [
+            [label.replace(" ", "\n"), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in row)]
+            for label, *row in rows
+        ]
+    print_table(console, HEADLINE_COLUMNS, rows)
+
+
+TOLD = "told, not required: "
+
+
+def _mark_check(check: Mapping[str, Any]) -> str:
+    if not check["is_passed"]:
+        return "[red]failed[/]"
+    return "[yellow]told[/]" if check["name"].startswith(TOLD) else "[green]passed[/]"
+
+
 def _describe_check(check: Mapping[str, Any]) -> str:
-    line = f"{check['name']}: {check['found']}"
+    line = f"{check['name'].removeprefix(TOLD)}: {check['found']}"
     if check["is_passed"]:
         return escape(line)
     missed = f", missed by {check['missed_by']}" if check.get("missed_by") else ""
@@ -358,12 +396,16 @@ EXAMPLE_QUESTION = (
 
 
 def _print_result(
-    contract: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool
+    contract: dict[str, Any],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    as_json: bool,
+    keys: int = 1,
 ) -> None:
     if as_json:
         print(json.dumps(contract))  # noqa: T201
         return
-    print_table(console, columns, rows, names_rows=True)
+    print_table(console, columns, rows, keys=keys)
 
 
 def _shorten(root: str) -> str:

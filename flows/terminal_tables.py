@@ -1,6 +1,6 @@
 """Tables on the terminal: cells stay whole, and as much as can be fits the screen.
 
-What is wider than the screen has its headings broken first. A table whose first column names its
+What is wider than the screen has its headings broken first. A table whose first columns name its
 rows is then cut into several that each fit; any other is as wide as it is. Where nobody looks (a
 pipe without COLUMNS) nothing is cut.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +28,28 @@ if TYPE_CHECKING:
 MAX_CELL_WIDTH = 60
 GAP = 2
 """Letters between two columns."""
+NUMBER = re.compile(r"([-+]?\d[\d,]*(\.\d+)?(e[-+]\d+)?%?|-|)")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A table before it is drawn.
+
+    Attributes:
+        headings: Of the columns, broken into lines where the screen is narrow.
+        cells: Row by row.
+        widths: Letters that each column takes.
+        is_number: Whether a column holds numbers alone.
+    """
+
+    headings: list[str]
+    cells: list[list[str]]
+    widths: list[int]
+    is_number: list[bool]
 
 
 def print_table(
-    console: Console,
-    columns: Sequence[str],
-    rows: Iterable[Iterable[Any]],
-    *,
-    names_rows: bool = False,
+    console: Console, columns: Sequence[str], rows: Iterable[Iterable[Any]], *, keys: int = 0
 ) -> None:
     """Print rows under headings.
 
@@ -42,45 +57,45 @@ def print_table(
         console: Where.
         columns: Headings.
         rows: Values.
-        names_rows: Whether the first column says what a row is about, so that a table that is too
-            wide may be cut into several with that column in each.
+        keys: How many columns, the first ones, say what a row is about: a table that is too wide
+            is cut into several with these in each. 0: it is never cut.
     """
-    values = [list(row) for row in rows]
-    cells = [[show_cell(value) for value in row] for row in values]
-    is_number = [
-        bool(values) and all(_is_number(row[place]) for row in values)
-        for place in range(len(columns))
-    ]
-    widths = [
-        max([cell_len(name), *(cell_len(row[place]) for row in cells)])
-        for place, name in enumerate(columns)
-    ]
-    headings = list(columns)
-    if _add_up(widths) > console.width:
-        headings = [_break(name, [row[place] for row in cells]) for place, name in enumerate(columns)]
-        widths = [
-            max(cell_len(line) for line in (*heading.split("\n"), *(row[place] for row in cells)))
-            for place, heading in enumerate(headings)
-        ]
-    widths = [min(width, MAX_CELL_WIDTH) for width in widths]
-    for number, part in enumerate(
-        _cut(widths, console.width if names_rows and _has_screen(console) else None)
-    ):
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    found = _lay_out(columns, rows, console.width)
+    may_cut = keys > 0 and has_screen(console)
+    parts = _cut(found.widths, keys, console.width) if may_cut else [range(len(columns))]
+    for number, part in enumerate(parts):
+        has_lines = any("\n" in cell for row in found.cells for cell in row)
+        table = Table(
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            show_edge=False,
+            collapse_padding=True,
+            leading=int(has_lines),
+        )
         for place in part:
             table.add_column(
-                headings[place],
+                found.headings[place],
                 overflow="fold",
                 max_width=MAX_CELL_WIDTH,
-                justify="right" if is_number[place] else "left",
+                justify="right" if found.is_number[place] else "left",
             )
-        for row in cells:
+        for row in found.cells:
             table.add_row(*(escape(row[place]) for place in part))
-        width = max(console.width, _add_up([widths[place] for place in part]))
         if number:
             console.print()
+        width = max(console.width, _add_up([found.widths[place] for place in part]))
         Console(file=console.file, width=width).print(table)
     console.print()
+
+
+def fits(console: Console, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> bool:
+    """Whether a table is no wider than the screen; where nobody looks there is none."""
+    return not has_screen(console) or _add_up(_lay_out(columns, rows, 1).widths) <= console.width
+
+
+def has_screen(console: Console) -> bool:
+    """Whether somebody looks, or has said how wide a line may be."""
+    return console.is_terminal or "COLUMNS" in os.environ
 
 
 def print_answer(console: Console, answer: pa.Table, shown_by: str = "--show-text") -> None:
@@ -136,8 +151,9 @@ def show_cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+def _holds_numbers(cells: Sequence[str]) -> bool:
+    """Whether cells are numbers, with a sign or a percentage, or empty."""
+    return any(cells) and all(NUMBER.fullmatch(cell) for cell in cells)
 
 
 def _find_hidden(answer: pa.Table) -> list[str]:
@@ -157,18 +173,32 @@ def _find_hidden(answer: pa.Table) -> list[str]:
     return [name for name, has_marks in bare.items() if has_marks or name in TEXT_COLUMNS]
 
 
-def _has_screen(console: Console) -> bool:
-    return console.is_terminal or "COLUMNS" in os.environ
+def _lay_out(columns: Sequence[str], rows: Iterable[Iterable[Any]], room: int) -> _Layout:
+    cells = [[show_cell(value) for value in row] for row in rows]
+    by_column = [[row[place] for row in cells] for place in range(len(columns))]
+    is_number = [_holds_numbers(column) for column in by_column]
+    headings = list(columns)
+    widths = [_measure([name, *column]) for name, column in zip(columns, by_column, strict=True)]
+    if _add_up(widths) > room:
+        headings = [_break(*pair) for pair in zip(columns, by_column, strict=True)]
+        widths = [_measure([name, *column]) for name, column in zip(headings, by_column, strict=True)]
+    return _Layout(headings, cells, widths, is_number)
+
+
+def _measure(texts: Sequence[str]) -> int:
+    """Letters of the longest line, as far as a cell is shown on one."""
+    longest = max((cell_len(line) for text in texts for line in text.split("\n")), default=0)
+    return min(longest, MAX_CELL_WIDTH)
 
 
 def _add_up(widths: Sequence[int]) -> int:
-    return sum(min(width, MAX_CELL_WIDTH) for width in widths) + GAP * (len(widths) - 1)
+    return sum(widths) + GAP * (len(widths) - 1)
 
 
 def _break(name: str, cells: Sequence[str]) -> str:
     """A heading in lines no longer than its cells, or its longest word."""
     words = re.findall(r"[^_ ]+[_ ]?|[_ ]", name)
-    limit = max([0, *map(cell_len, cells), *(cell_len(word.rstrip()) for word in words)])
+    limit = _measure([*cells, *(word.rstrip() for word in words)])
     lines = [""]
     for word in words:
         if lines[-1] and cell_len(lines[-1] + word.rstrip()) > limit:
@@ -177,14 +207,15 @@ def _break(name: str, cells: Sequence[str]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cut(widths: Sequence[int], room: int | None) -> list[list[int]]:
-    """Places of the columns of each part, the first column in every one."""
-    if room is None or _add_up(widths) <= room or len(widths) < 3:
-        return [list(range(len(widths)))]
-    parts = [[0]]
-    for place in range(1, len(widths)):
+def _cut(widths: Sequence[int], keys: int, room: int) -> list[Sequence[int]]:
+    """Places of the columns of each part, the first ones in every part."""
+    if _add_up(widths) <= room or len(widths) <= keys:
+        return [range(len(widths))]
+    first = list(range(keys))
+    parts = [first]
+    for place in range(keys, len(widths)):
         wanted = _add_up([widths[column] for column in (*parts[-1], place)])
-        if wanted > room and len(parts[-1]) > 1:
-            parts.append([0])
-        parts[-1].append(place)
-    return parts
+        if wanted > room and len(parts[-1]) > keys:
+            parts.append(first)
+        parts[-1] = [*parts[-1], place]
+    return list(parts)

@@ -421,7 +421,8 @@ def _show(row: Row, unit: str) -> str:
         return NOT_COMPUTABLE
     is_plain = unit not in (" points", "%")
     scale, digits = (1.0, 4) if is_plain else (100.0, 1)
-    value, low, high = (row[key] * scale for key in ("value", "low", "high"))
+    numbers = (row[key] * scale for key in ("value", "low", "high"))
+    value, low, high = (round(number, digits) + 0.0 for number in numbers)  # no -0.0
     return f"{value:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 

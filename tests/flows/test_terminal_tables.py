@@ -18,12 +18,12 @@ from tests.support.small_store import build_small_store
 
 
 def show(
-    columns: list[str], rows: list[list[object]], width: int, *, names_rows: bool = False
+    columns: list[str], rows: list[list[object]], width: int, *, keys: int = 0
 ) -> list[str]:
     """Lines of a table on a screen of a width."""
     output = io.StringIO()
     console = Console(file=output, width=width, force_terminal=True, color_system=None)
-    print_table(console, columns, rows, names_rows=names_rows)
+    print_table(console, columns, rows, keys=keys)
     return [line.rstrip() for line in output.getvalue().splitlines()]
 
 
@@ -48,7 +48,7 @@ def test_a_table_of_named_rows_is_cut_into_tables_that_fit() -> None:
     """The name in each; no row takes two lines."""
     columns = ["arm", "one", "two", "three"]
     rows: list[list[object]] = [["base", "x" * 20, "y" * 20, "z" * 20], ["patched", "x", "y", "z"]]
-    lines = show(columns, rows, 60, names_rows=True)
+    lines = show(columns, rows, 60, keys=1)
     assert max(map(len, lines)) <= 60
     assert [line.split() for line in lines if line.startswith(("arm", "patched"))] == [
         ["arm", "one", "two"],
@@ -65,7 +65,7 @@ def test_nothing_is_cut_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("COLUMNS", raising=False)
     output = io.StringIO()
     rows = [["base", "x" * 50, "y" * 50]]
-    print_table(Console(file=output), ["arm", "one", "two"], rows, names_rows=True)
+    print_table(Console(file=output), ["arm", "one", "two"], rows, keys=1)
     assert len([line for line in output.getvalue().splitlines() if line.startswith("arm")]) == 1
 
 
