@@ -47,7 +47,7 @@ class ScreenHandler(logging.Handler):
 
 
 def has_own_screen() -> bool:
-    """Whether our lines go to a terminal as lines for people: then there may be a bar below them."""
+    """Whether our lines go to a terminal as lines for people, and a bar may stand below them."""
     handlers = logging.getLogger("eigenshift").handlers
     is_for_people = any(
         isinstance(handler, ScreenHandler) and not isinstance(handler.formatter, JsonFormatter)

@@ -318,7 +318,7 @@ def _print_comparison(comparison: Any) -> None:
 
 def _print_stages(stages: Sequence[Any]) -> None:
     """What took how long, before the result; with `-q` the result alone is told."""
-    if not logger.isEnabledFor(logging.INFO):
+    if not stages or not logger.isEnabledFor(logging.INFO):
         return
     from eigenshift.reporting.stage_tables import COLUMNS, summarise_stages, tabulate_stages
 
@@ -366,7 +366,10 @@ def _print_headline(outcome: Any) -> None:
     rows = outcome.headline
     if not fits(console, HEADLINE_COLUMNS, rows):
         rows = [
-            [label.replace(" ", "\n"), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in row)]
+            [
+                label.replace(" ", "\n"),
+                *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in row),
+            ]
             for label, *row in rows
         ]
     print_table(console, HEADLINE_COLUMNS, rows)

@@ -181,7 +181,9 @@ def _lay_out(columns: Sequence[str], rows: Iterable[Iterable[Any]], room: int) -
     widths = [_measure([name, *column]) for name, column in zip(columns, by_column, strict=True)]
     if _add_up(widths) > room:
         headings = [_break(*pair) for pair in zip(columns, by_column, strict=True)]
-        widths = [_measure([name, *column]) for name, column in zip(headings, by_column, strict=True)]
+        widths = [
+            _measure([name, *column]) for name, column in zip(headings, by_column, strict=True)
+        ]
     return _Layout(headings, cells, widths, is_number)
 
 

@@ -503,7 +503,9 @@ def explain_twins(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     for names in groups.values():
         if len(names) < 2:
             continue
-        line = f"{', '.join(names[:-1])} and {names[-1]} are equal in every number: they change the "
+        line = (
+            f"{', '.join(names[:-1])} and {names[-1]} are equal in every number: they change the "
+        )
         line += "model alike."
         if {PATCHED_ARM, TUNED_ARM} <= set(names):
             line += " The search found no better choice than the one it began with."

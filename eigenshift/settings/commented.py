@@ -123,8 +123,8 @@ def _read_source(text: str) -> dict[str, Any]:
             return {"format": form.strip(), "uri": place.strip()}
     raise SettingsError(
         f"--source {text}: expected FORMAT=PLACE, such as jigsaw=train.csv, or a mapping such as "
-        "'{format: huggingface, uri: owner/name, columns: {text: comment, label: toxic}}'. Formats: "
-        f"{', '.join(item.value for item in SourceFormat)}."
+        "'{format: huggingface, uri: owner/name, columns: {text: comment, label: toxic}}'. "
+        f"Formats: {', '.join(item.value for item in SourceFormat)}."
     )
 
 
@@ -176,9 +176,7 @@ def _write_item(
     yield from lines[first + 1 :]
 
 
-def _write_section(
-    kind: type[BaseModel], given: Mapping[str, Any], indent: str
-) -> Iterator[str]:
+def _write_section(kind: type[BaseModel], given: Mapping[str, Any], indent: str) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         yield from _write_field(name, field, given, indent)
 

@@ -260,7 +260,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise SettingsError(
             f"{name_option(path)}: expected a value in YAML, found: "
-            f"{getattr(error, 'problem', None) or 'none'}. Put quotes around text with : or [ in it."
+            f"{getattr(error, 'problem', None) or 'none'}. Put text with : or [ in quotes."
         ) from error
     section: Any = document
     for key in keys[:-1]:

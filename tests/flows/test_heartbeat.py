@@ -96,8 +96,8 @@ def test_a_bar_of_one_piece_tells_how_long_it_takes(monkeypatch: pytest.MonkeyPa
         heartbeat.Advancement("choose", n_pieces, started=1000.0) for n_pieces in (1, 3)
     )
     without_rows.advance(0)
-    assert draw(single) == "choose 1m 15s".split()
-    assert draw(without_rows) == "choose 1/3 2m 30s left".split()
+    assert draw(single) == ["choose", "1m", "15s"]
+    assert draw(without_rows) == ["choose", "1/3", "2m", "30s", "left"]
 
 
 PROGRAM = """

@@ -17,9 +17,7 @@ from flows.terminal_tables import print_answer, print_fitting, print_table, show
 from tests.support.small_store import build_small_store
 
 
-def show(
-    columns: list[str], rows: list[list[object]], width: int, *, keys: int = 0
-) -> list[str]:
+def show(columns: list[str], rows: list[list[object]], width: int, *, keys: int = 0) -> list[str]:
     """Lines of a table on a screen of a width."""
     output = io.StringIO()
     console = Console(file=output, width=width, force_terminal=True, color_system=None)
@@ -117,7 +115,9 @@ def test_a_cell_is_for_a_person(value: object, shown: str) -> None:
     assert show_cell(value) == shown
 
 
-@pytest.mark.parametrize("words", [("runs",), ("releases",), ("audit", "--ask", "damped_components")])
+@pytest.mark.parametrize(
+    "words", [("runs",), ("releases",), ("audit", "--ask", "damped_components")]
+)
 def test_what_people_look_at_first_fits_eighty_columns(
     words: tuple[str, ...],
     tmp_path: Path,
@@ -133,6 +133,8 @@ def test_what_people_look_at_first_fits_eighty_columns(
             command_line.main([*words, "--store", small.url])
     assert leaving.value.code in (0, None)
     lines = capfd.readouterr().out.splitlines()
-    table = [line for line in lines if not line.startswith(("*  led", "* led", "* in", "Not shown"))]
+    table = [
+        line for line in lines if not line.startswith(("*  led", "* led", "* in", "Not shown"))
+    ]
     assert len(table) > 2
     assert max(map(len, table)) <= 80

@@ -11,4 +11,6 @@ def make_arm(arm: str, reduction: float = 0.4, **given: Any) -> dict[str, Any]:
     """A row of a comparison, every number of it 0.1 but the reduction."""
     row: dict[str, Any] = dict.fromkeys(schemas.COMPARISONS.names, 0.1)
     ends = {"toxicity_reduction_low": reduction - 0.1, "toxicity_reduction_high": reduction + 0.1}
-    return row | {"arm": arm, "toxicity_reduction": reduction, "is_hooked_only": False} | ends | given
+    return (
+        row | {"arm": arm, "toxicity_reduction": reduction, "is_hooked_only": False} | ends | given
+    )

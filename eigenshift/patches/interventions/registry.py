@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from eigenshift.base.errors import SettingsError
+from eigenshift.base.suggestions import suggest
 from eigenshift.patches.requests import Need, PatchRequest
 
 if TYPE_CHECKING:

@@ -199,7 +199,9 @@ def test_a_check_speaks_of_one_unit() -> None:
         **DEGENERATION,
     }
     bounds = {"max_repetition_increase": 0.05, "slice_bounds": {"language=zh": -0.1}}
-    for check in check_gate(make_rows(**changes), GateSettings(**bounds), ARM, make_shifts(0.2, 0.01)):
+    for check in check_gate(
+        make_rows(**changes), GateSettings(**bounds), ARM, make_shifts(0.2, 0.01)
+    ):
         texts = (check.expected, check.found, check.missed_by or "")
         units = {unit for text in texts for unit in UNIT.findall(text)}
         assert len(units) == 1, check

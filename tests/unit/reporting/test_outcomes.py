@@ -122,7 +122,9 @@ def test_the_essentials_of_a_comparison_fit_a_terminal() -> None:
         run_id="r", store="s", stages=[], arms=rows, evaluations=[], table="t", figure="f"
     )
     columns = comparison.essentials
-    widths = [max(map(len, (column.name, *column.cells))) for column in columns if column.is_essential]
+    widths = [
+        max(map(len, (column.name, *column.cells))) for column in columns if column.is_essential
+    ]
     assert sum(widths) + 2 * (len(widths) - 1) <= 80
     found = {column.name: column.cells for column in columns}
     assert found["arm"] == ("token_suppression_bias@kl0.02 *",)

@@ -13,7 +13,11 @@ from eigenshift.base.errors import SettingsError
 from eigenshift.settings import RefreshSettings, compose_settings, find_absent, load_settings
 from eigenshift.settings.commented import WIDTH
 
-SOURCES = ("jigsaw=train.csv", "real_toxicity_prompts=s3://bucket/rtp.jsonl", "sentences=wiki/*.csv")
+SOURCES = (
+    "jigsaw=train.csv",
+    "real_toxicity_prompts=s3://bucket/rtp.jsonl",
+    "sentences=wiki/*.csv",
+)
 DEFAULT = re.compile(r"^( *)#(\w+: )", re.MULTILINE)
 
 

@@ -45,8 +45,7 @@ def complain(*overrides: str) -> str:
         ),
         (
             "scorer={kidn: linear}",
-            "--set scorer=... (scorer.kidn): there is no such setting. "
-            "Did you mean 'scorer.kind'?",
+            "--set scorer=... (scorer.kidn): there is no such setting. Did you mean 'scorer.kind'?",
         ),
         (
             "generation.n_tokens=many",
