@@ -1,8 +1,8 @@
 """Tables on the terminal: cells stay whole, and as much as can be fits the screen.
 
-What is wider than the screen has its headings broken first. A table whose first columns name its
-rows is then cut into several that each fit; any other is as wide as it is. Where nobody looks (a
-pipe without COLUMNS) nothing is cut.
+What is wider than the screen has its headings broken first, then sentences in its cells. A table
+whose first columns name its rows is then cut into several that each fit; any other is as wide as it
+is. Where nobody looks (a pipe without COLUMNS) nothing is broken or cut but headings.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MAX_CELL_WIDTH = 60
 GAP = 2
 """Letters between two columns."""
+LEAST_PROSE = 12
+"""Letters that a column of sentences keeps."""
+SENTENCE = re.compile(r"[a-z]{2,} \S+ \S+ ")
+"""Three words and more; an interval is none, and is not broken."""
 NUMBER = re.compile(r"([-+]?\d[\d,]*(\.\d+)?(e[-+]\d+)?%?|-|)")
 
 
@@ -61,10 +65,14 @@ def print_table(
             is cut into several with these in each. 0: it is never cut.
     """
     found = _lay_out(columns, rows, console.width)
-    may_cut = keys > 0 and has_screen(console)
-    parts = _cut(found.widths, keys, console.width) if may_cut else [range(len(columns))]
+    widths, parts = found.widths, [range(len(columns))]
+    if has_screen(console):
+        widths = _narrow(found, console.width)
+        parts = _cut(widths, keys, console.width) if keys else parts
     for number, part in enumerate(parts):
-        has_lines = any("\n" in cell for row in found.cells for cell in row)
+        has_lines = widths != found.widths or any(
+            "\n" in cell for row in found.cells for cell in row
+        )
         table = Table(
             box=SIMPLE_HEAD,
             pad_edge=False,
@@ -76,14 +84,14 @@ def print_table(
             table.add_column(
                 found.headings[place],
                 overflow="fold",
-                max_width=MAX_CELL_WIDTH,
+                max_width=widths[place],
                 justify="right" if found.is_number[place] else "left",
             )
         for row in found.cells:
             table.add_row(*(escape(row[place]) for place in part))
         if number:
             console.print()
-        width = max(console.width, _add_up([found.widths[place] for place in part]))
+        width = max(console.width, _add_up([widths[place] for place in part]))
         Console(file=console.file, width=width).print(table)
     console.print()
 
@@ -185,6 +193,22 @@ def _lay_out(columns: Sequence[str], rows: Iterable[Iterable[Any]], room: int) -
             _measure([name, *column]) for name, column in zip(headings, by_column, strict=True)
         ]
     return _Layout(headings, cells, widths, is_number)
+
+
+def _narrow(found: _Layout, room: int) -> list[int]:
+    """Widths with which a table fits, as far as the breaking of sentences allows."""
+    widths = list(found.widths)
+    prose = [
+        place
+        for place in range(len(widths))
+        if any(SENTENCE.search(row[place]) for row in found.cells)
+    ]
+    excess = _add_up(widths) - room
+    while excess > 0 and any(widths[place] > LEAST_PROSE for place in prose):
+        widest = max(prose, key=lambda place: widths[place])
+        widths[widest] -= 1
+        excess -= 1
+    return widths
 
 
 def _measure(texts: Sequence[str]) -> int:

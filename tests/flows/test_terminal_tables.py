@@ -58,6 +58,18 @@ def test_a_table_of_named_rows_is_cut_into_tables_that_fit() -> None:
     assert len([line for line in whole if line.startswith("patched")]) == 1
 
 
+def test_sentences_are_broken_where_a_table_is_too_wide() -> None:
+    """Between words, as much as is needed; names, numbers and intervals stay whole."""
+    rows: list[list[object]] = [
+        ["20260101T000000.000Z-aaaaaa", "one two three four five", "5 [3, 7]"]
+    ]
+    lines = show(["run", "found", "value"], rows, 58)
+    assert max(map(len, lines)) <= 58
+    assert lines[2].split("  ")[:2] == ["20260101T000000.000Z-aaaaaa", "one two three four"]
+    assert lines[2].endswith("5 [3, 7]")
+    assert lines[3].strip() == "five"
+
+
 def test_nothing_is_cut_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pipe lines are for other programs."""
     monkeypatch.delenv("COLUMNS", raising=False)
