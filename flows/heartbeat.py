@@ -73,7 +73,7 @@ class Advancement:
     def time_left(self) -> str:
         """By the pieces made so far; of a stage of one piece nothing is known."""
         if not self.n_made:
-            return format_duration(self.seconds)
+            return format_duration(round(self.seconds))
         left = (self.n_pieces - self.n_done) * self.seconds / self.n_made
         return f"{format_duration(round(left))} left"
 

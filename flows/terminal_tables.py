@@ -65,7 +65,8 @@ def print_table(
             is cut into several with these in each. 0: it is never cut.
     """
     found = _lay_out(columns, rows, console.width)
-    widths, parts = found.widths, [range(len(columns))]
+    widths = found.widths
+    parts: list[Sequence[int]] = [range(len(columns))]
     if has_screen(console):
         widths = _narrow(found, console.width)
         parts = _cut(widths, keys, console.width) if keys else parts
@@ -133,7 +134,8 @@ def print_fitting(console: Console, columns: Sequence[Column]) -> list[str]:
     Returns:
         Names of the columns left out.
     """
-    shown, left_out = [], []
+    shown: list[Column] = []
+    left_out: list[str] = []
     room = console.width
     for column in columns:
         width = max(map(cell_len, (column.name, *column.cells))) + (GAP if shown else 0)
