@@ -16,8 +16,9 @@ from rich.console import Console
 from eigenshift.audit import AuditSession, encode_table, export_views, open_audit
 from eigenshift.audit.questions import Subjects, find_question, list_questions
 from eigenshift.base.errors import SettingsError
+from eigenshift.reporting.history_tables import IN_FORCE, tabulate_releases, tabulate_runs
 from eigenshift.store.storage import Store
-from flows.terminal_tables import print_answer, print_table
+from flows.terminal_tables import print_answer, print_fitting, print_table
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,20 @@ def print_history(
     if as_json:
         _write(answer, "json", console)
         return
-    place = answer.column_names.index("is_in_force")
-    marks = ["<- in force" if value else "" for value in answer["is_in_force"].to_pylist()]
-    answer = answer.remove_column(place).append_column("", pa.array(marks, pa.string()))
-    print_answer(console, answer)
+    rows = answer.to_pylist()
+    left_out: list[str] = []
+    if question == "run_history":
+        left_out += print_fitting(console, tabulate_runs(rows))
+        note = f"{IN_FORCE} led to the release in force."
+    else:
+        for model_id, columns in tabulate_releases(rows).items():
+            console.print(f"Model {model_id}", markup=False, highlight=False, soft_wrap=True)
+            left_out += print_fitting(console, columns)
+        note = f"{IN_FORCE} in force."
+    if left_out:
+        names = ", ".join(dict.fromkeys(left_out))
+        note += f" Not shown in {console.width} columns: {names} (a wider window, or --json)."
+    console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_questions(store: str, run_id: str, names: Sequence[str], console: Console) -> None:

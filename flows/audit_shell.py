@@ -190,7 +190,7 @@ class AuditShell:
 
     def _show(self, answer: pa.Table) -> None:
         if self._format == "table":
-            print_answer(self._console, answer)
+            print_answer(self._console, answer, ".text on")
             return
         data = encode_table(answer, self._format)
         if self._file is not None:

@@ -5,7 +5,8 @@ and 130 of a command that SIGTERM or Ctrl-C stopped.
 Results go to stdout, progress and logs to stderr. With `--json` the last line of stdout is one
 JSON object. Commands that start a run are `run_commands.py`'s, those about a store
 `store_commands.py`'s, those about a model `model_commands.py`'s, those about a scorer
-`scorer_commands.py`'s; sizing a run is `plan_commands.py`'s.
+`scorer_commands.py`'s; sizing a run is `plan_commands.py`'s, writing settings
+`settings_commands.py`'s.
 """
 
 from __future__ import annotations
@@ -14,22 +15,31 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from eigenshift import __version__
 from eigenshift.base.errors import INPUT_ERRORS, EigenShiftError, SettingsError
-from flows import model_commands, plan_commands, run_commands, scorer_commands, store_commands
-from flows.log_format import make_formatter
+from flows import (
+    model_commands,
+    plan_commands,
+    run_commands,
+    scorer_commands,
+    settings_commands,
+    store_commands,
+)
+from flows.log_format import ScreenHandler, make_formatter
 from flows.options import EXIT_BAD_INPUT, EXIT_FAILED, err_console
 from flows.stopping import EXIT_INTERRUPTED, leave_interrupted
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     help="Find what makes a language model generate toxicity, damp it, prove it, audit it by SQL.",
 )
+app.add_typer(settings_commands.app)
 app.add_typer(run_commands.app)
 app.add_typer(store_commands.app)
 app.add_typer(model_commands.app)
@@ -37,6 +47,73 @@ app.add_typer(scorer_commands.app)
 app.add_typer(plan_commands.app)
 USAGE_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if "Click" in base.__name__)
 """Wrong words on the command line; newer typers carry a click of their own, so it is looked up."""
+
+
+EVERYWHERE = ("quiet", "verbose")
+"""Options that may stand before the command or behind it."""
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"eigenshift {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+def _say_less(is_asked: bool) -> None:
+    if is_asked:
+        logging.getLogger("eigenshift").setLevel(logging.WARNING)
+
+
+def _say_more(is_asked: bool) -> None:
+    if is_asked:
+        logging.getLogger("eigenshift").setLevel(logging.DEBUG)
+
+
+@app.callback()
+def _take_options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            *("--quiet", "-q"),
+            callback=_say_less,
+            help="Say nothing while at work but warnings (EIGENSHIFT_LOG_LEVEL=WARNING).",
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            *("--verbose", "-v"),
+            callback=_say_more,
+            help="Tell of every piece of work (EIGENSHIFT_LOG_LEVEL=DEBUG).",
+        ),
+    ] = False,
+) -> None:
+    """Their callbacks do what they ask for."""
+
+
+def build_command() -> Any:
+    """The whole command line, as click knows it.
+
+    Every command takes `EVERYWHERE` as well, and a flag shows no `<bool>`: it takes no value.
+    """
+    root: Any = typer.main.get_command(app)
+    shared = [option for option in root.params if option.name in EVERYWHERE]
+    for option in shared:
+        option.expose_value = False
+    for command in (root, *root.commands.values()):
+        if command is not root:
+            command.params.extend(shared)
+        context = typer.Context(command, help_option_names=["--help", "-h"])
+        for option in command.get_params(context):
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+    return root
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -49,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _start(arguments: Sequence[str] | None) -> Any:
     _configure_logging()
-    return app(args=arguments, standalone_mode=False)
+    return build_command()(args=arguments, standalone_mode=False)
 
 
 def _run(command: Callable[[], Any]) -> int:
@@ -72,7 +149,7 @@ def _run(command: Callable[[], Any]) -> int:
 
 
 def _configure_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = ScreenHandler()
     handler.setFormatter(make_formatter(os.environ.get("EIGENSHIFT_LOG_FORMAT", "text")))
     library = logging.getLogger("eigenshift")
     level = os.environ.get("EIGENSHIFT_LOG_LEVEL", "INFO")

@@ -297,7 +297,7 @@ class RunJournal:
                             enter(later, other.result(timeout=PEEK_SECONDS))
                     raise
                 enter(place, found)
-                advance()
+                advance(_count_made(found))
                 self._progress.advance(stage)
 
     def _record(self, stage: str, result: StageResult, label: str | None, place: str) -> None:
@@ -314,15 +314,14 @@ class RunJournal:
                 traffic=result.traffic,
             )
         )
-        if not result.was_cached:
-            logger.info(
-                "%-28s %s  rows=%d seconds=%.1f%s",
-                stage,
-                place,
-                result.rows,
-                result.elapsed_seconds,
-                f" ({label})" if label else "",
-            )
+        of_what = f" ({label})" if label else ""
+        if result.was_cached:
+            logger.debug("%-28s %s  cached%s", stage, place, of_what)
+            return
+        rows = f"rows={result.rows} " if result.rows else ""  # some stages make none
+        logger.info(
+            "%-28s %s  %sseconds=%.1f%s", stage, place, rows, result.elapsed_seconds, of_what
+        )
 
     def _summarise(self, stage: str, results: Sequence[StageResult], waited: float) -> None:
         """Add to the stage's summary; a stage may be collected several times (once per arm)."""
@@ -344,3 +343,15 @@ class RunJournal:
         if made:
             with logging_faults("the run's record could not be written yet"):
                 write_run(self.artifacts.store, self.record)
+
+
+def _count_made(found: Any) -> int | None:
+    """Rows made by one task, None if it made nothing new.
+
+    A task hands over one result, several, or several by name.
+    """
+    if isinstance(found, StageResult):
+        return None if found.was_cached else found.rows
+    results = found.values() if isinstance(found, Mapping) else found
+    made = [n_rows for n_rows in map(_count_made, results) if n_rows is not None]
+    return sum(made) if made else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from datetime import datetime, timezone
 from typing import Any
 
@@ -31,6 +32,28 @@ def make_formatter(name: str) -> logging.Formatter:
     if name == "json":
         return JsonFormatter()
     return logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+
+
+class ScreenHandler(logging.Handler):
+    """Writes lines to what stderr is at that moment: above a progress bar while there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - a log line ends no run; logging says so where it can
+            self.handleError(record)
+
+
+def has_own_screen() -> bool:
+    """Whether our lines go to a terminal as lines for people, and a bar may stand below them."""
+    handlers = logging.getLogger("eigenshift").handlers
+    is_for_people = any(
+        isinstance(handler, ScreenHandler) and not isinstance(handler.formatter, JsonFormatter)
+        for handler in handlers
+    )
+    return is_for_people and sys.stderr.isatty()
 
 
 class JsonFormatter(logging.Formatter):

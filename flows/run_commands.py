@@ -33,7 +33,7 @@ from flows.options import (
     with_settings,
 )
 from flows.prefect_environment import create_home
-from flows.terminal_tables import print_table
+from flows.terminal_tables import fits, print_fitting, print_table
 
 logger = logging.getLogger("eigenshift.run")
 app = typer.Typer()
@@ -53,6 +53,7 @@ def refresh(settings: RefreshSettings, as_json: bool) -> None:
     if as_json:
         print(json.dumps(outcome.as_contract()))  # noqa: T201 - the contract's output
     else:
+        _print_stages(outcome.stages)
         _print_outcome(outcome)
     raise typer.Exit(EXIT_PROMOTED if outcome.status == "promoted" else EXIT_HELD)
 
@@ -74,11 +75,10 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
 
     with _running(as_json):
         comparison = run_compare(settings)
-    _print_result(comparison.as_contract(), comparison.columns, comparison.rows, as_json)
-    if not as_json:
-        print_table(console, comparison.degeneration_columns, comparison.degeneration_rows)
-        for note in comparison.notes:
-            console.print(note, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(comparison.as_contract()))  # noqa: T201
+        return
+    _print_comparison(comparison)
 
 
 @app.command()
@@ -90,7 +90,9 @@ def tune(settings: RefreshSettings, as_json: bool) -> None:
 
     with _running(as_json):
         tuning = run_tune(settings)
-    _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json)
+    if not as_json:
+        _print_stages(tuning.stages)
+    _print_result(tuning.as_contract(), tuning.columns, tuning.rows, as_json, keys=3)
     if not as_json:
         console.print(f"Plot: {tuning.figure}", highlight=False, soft_wrap=True)
         console.print(tuning.advice, highlight=False, soft_wrap=True)
@@ -109,6 +111,7 @@ def detect(settings: DetectionSettings, as_json: bool) -> None:
     if as_json:
         print(json.dumps(detection.as_contract()))  # noqa: T201
         return
+    _print_stages(detection.stages)
     print_paper_tables(settings.store, detection.run_id, console)
     console.print(f"Run {detection.run_id}", highlight=False)
 
@@ -144,7 +147,7 @@ def benchmark(
         given.append(f"benchmark.limit={limit}")
     with _running(as_json):
         found = run_benchmark(store, run, arm, given)
-    _print_result(found.as_contract(), COLUMNS, found.rows, as_json)
+    _print_result(found.as_contract(), COLUMNS, found.rows, as_json, keys=2)
     if not as_json:
         console.print(EXPLANATION, highlight=False, soft_wrap=True)
         console.print(f"Run {found.run_id}, about run {found.about}", highlight=False)
@@ -181,7 +184,7 @@ def survive(
 
     with _running(as_json):
         found = run_survive(store, run, arm, formats or (), overrides or (), is_whole=whole)
-    _print_result(found.as_contract(), COLUMNS, found.rows, as_json)
+    _print_result(found.as_contract(), COLUMNS, found.rows, as_json, keys=3)
     if not as_json:
         console.print(EXPLANATION, highlight=False, soft_wrap=True)
         console.print(f"Run {found.run_id}, about run {found.about}", highlight=False)
@@ -291,23 +294,60 @@ def _running(as_json: bool) -> Iterator[None]:
         raise
 
 
-def _print_outcome(outcome: Any) -> None:
-    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS, describe_scorers
+def _print_comparison(comparison: Any) -> None:
+    """All columns where there is room for them, else those that are read first."""
+    _print_stages(comparison.stages)
+    left_out: list[str] = []
+    if fits(console, comparison.columns, comparison.rows):
+        print_table(console, comparison.columns, comparison.rows)
+    else:
+        left_out = print_fitting(console, comparison.essentials)
+    columns, rows = comparison.degeneration_columns, comparison.degeneration_rows
+    if not fits(console, columns, rows):
+        rows = [[cell.partition(" [")[0] for cell in row] for row in rows]
+    print_table(console, columns, rows)
+    notes = list(comparison.notes)
+    if left_out:
+        notes.append(
+            f"Not shown in {console.width} columns: {', '.join(left_out)}, and intervals. In a "
+            "wider window they are, by --json, and by `eigenshift audit --ask paper_rq3`."
+        )
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
-    table = Table(*HEADLINE_COLUMNS, title=f"{outcome.model_id}: {outcome.status}")
-    for row in outcome.headline:
-        table.add_row(*row)
-    console.print(table)
+
+def _print_stages(stages: Sequence[Any]) -> None:
+    """What took how long, before the result; with `-q` the result alone is told."""
+    if not stages or not logger.isEnabledFor(logging.INFO):
+        return
+    from eigenshift.reporting.stage_tables import COLUMNS, summarise_stages, tabulate_stages
+
+    rows = tabulate_stages(stages)
+    if rows:
+        print_table(console, COLUMNS, rows)
+    console.print(summarise_stages(stages), highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _print_outcome(outcome: Any) -> None:
+    from eigenshift.reporting.outcomes import describe_scorers
+
+    colour = "green" if outcome.status == "promoted" else "red"
+    console.print(f"[bold]{escape(outcome.model_id)}: [{colour}]{outcome.status}[/][/]")
+    console.print()
+    _print_headline(outcome)
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="bold")
     for caveat in outcome.caveats:
-        console.print(f"  [yellow]mind[/]  {escape(caveat)}", highlight=False)
+        lines.add_row("  [yellow]mind[/]", escape(caveat))
     for line in describe_scorers(outcome.quality):
-        console.print(f"  scorer  {escape(line)}", highlight=False)
+        lines.add_row("  scorer", escape(line))
     for check in outcome.checks:
-        mark = "[green]passed[/]" if check["is_passed"] else "[red]failed[/]"
-        console.print(f"  {mark}  {_describe_check(check)}", highlight=False)
+        lines.add_row(f"  {_mark_check(check)}", _describe_check(check))
+    console.print(lines)
     if outcome.release is not None:
         note = "made" if outcome.is_new_release else "already in force, nothing new to release"
-        console.print(f"Release {outcome.release} ({note}), run {outcome.run_id}")
+        console.print(f"Release {outcome.release} ({note}), run {outcome.run_id}", soft_wrap=True)
     else:
         console.print(f"No release: held by the gate. Run {outcome.run_id}")
     store = _shorten(outcome.store)
@@ -319,8 +359,33 @@ def _print_outcome(outcome: Any) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _print_headline(outcome: Any) -> None:
+    """Before, after and the controls; where there is no room, intervals are below their values."""
+    from eigenshift.reporting.outcomes import HEADLINE_COLUMNS
+
+    rows = outcome.headline
+    if not fits(console, HEADLINE_COLUMNS, rows):
+        rows = [
+            [
+                label.replace(" ", "\n"),
+                *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in row),
+            ]
+            for label, *row in rows
+        ]
+    print_table(console, HEADLINE_COLUMNS, rows)
+
+
+TOLD = "told, not required: "
+
+
+def _mark_check(check: Mapping[str, Any]) -> str:
+    if not check["is_passed"]:
+        return "[red]failed[/]"
+    return "[yellow]told[/]" if check["name"].startswith(TOLD) else "[green]passed[/]"
+
+
 def _describe_check(check: Mapping[str, Any]) -> str:
-    line = f"{check['name']}: {check['found']}"
+    line = f"{check['name'].removeprefix(TOLD)}: {check['found']}"
     if check["is_passed"]:
         return escape(line)
     missed = f", missed by {check['missed_by']}" if check.get("missed_by") else ""
@@ -334,12 +399,16 @@ EXAMPLE_QUESTION = (
 
 
 def _print_result(
-    contract: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool
+    contract: dict[str, Any],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    as_json: bool,
+    keys: int = 1,
 ) -> None:
     if as_json:
         print(json.dumps(contract))  # noqa: T201
         return
-    print_table(console, columns, rows)
+    print_table(console, columns, rows, keys=keys)
 
 
 def _shorten(root: str) -> str:

@@ -27,6 +27,8 @@ SECONDS_TO_TELL = 6.0
 SECONDS_FOR_EACH = 0.5
 """For what comes when that time is over."""
 ADVICE = "Finished work is kept: start the same command again to go on."
+CLEAR_LINE = "\r\x1b[K"
+"""In a terminal, where a bar may be drawn."""
 EXIT_BY_SIGNAL = 128
 """Added to the signal's number, as shells do: 143 after SIGTERM, 130 after Ctrl-C."""
 
@@ -142,7 +144,8 @@ def _end(number: int, stderr: int) -> None:
         for duty in reversed(_ENDING.duties):
             _do(duty, name, deadline)
         _kill_children()
-        _write(stderr, f"error: stopped by {name}. {ADVICE}")
+        above = CLEAR_LINE if os.isatty(stderr) else ""
+        _write(stderr, f"{above}error: stopped by {name}. {ADVICE}")
         if _ENDING.says_last and _ENDING.last_words is not None:
             _write(1, _ENDING.last_words)
     finally:

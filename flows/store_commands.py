@@ -34,6 +34,13 @@ class TableFormat(str, Enum):
     parquet = "parquet"
 
 
+def complete_question(typed: str) -> list[str]:
+    """Saved questions that a shell offers after `--ask`."""
+    from eigenshift.audit.questions import list_questions
+
+    return [name for name in list_questions() if name.startswith(typed)]
+
+
 @app.command()
 def audit(
     sql: Annotated[str | None, typer.Argument(help="One SELECT over the audit views.")] = None,
@@ -46,7 +53,12 @@ def audit(
         typer.Option("--show-text", help="Show text columns that the query does not name."),
     ] = False,
     question: Annotated[
-        str | None, typer.Option("--ask", help="Ask a saved question instead (see --list).")
+        str | None,
+        typer.Option(
+            "--ask",
+            help="Ask a saved question instead (see --list).",
+            autocompletion=complete_question,
+        ),
     ] = None,
     run: RunOption = None,
     against: AgainstOption = None,

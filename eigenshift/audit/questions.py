@@ -15,6 +15,7 @@ from importlib import resources
 
 from eigenshift.audit.statements import quote
 from eigenshift.base.errors import SettingsError
+from eigenshift.base.suggestions import suggest
 from eigenshift.ledger.releases import Release, list_releases
 from eigenshift.ledger.runs import choose_run
 from eigenshift.store.storage import Store
@@ -103,8 +104,8 @@ def find_question(name: str) -> Question:
     questions = list_questions()
     if name not in questions:
         raise SettingsError(
-            f"--ask: expected one of {', '.join(questions)}, found {name!r}. "
-            "See `eigenshift audit --list`."
+            f"--ask: expected a saved question, found {name!r}.{suggest(name, questions)} "
+            "`eigenshift audit --list` lists them."
         )
     return questions[name]
 
@@ -134,5 +135,6 @@ def _find_release(store: Store, version: str | None) -> Release:
     known = ", ".join(release.version for release in releases[-3:]) or "none"
     raise SettingsError(
         f"{store.root}: expected release {version or 'of a patch'}, found no such release (latest: "
-        f"{known}). Choose one with --release or --since; see `eigenshift releases`."
+        f"{known}).{suggest(version or '', [release.version for release in releases])} Choose one "
+        "with --release or --since; see `eigenshift releases`."
     )

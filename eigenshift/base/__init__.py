@@ -11,5 +11,7 @@ belongs in its room.
     findings.py   what doctor says of one thing
     machine.py    what this machine gives a process
     locations.py  paths and URLs as people write them
+    suggestions.py  what was probably meant by a name
+    durations.py  times and durations as a person reads them
     text.py       the form in which texts are compared
 """

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from eigenshift.base.errors import SettingsError
+from eigenshift.base.suggestions import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +138,9 @@ def find_packaged(name: str) -> PackagedModel:
     """
     if name not in CATALOGUE:
         raise SettingsError(
-            f"model {name!r}: expected one of {', '.join(sorted(CATALOGUE))}, found no such model. "
-            "Choose one of these; any other model is given to a run by model.id."
+            f"model {name!r}: expected one of {', '.join(sorted(CATALOGUE))}, found no such model."
+            f"{suggest(name, CATALOGUE)} Choose one of these; any other model is "
+            "given to a run by model.id."
         )
     return CATALOGUE[name]
 
@@ -151,8 +153,9 @@ def find_packaged_scorer(name: str) -> PackagedScorer:
     """
     if name not in SCORERS:
         raise SettingsError(
-            f"scorer {name!r}: expected one of {', '.join(sorted(SCORERS))}, found no such scorer. "
-            "Choose one of these; any other is given to a run by the settings under scorer."
+            f"scorer {name!r}: expected one of {', '.join(sorted(SCORERS))}, found no such scorer."
+            f"{suggest(name, SCORERS)} Choose one of these; any other is given to a run "
+            "by the settings under scorer."
         )
     return SCORERS[name]
 

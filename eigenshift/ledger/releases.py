@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eigenshift.base.errors import ArtifactError, SettingsError
+from eigenshift.base.suggestions import suggest
 from eigenshift.store.manifests import ArtifactReference
 from eigenshift.store.storage import Store
 
@@ -118,17 +119,19 @@ def roll_back(
     """
     history = list_releases(store, model_id)
     if not history:
-        known = ", ".join(sorted({release.model_id for release in list_releases(store)}))
+        models = sorted({release.model_id for release in list_releases(store)})
         raise SettingsError(
             f"{store.root}: expected releases of model {model_id!r}, found none (models with "
-            f"releases: {known or 'none'}). Check --model and --store."
+            f"releases: {', '.join(models) or 'none'}).{suggest(model_id, models)} Check --model "
+            "and --store."
         )
     if version is not None:
         named = next((item for item in history if item.version == version), None)
         if named is None:
+            versions = [item.version for item in history]
             raise SettingsError(
-                f"model {model_id!r}: expected a version among "
-                f"{', '.join(item.version for item in history)}, found {version!r}."
+                f"model {model_id!r}: expected a version among {', '.join(versions)}, found "
+                f"{version!r}.{suggest(version, versions)}"
             )
         target = _find_promotion(history, named)
     else:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eigenshift import __version__
 from eigenshift.base.arms import PATCHED_ARM
 from eigenshift.base.errors import ArtifactError, SettingsError
+from eigenshift.base.suggestions import suggest
 from eigenshift.ledger.holdings import require_holdings
 from eigenshift.ledger.presence import remove_dead
 from eigenshift.settings import RefreshSettings
@@ -162,10 +163,11 @@ def read_run(store: Store, run_id: str) -> RunRecord:
     path = f"runs/{run_id}.json"
     if not store.exists(path):
         require_holdings(store)
-        known = ", ".join(list_run_ids(store)[-3:]) or "none"
+        there = list_run_ids(store)
+        known = ", ".join(there[-3:]) or "none"
         raise SettingsError(
-            f"{store.root}: expected run {run_id!r}, found no such run (latest: {known}). Choose "
-            "one with --run."
+            f"{store.root}: expected run {run_id!r}, found no such run (latest: {known})."
+            f"{suggest(run_id, there)} Choose one with --run; see `eigenshift runs`."
         )
     data = store.read_bytes(path)
     try:

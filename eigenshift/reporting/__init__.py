@@ -6,6 +6,8 @@ Reads run records and the audit; writes HTML and pictures. Charts themselves are
     outcomes.py           what a run hands to people and machines
     benchmark_tables.py   benchmark questions, and what `benchmark` found
     survival_tables.py    what is left of a patch in GGUF formats
+    history_tables.py     runs and releases for a narrow screen
+    stage_tables.py       what each stage of a run took
     planning.py           how many prompts show which effect
     component_tables.py   what the judged patch consists of
     figures.py            a run's rows -> its charts

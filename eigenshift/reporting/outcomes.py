@@ -16,6 +16,7 @@ from eigenshift.base.arms import (
     PATCHED_ARM,
     RANDOM_ARM,
     SUPPRESSION_ARM,
+    TUNED_ARM,
     find_point,
 )
 from eigenshift.evaluation.capability import find_headline
@@ -31,6 +32,7 @@ from eigenshift.evaluation.headlines import LABELLED, is_whole
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.evaluation.trials import AUTOMATIC, TrialPoint, find_damped
 from eigenshift.ledger.runs import RunRecord, StageSummary, Status
+from eigenshift.reporting.history_tables import Column
 
 HEADLINE = (
     ("toxicity rate", "toxicity_rate", "percent"),
@@ -62,6 +64,8 @@ COMPARED = (
 )
 """Label, metric and unit of what is told about one arm."""
 
+MEASURED = tuple(metric for _, metric, _ in COMPARED)
+"""By which two arms are known to be alike."""
 _ELSEWHERE = ("perplexity", "distinct_2", *DEGENERATION)
 ARM_COLUMNS = tuple(item for item in COMPARED if item[1] not in _ELSEWHERE)
 """Columns of a comparison of many arms that have intervals; the others are short ones, and those of
@@ -390,13 +394,39 @@ class ArmComparison(BaseModel):
     @property
     def rows(self) -> list[list[str]]:
         """One row per arm, operating point by operating point, the run's own budget first."""
-        in_order = sorted(self.arms, key=lambda row: find_point(row["arm"]))
-        return [self._format_arm(row) for row in in_order]
+        return [self._format_arm(row) for row in self._in_order]
+
+    @property
+    def _in_order(self) -> list[dict[str, Any]]:
+        return sorted(self.arms, key=lambda row: find_point(row["arm"]))
+
+    @property
+    def essentials(self) -> list[Column]:
+        """The same for a narrow screen: what each arm brings, with its interval, and costs."""
+        rows = self._in_order
+
+        def take(name: str, form: str) -> tuple[str, ...]:
+            return tuple(_format_number(row[name], form) for row in rows)
+
+        reduction = tuple(_format_columns(row, "toxicity_reduction", "percent") for row in rows)
+        return [
+            Column("arm", tuple(_name_arm(row) for row in rows), True),
+            Column("reduction", reduction, True),
+            Column("perplexity", take("perplexity_change", "+.1%"), True),
+            Column("KL", take("kl_to_base", ".3f"), True),
+            Column("toxic", take("toxicity_rate", ".1%")),
+            Column("in-domain change", take("perplexity_change_indomain", "+.1%")),
+            Column("TPH", take("tph", ".1%")),
+            *(
+                Column(name, tuple(row[self.columns.index(name)] for row in self.rows))
+                for name in ("p", "distinct-2", "seconds", "MiB")
+            ),
+        ]
 
     def _format_arm(self, row: Mapping[str, Any]) -> list[str]:
         peak = row["build_peak_bytes"]
         return [
-            row["arm"] + (HOOKED_MARK if row["is_hooked_only"] else ""),
+            _name_arm(row),
             *(_format_columns(row, metric, unit) for _, metric, unit in ARM_COLUMNS),
             *self._format_answers(row["arm"]),
             _format_number(row["toxicity_p_value"], ".4f"),
@@ -420,10 +450,9 @@ class ArmComparison(BaseModel):
     @property
     def degeneration_rows(self) -> list[list[str]]:
         """How each arm's continuations degenerate, in the order of the first table."""
-        in_order = sorted(self.arms, key=lambda row: find_point(row["arm"]))
         return [
             [row["arm"], *(_format_columns(row, *column[1:]) for column in DEGENERATION_COLUMNS)]
-            for row in in_order
+            for row in self._in_order
         ]
 
     @property
@@ -443,6 +472,7 @@ class ArmComparison(BaseModel):
             notes.append(
                 "@0.01: built for a budget of +1%; @kl0.02: scaled to that KL to the base."
             )
+        notes += explain_twins(self.arms)
         notes += self.caveats
         notes += find_caveats_of_all(self.evaluations, [row["arm"] for row in self.arms])
         if any(row["is_hooked_only"] for row in self.arms):
@@ -456,6 +486,31 @@ class ArmComparison(BaseModel):
     def as_contract(self) -> dict[str, Any]:
         """For `--json`: every metric of every arm."""
         return {**self.model_dump(mode="json"), "status": "finished"}
+
+
+def explain_twins(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each group of arms that are equal in all that was measured of them.
+
+    Args:
+        arms: `schemas.COMPARISONS` rows.
+    """
+    groups: dict[tuple[float | None, ...], list[str]] = {}
+    for row in arms:
+        numbers = tuple(row.get(metric) for metric in MEASURED)
+        if row["arm"] not in (BASE_ARM, AGAIN_ARM) and any(numbers):
+            groups.setdefault(numbers, []).append(row["arm"])
+    lines = []
+    for names in groups.values():
+        if len(names) < 2:
+            continue
+        line = (
+            f"{', '.join(names[:-1])} and {names[-1]} are equal in every number: they change the "
+        )
+        line += "model alike."
+        if {PATCHED_ARM, TUNED_ARM} <= set(names):
+            line += " The search found no better choice than the one it began with."
+        lines.append(line)
+    return lines
 
 
 class Detection(BaseModel):
@@ -558,6 +613,10 @@ class Tuning(BaseModel):
             "figure": self.figure,
             "stages": [stage.model_dump() for stage in self.stages],
         }
+
+
+def _name_arm(row: Mapping[str, Any]) -> str:
+    return str(row["arm"]) + (HOOKED_MARK if row["is_hooked_only"] else "")
 
 
 def _format_columns(row: Mapping[str, Any], name: str, unit: str) -> str:

@@ -25,12 +25,16 @@ makes of them is in its key (`stages/keys.py`).
     training.py    choices of a scorer's training, part of no run
     fields.py      what several sections share
     loading.py     presets, files, overrides
+    commented.py   a settings file with comments, to go on from
+    complaints.py  what is said of settings that do not fit
     presets/       settings that are shipped
 """
 
 from __future__ import annotations
 
 from eigenshift.settings.benchmark import BenchmarkSettings
+from eigenshift.settings.commented import compose_settings, find_absent
+from eigenshift.settings.complaints import list_setting_paths
 from eigenshift.settings.components import (
     ComponentScore,
     ComponentSettings,
@@ -162,8 +166,11 @@ __all__ = [
     "TrainingSettings",
     "TuneSettings",
     "VerdictRule",
+    "compose_settings",
+    "find_absent",
     "find_preset",
     "list_presets",
+    "list_setting_paths",
     "load_preset",
     "load_settings",
     "load_settings_as",

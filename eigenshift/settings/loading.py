@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from eigenshift.base.errors import SettingsError
-from eigenshift.settings.fields import SECRET_IN_URL
+from eigenshift.base.suggestions import suggest
+from eigenshift.settings.complaints import describe_misfits, name_option
 from eigenshift.settings.run import RefreshSettings
 from eigenshift.settings.sources import Role, SourceSettings
 
@@ -34,8 +35,9 @@ def find_preset(name: str) -> Path:
     path = PRESET_FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise SettingsError(
-            f"preset {name!r}: expected one of {', '.join(list_presets())}, found no such preset. "
-            "Choose one of these with --preset, or give a file with --config."
+            f"preset {name!r}: expected one of {', '.join(list_presets())}, found no such preset."
+            f"{suggest(name, list_presets())} Choose one of these with --preset, or give a file "
+            "with --config."
         )
     return path
 
@@ -100,10 +102,17 @@ def settle_settings(
     Raises:
         SettingsError: A value does not fit.
     """
-    settled = _resolve_paths(dict(document), folder)
-    for override in overrides:
+    filled = {name: value for name, value in document.items() if not _is_left_empty(name, value)}
+    settled, given = _resolve_paths(filled, folder), list(overrides)
+    for override in given:
         _apply_override(settled, override)
-    return parse_settings_as(kind, settled, place)
+    return parse_settings_as(kind, settled, place, given)
+
+
+def _is_left_empty(name: str, value: Any) -> bool:
+    """Whether a section has a heading and nothing below it: then its defaults are meant."""
+    field = RefreshSettings.model_fields.get(name)
+    return value is None and field is not None and isinstance(field.default, BaseModel)
 
 
 def override_settings(
@@ -114,10 +123,10 @@ def override_settings(
     Raises:
         SettingsError: An override, or what is there, does not fit.
     """
-    changed = deepcopy(dict(document))
-    for override in overrides:
+    changed, given = deepcopy(dict(document)), list(overrides)
+    for override in given:
         _apply_override(changed, override)
-    return parse_settings(changed, place)
+    return parse_settings_as(RefreshSettings, changed, place, given)
 
 
 def parse_settings(document: Mapping[str, Any], place: str) -> RefreshSettings:
@@ -126,18 +135,23 @@ def parse_settings(document: Mapping[str, Any], place: str) -> RefreshSettings:
 
 
 def parse_settings_as(
-    kind: type[AnySettings], document: Mapping[str, Any], place: str
+    kind: type[AnySettings], document: Mapping[str, Any], place: str, overrides: Sequence[str] = ()
 ) -> AnySettings:
-    """Validate a mapping; `place` names its origin in the error.
+    """Validate a mapping.
+
+    Args:
+        kind: Of settings.
+        document: The values, with the overrides in them.
+        place: Names their origin in errors.
+        overrides: `key.path=value`, to be named where one of them is at fault.
 
     Raises:
-        SettingsError: One line per field that does not fit: where, what was found, why.
+        SettingsError: One line per field that does not fit: where, what was found, what is near.
     """
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        remedy = "Correct them in the file or with --set key=value"
-        raise SettingsError(_list_issues(place, error, remedy)) from error
+        raise SettingsError(describe_misfits(error, kind, place, overrides)) from error
 
 
 def parse_source(text: str, name: str) -> SourceSettings:
@@ -160,29 +174,19 @@ def parse_source(text: str, name: str) -> SourceSettings:
             f"{place}: expected a mapping, found {type(document).__name__}. Give for instance "
             "--source '{format: jigsaw, uri: train.csv}'."
         )
+    return parse_source_as({"name": name, "role": Role.labelled, **document}, place)
+
+
+def parse_source_as(document: Mapping[str, Any], place: str) -> SourceSettings:
+    """Validate a source that was given on the command line; `place` names it in the error.
+
+    Raises:
+        SettingsError: A value does not fit.
+    """
     try:
-        return SourceSettings.model_validate({"name": name, "role": Role.labelled, **document})
+        return SourceSettings.model_validate(document)
     except ValidationError as error:
-        raise SettingsError(_list_issues(place, error, "Correct them")) from error
-
-
-def _list_issues(place: str, error: ValidationError, remedy: str) -> str:
-    lines = [
-        f"  {'.'.join(str(part) for part in issue['loc']) or '(settings)'}: {issue['msg']}"
-        f"{_describe_input(issue)}"
-        for issue in error.errors(include_url=False)
-    ]
-    return (
-        f"{place}: {len(lines)} setting(s) do not fit:\n" + "\n".join(lines) + "\n"
-        f"{remedy}; docs/settings.md lists every field."
-    )
-
-
-def _describe_input(issue: Any) -> str:
-    if issue["type"] == SECRET_IN_URL:
-        return ""
-    value = issue.get("input")
-    return f" (found {value!r})" if isinstance(value, str | int | float | bool) else ""
+        raise SettingsError(describe_misfits(error, SourceSettings, place)) from error
 
 
 def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -254,29 +258,32 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"--set {override!r}: the value is not valid YAML: {error}.") from error
+        raise SettingsError(
+            f"{name_option(path)}: expected a value in YAML, found: "
+            f"{getattr(error, 'problem', None) or 'none'}. Put text with : or [ in quotes."
+        ) from error
     section: Any = document
     for key in keys[:-1]:
-        section = _enter(section, key, override)
+        section = _enter(section, key, path)
     if isinstance(section, list):
-        section[_index(section, keys[-1], override)] = value
+        section[_index(section, keys[-1], path)] = value
     else:
         section[keys[-1]] = value
 
 
-def _enter(section: Any, key: str, override: str) -> Any:
+def _enter(section: Any, key: str, path: str) -> Any:
     if isinstance(section, list):
-        return section[_index(section, key, override)]
+        return section[_index(section, key, path)]
     if section.get(key) is None:
         section[key] = {}
     if not isinstance(section[key], dict | list):
-        raise SettingsError(f"--set {override!r}: {key!r} is a single value and has no parts.")
+        raise SettingsError(f"{name_option(path)}: {key!r} is a single value and has no parts.")
     return section[key]
 
 
-def _index(section: list[Any], key: str, override: str) -> int:
+def _index(section: list[Any], key: str, path: str) -> int:
     if not key.isdigit() or int(key) >= len(section):
         raise SettingsError(
-            f"--set {override!r}: expected a list position 0 to {len(section) - 1}, found {key!r}."
+            f"{name_option(path)}: expected a list position 0 to {len(section) - 1}, found {key!r}."
         )
     return int(key)

@@ -93,7 +93,7 @@ def test_runs_and_releases_say_what_is_in_force(
 ) -> None:
     """After a roll-back no run is in force, and the roll-back is on top."""
     assert run("runs", "--store", small.url) == 0
-    assert "<- in force" in capfd.readouterr().out
+    assert f"\n*  {small.run_id}  refresh" in capfd.readouterr().out
     copy = small.copy_to(tmp_path / "store")
     roll_back(copy.artifacts.store, copy.record.model_id, None)
     copy.add_run("compare", "finished")
@@ -101,12 +101,12 @@ def test_runs_and_releases_say_what_is_in_force(
     (newest,) = json.loads(capfd.readouterr().out)
     assert (newest["command"], newest["is_in_force"]) == ("compare", False)
     assert run("releases", "--store", copy.url) == 0
-    first, second = [
-        line for line in capfd.readouterr().out.splitlines() if copy.record.model_id in line
-    ]
-    assert "unpatched model" in first
-    assert "<- in force" in first
-    assert "<- in force" not in second
+    told = capfd.readouterr().out.splitlines()
+    assert told[0] == f"Model {copy.record.model_id}"
+    (place,) = [place for place, line in enumerate(told) if "rollback" in line]
+    assert "unpatched model" in told[place]
+    assert told[place].startswith("*  ")
+    assert told[place + 1].startswith("   2")
     assert run("releases", "--store", copy.url, "--model", "another", "--json") == 0
     assert json.loads(capfd.readouterr().out) == []
 

@@ -5,6 +5,7 @@ SELECT
     r.status,
     strftime(r.started_at, '%Y-%m-%d %H:%M') AS started,
     round(date_diff('second', r.started_at, r.finished_at) / 60, 1) AS minutes,
+    date_diff('second', r.started_at, r.finished_at) AS seconds,
     r.model_id,
     round(CAST(r.metrics->'toxicity_rate_base'->'value' AS DOUBLE), 4) AS toxicity_base,
     round(CAST(r.metrics->'toxicity_rate_patched'->'value' AS DOUBLE), 4) AS toxicity_patched,

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from eigenshift.base.errors import SettingsError
+from eigenshift.base.suggestions import suggest
 from eigenshift.patches.requests import Need, PatchRequest
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ def find_recipe(name: str, place: str = "intervention") -> Recipe:
         SettingsError: There is none of that name.
     """
     if name not in INTERVENTIONS:
-        raise SettingsError(f"{place}: expected one of {', '.join(INTERVENTIONS)}, found {name!r}.")
+        raise SettingsError(
+            f"{place}: expected one of {', '.join(INTERVENTIONS)}, found {name!r}."
+            f"{suggest(name, INTERVENTIONS)}"
+        )
     return INTERVENTIONS[name]
 
 

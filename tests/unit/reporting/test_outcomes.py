@@ -12,11 +12,13 @@ from eigenshift.reporting.outcomes import (
     ArmComparison,
     RefreshOutcome,
     describe_outcome,
+    explain_twins,
     format_estimate,
     format_metric,
     tabulate_headline,
 )
 from eigenshift.settings import load_preset
+from tests.support.compared_arms import make_arm
 
 Numbers = tuple[float | None, float | None, float | None]
 
@@ -91,3 +93,40 @@ def test_a_comparison_names_arms_within_chance() -> None:
     notes = "\n".join(comparison.notes)
     assert "too little text" in notes
     assert "these arms from the base: eigenshift." in notes
+
+
+def test_arms_that_are_equal_are_explained() -> None:
+    """The tuned one beside ours has its reason; base and A/A are equal in nothing that counts."""
+    base = make_arm("base", 0.0)
+    arms = [
+        base,
+        base | {"arm": AGAIN_ARM},
+        make_arm("eigenshift"),
+        make_arm("det0", 0.2),
+        make_arm("eigenshift_tuned"),
+        make_arm("det0@kl0.02", 0.2),
+        make_arm("damp", 0.3),
+    ]
+    ours, theirs = explain_twins(arms)
+    assert ours.startswith("eigenshift and eigenshift_tuned are equal in every number")
+    assert ours.endswith("The search found no better choice than the one it began with.")
+    assert theirs == (
+        "det0 and det0@kl0.02 are equal in every number: they change the model alike."
+    )
+
+
+def test_the_essentials_of_a_comparison_fit_a_terminal() -> None:
+    """The longest names there are, beside what each brings with its interval, and costs."""
+    rows = [make_arm("token_suppression_bias@kl0.02", -0.409, is_hooked_only=True)]
+    comparison = ArmComparison(
+        run_id="r", store="s", stages=[], arms=rows, evaluations=[], table="t", figure="f"
+    )
+    columns = comparison.essentials
+    widths = [
+        max(map(len, (column.name, *column.cells))) for column in columns if column.is_essential
+    ]
+    assert sum(widths) + 2 * (len(widths) - 1) <= 80
+    found = {column.name: column.cells for column in columns}
+    assert found["arm"] == ("token_suppression_bias@kl0.02 *",)
+    assert found["reduction"] == ("40.9% rise [30.9, 50.9]",)
+    assert (found["perplexity"], found["KL"]) == (("+10.0%",), ("0.100",))

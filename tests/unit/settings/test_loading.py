@@ -234,7 +234,7 @@ def test_a_bound_on_capability_needs_questions(settings_file: Path) -> None:
     with pytest.raises(SettingsError, match=r"name tasks, or leave the bound out"):
         load_settings(settings_file, [bound])
     assert load_settings(settings_file, [bound, "benchmark.tasks=[piqa]"]).gate.max_capability_drop
-    with pytest.raises(SettingsError, match=r"max_capability_drop.*greater than 0"):
+    with pytest.raises(SettingsError, match=r"max_capability_drop.*more than 0"):
         load_settings(settings_file, ["gate.max_capability_drop=0", "benchmark.tasks=[piqa]"])
 
 
@@ -244,5 +244,5 @@ def test_settings_of_a_record_take_overrides(settings_file: Path) -> None:
     changed = override_settings(recorded, ["benchmark.tasks=[piqa]", "benchmark.limit=5"], "a run")
     assert (changed.benchmark.tasks, changed.benchmark.limit) == (("piqa",), 5)
     assert recorded["benchmark"]["tasks"] == []
-    with pytest.raises(SettingsError, match="a run: 1 setting"):
+    with pytest.raises(SettingsError, match="expected at least 1"):
         override_settings(recorded, ["benchmark.limit=0"], "a run")
