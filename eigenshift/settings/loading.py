@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from eigenshift.base.errors import SettingsError
 from eigenshift.settings.fields import SECRET_IN_URL
@@ -18,6 +18,7 @@ from eigenshift.settings.sources import Role, SourceSettings
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 AnySettings = TypeVar("AnySettings", bound=RefreshSettings)
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 def list_presets() -> list[str]:
@@ -140,6 +141,18 @@ def parse_settings_as(
         raise SettingsError(_list_issues(place, error, remedy)) from error
 
 
+def parse_section(kind: type[AnySection], document: Mapping[str, Any], place: str) -> AnySection:
+    """Validate one section's values; `place` names their origin in the error.
+
+    Raises:
+        SettingsError: One line per field that does not fit.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise SettingsError(_list_issues(place, error, "Correct them")) from error
+
+
 def parse_source(text: str, name: str) -> SourceSettings:
     """Read a labelled source given on the command line, e.g. `{format: jigsaw, uri: train.csv}`.
 
@@ -160,10 +173,7 @@ def parse_source(text: str, name: str) -> SourceSettings:
             f"{place}: expected a mapping, found {type(document).__name__}. Give for instance "
             "--source '{format: jigsaw, uri: train.csv}'."
         )
-    try:
-        return SourceSettings.model_validate({"name": name, "role": Role.labelled, **document})
-    except ValidationError as error:
-        raise SettingsError(_list_issues(place, error, "Correct them")) from error
+    return parse_section(SourceSettings, {"name": name, "role": Role.labelled, **document}, place)
 
 
 def _list_issues(place: str, error: ValidationError, remedy: str) -> str:
