@@ -222,12 +222,11 @@ class Study(Shown):
             "seed": own.seed if seed is None else seed,
         }
         recipe = find_recipe(name, "build_patch")
-        unheeded = sorted(choices.keys() & {"n_components", "factor", "score"} - recipe.takes)
-        if unheeded:
+        heeded = recipe.takes | {"divergence"}
+        if unheeded := sorted(choices.keys() - heeded):
             raise SettingsError(
-                f"build_patch: expected choices that {name} takes "
-                f"({', '.join(sorted(recipe.takes | {'divergence'}))}), found "
-                f"{', '.join(unheeded)}. Leave it out, or set max_perplexity_increase."
+                f"build_patch: expected choices that {name} takes ({', '.join(sorted(heeded))}), "
+                f"found {', '.join(unheeded)}. Leave it out, or set max_perplexity_increase."
             )
         request = parse_section(PatchRequest, {**document, **choices}, "build_patch")
         given = {need: self._gather(need, request) for need in list_needs(request)}
