@@ -1,7 +1,8 @@
 """Run the notebook of the documentation and keep what it prints.
 
-`python docs/run_notebook.py` (`make notebook`) writes the outputs into `docs/quickstart.ipynb`; `tests/test_notebook.py` runs it
-without keeping them. What depends on the machine is left out: warnings, times, paths of kernels.
+`python docs/run_notebook.py` (`make notebook`) writes the outputs into `docs/quickstart.ipynb`;
+`tests/test_notebook.py` runs it without keeping them. What depends on the machine is left out:
+warnings, times, names of kernels.
 """
 
 from __future__ import annotations
