@@ -18,7 +18,7 @@ from eigenshift.api.representations import Panel, Shown, write_interval
 from eigenshift.api.result_tables import ResultTable
 from eigenshift.api.scorers import take_scorer
 from eigenshift.api.scratch import read_table, work_in_scratch
-from eigenshift.api.texts import Texts
+from eigenshift.api.texts import Texts, digest_texts
 from eigenshift.base import schemas
 from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import ComponentError, SettingsError
@@ -264,11 +264,12 @@ def _find_caveats(
     patches: Mapping[str, ModelPatch], prompts: Texts, neutral: Texts | None
 ) -> list[str]:
     """What makes the numbers better than they are, or leaves out what counts."""
-    ids = set(prompts.samples["sample_id"].to_pylist())
+    digests = digest_texts(prompts)
+    seen = {name: len(digests & item.chosen_on) for name, item in patches.items()}
     notes = [
-        f"{name} was made from {len(ids & item.chosen_on)} of these prompts: its numbers are too "
-        "good. Judge it on others (Texts.split)."
-        for name, item in patches.items()
-        if ids & item.chosen_on
+        f"{name} was made from {count} of these prompts: its numbers are too good. Judge it on "
+        "others (Texts.split)."
+        for name, count in seen.items()
+        if count
     ]
     return notes if neutral is not None else [*notes, "no cost is measured: give neutral texts"]

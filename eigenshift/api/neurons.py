@@ -174,7 +174,7 @@ def compute_neurons(
 def _find_best(units: pa.Table) -> tuple[int, ...]:
     """Places of the units that tell most, whichever way they point, over all languages."""
     aurocs = units["auroc"].to_numpy(zero_copy_only=False)
-    is_whole = np.array([language == ALL_LANGUAGES for language in units["language"].to_pylist()])
+    is_whole = pa.compute.equal(units["language"], ALL_LANGUAGES).to_numpy()
     strength = np.where(is_whole & ~np.isnan(aurocs), np.abs(aurocs - 0.5), -1.0)
     order = np.argsort(-strength, kind="stable")
     return tuple(int(place) for place in order[: int((strength >= 0).sum())])

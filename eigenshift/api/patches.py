@@ -35,7 +35,7 @@ class ModelPatch(Shown):
     Attributes:
         model: What it changes.
         patch: What the library's own functions take.
-        chosen_on: Ids of the prompts and texts it was made from; judge it on others.
+        chosen_on: Digests of the prompts and texts it was made from; judge it on others.
         facts: What was found while it was built.
     """
 

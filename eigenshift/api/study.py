@@ -22,7 +22,7 @@ from eigenshift.api.representations import Panel, Shown
 from eigenshift.api.result_tables import ResultTable
 from eigenshift.api.scorers import has_gradients, take_scorer
 from eigenshift.api.scratch import read_table, work_in_scratch
-from eigenshift.api.texts import Texts
+from eigenshift.api.texts import Texts, digest_texts
 from eigenshift.base import schemas
 from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import SettingsError
@@ -234,9 +234,8 @@ class Study(Shown):
         with work_in_scratch() as workspace, self.model.language_model.lock:
             build_patch(request, evidence, model_id=self.model.name, workspace=workspace)
             patch = load_patch(workspace.path(TENSORS_NAME), workspace.path(DESCRIPTION_NAME))
-        sources = (self.prompts, self.neutral, self.labelled)
-        seen = [found.samples["sample_id"].to_pylist() for found in sources if found is not None]
-        return ModelPatch(self.model, patch, frozenset().union(*seen), workspace.facts)
+        seen = digest_texts(self.prompts, self.neutral, self.labelled)
+        return ModelPatch(self.model, patch, seen, workspace.facts)
 
     def describe(self) -> Panel:
         """What it is made of, and which steps are done."""

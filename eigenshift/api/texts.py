@@ -152,6 +152,12 @@ def read_texts(
         return _read(chosen, max_characters, workspace)
 
 
+def digest_texts(*found: Texts | None) -> frozenset[str]:
+    """Digests of all texts, the same under any name of their data sets."""
+    ids = (texts.samples["sample_id"].to_pylist() for texts in found if texts is not None)
+    return frozenset(name.rpartition("-")[2] for names in ids for name in names)
+
+
 def _tabulate(source: Any, labels: Sequence[Any] | None) -> pa.Table:
     """What was given, as a table."""
     if isinstance(source, pa.Table):

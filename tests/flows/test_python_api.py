@@ -44,7 +44,9 @@ def test_a_study_in_memory_gives_a_runs_numbers(finished_store: Path) -> None:
         units = audit.ask(
             "SELECT * FROM neurons WHERE dataset = 'jigsaw' ORDER BY site, pooling, neuron_index"
         ).arrow
-        components = audit.ask("SELECT * FROM components ORDER BY component_index").arrow
+        components = audit.ask(
+            "SELECT * FROM components WHERE basis = 'singular' ORDER BY component_index"
+        ).arrow
         evaluations = audit.ask("SELECT * FROM evaluations ORDER BY arm, metric, slice").arrow
 
     activations = extract_activations(model, comments, layers=[1])

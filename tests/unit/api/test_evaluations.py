@@ -12,7 +12,7 @@ from eigenshift.api.evaluations import Evaluation, evaluate
 from eigenshift.api.models import Model
 from eigenshift.api.patches import ModelPatch
 from eigenshift.api.study import Study
-from eigenshift.api.texts import Texts
+from eigenshift.api.texts import Texts, read_texts
 from eigenshift.base.errors import ComponentError, EvaluationError, SettingsError
 from eigenshift.components.text_halves import is_calibration_text
 from tests.unit.api.conftest import SMALL, judge_words
@@ -104,8 +104,9 @@ def test_without_neutral_texts_there_is_no_cost_and_that_is_said(
 def test_prompts_that_made_the_patch_are_told(
     patch: ModelPatch, prompts: tuple[Texts, Texts], found: Evaluation
 ) -> None:
-    """Numbers on them are too good."""
-    own = evaluate(patch, prompts[0][:6], judge_words, settings=SMALL)
+    """Numbers on them are too good, also where they were read under another name."""
+    again = read_texts(prompts[0].samples["text"].to_pylist()[:6], name="another")
+    own = evaluate(patch, again, judge_words, settings=SMALL)
     assert "was made from 6 of these prompts" in own._repr_html_()
     assert "was made from" not in found._repr_html_()
 
