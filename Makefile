@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor hooks demo real-model bench-real test test-slow soak check format bench demo-assets docs docs-site clean
+.PHONY: help install doctor hooks demo real-model bench-real test test-slow soak check format bench demo-assets docs notebook docs-site clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -89,6 +89,9 @@ bench: $(STAMP) ## Benchmarks against their bars: JSON, also in .benchmarks/ (ha
 
 docs: $(STAMP) ## Write what documents say of the code: pages of docs/, parts of the README
 	@$(BIN)/python docs/generate.py
+
+notebook: $(STAMP) ## Run docs/quickstart.ipynb and keep what it prints
+	@$(BIN)/python docs/run_notebook.py
 
 docs-site: $(STAMP) ## Build the documentation site in .site/html; a broken link fails
 	@$(INSTALL) -e '.[docs]'

@@ -2,7 +2,8 @@
 
 `python docs/build_site.py` writes `.site/html`; a broken link or anchor fails. Documents are copied
 to `.site/docs` in the layout of the repository, so their links to each other hold there too; the
-reference has a page for each room, made from docstrings without importing anything.
+reference has a page for each room, made from docstrings without importing anything. A notebook
+lies there as it is, and as a page.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nbconvert import MarkdownExporter
+
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / ".site"
 DOCUMENTS = {
     "Home": "README.md",
     "How it works": "docs/how-it-works.md",
     "Use": {
+        "Python and notebooks": "docs/python.md",
+        "Quickstart": "docs/quickstart.ipynb",
         "Settings": "docs/settings.md",
         "The store": "docs/storage.md",
         "Audit and reports": "docs/audit.md",
@@ -48,7 +53,7 @@ DOCUMENTS = {
         "Changelog": "CHANGELOG.md",
     },
 }
-COPIED = ("*.md", "*.png", "*.svg")
+COPIED = ("*.md", "*.png", "*.svg", "*.ipynb")
 FOLDERS = ("docs", "data", "deployments")
 
 
@@ -61,6 +66,9 @@ def build() -> int:
         target = pages / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
+        if path.suffix == ".ipynb":
+            text, _ = MarkdownExporter().from_filename(str(path))
+            target.with_suffix(".md").write_text(text, encoding="utf-8")
     for place in (
         "LICENSE",
         "CITATION.cff",
@@ -110,9 +118,14 @@ def _list_modules(room: Path) -> list[str]:
 
 def _list_pages(pages: dict[str, Any]) -> list[Any]:
     return [
-        {title: place if isinstance(place, str) else _list_pages(place)}
+        {title: _name_page(place) if isinstance(place, str) else _list_pages(place)}
         for title, place in pages.items()
     ]
+
+
+def _name_page(place: str) -> str:
+    """Where a document is a page; a notebook is written as one."""
+    return str(Path(place).with_suffix(".md"))
 
 
 def _to_yaml(pages: list[Any], depth: int) -> str:

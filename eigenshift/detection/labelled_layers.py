@@ -55,7 +55,11 @@ def connect(memory_limit: str, temp_folder: Path) -> duckdb.DuckDBPyConnection:
             "autoload_known_extensions": False,
         },
     )
-    connection.execute("SET enable_progress_bar = false")  # it goes to stdout under `python -c`
+    # It goes to stdout under `python -c`. In a notebook without ipywidgets it is off, and DuckDB
+    # refuses every setting of it, this one too.
+    ((is_on,),) = connection.execute("SELECT current_setting('enable_progress_bar')").fetchall()
+    if is_on:
+        connection.execute("SET enable_progress_bar = false")
     return connection
 
 

@@ -8,6 +8,7 @@ judged on the second, so no number of the evaluation was fitted to its own promp
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -82,21 +83,31 @@ def _draw_key(seed: int, sample_id: str) -> str:
     return hashlib.sha256(f"{seed}:{sample_id}".encode()).hexdigest()
 
 
+def describe_prompts(samples: Sequence[Mapping[str, Any]], part: Part) -> list[dict[str, Any]]:
+    """Rows of `schemas.PROMPTS` of some samples.
+
+    Args:
+        samples: `schemas.SAMPLES` rows.
+        part: Which decision they are for.
+    """
+    return [
+        {
+            "prompt_id": row["sample_id"],
+            "part": part.value,
+            "dataset": row["dataset"],
+            "language": row["language"],
+            "toxicity": row["toxicity"],
+            "prompt": row["text"],
+        }
+        for row in samples
+    ]
+
+
 def _write_part(
     part: Part, chosen: list[dict[str, Any]], prompts_per_shard: int, workspace: Workspace
 ) -> None:
     for shard, first in enumerate(range(0, len(chosen), prompts_per_shard)):
-        rows = [
-            {
-                "prompt_id": row["sample_id"],
-                "part": part.value,
-                "dataset": row["dataset"],
-                "language": row["language"],
-                "toxicity": row["toxicity"],
-                "prompt": row["text"],
-            }
-            for row in chosen[first : first + prompts_per_shard]
-        ]
+        rows = describe_prompts(chosen[first : first + prompts_per_shard], part)
         workspace.write_rows(f"{part.value}-{shard:05d}.parquet", rows, schemas.PROMPTS)
 
 

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from eigenshift.base.errors import SettingsError
 from eigenshift.settings.complaints import REFERENCE
-from eigenshift.settings.loading import parse_source_as, settle_settings
+from eigenshift.settings.loading import parse_section, settle_settings
 from eigenshift.settings.run import RefreshSettings
 from eigenshift.settings.sources import DEFAULT_ROLES, Role, SourceFormat, SourceSettings
 
@@ -57,7 +57,7 @@ def choose_sources(texts: Sequence[str]) -> list[dict[str, Any]]:
         name = str(document.get("name") or document.get("format"))
         n_before = sum(other.partition("-")[0] == name for other in names)
         document = {"name": f"{name}-{n_before + 1}" if n_before else name, **document}
-        roles.append(parse_source_as(document, f"--source {text}").effective_role)
+        roles.append(parse_section(SourceSettings, document, f"--source {text}").effective_role)
         found.append(document)
     missing = [role for role in RefreshSettings.required_roles if role not in roles]
     if missing:

@@ -19,6 +19,7 @@ from eigenshift.settings.sources import Role, SourceSettings
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 AnySettings = TypeVar("AnySettings", bound=RefreshSettings)
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 def list_presets() -> list[str]:
@@ -154,6 +155,18 @@ def parse_settings_as(
         raise SettingsError(describe_misfits(error, kind, place, overrides)) from error
 
 
+def parse_section(kind: type[AnySection], document: Mapping[str, Any], place: str) -> AnySection:
+    """Validate one section's values; `place` names their origin in the error.
+
+    Raises:
+        SettingsError: One line per field that does not fit.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise SettingsError(describe_misfits(error, kind, place)) from error
+
+
 def parse_source(text: str, name: str) -> SourceSettings:
     """Read a labelled source given on the command line, e.g. `{format: jigsaw, uri: train.csv}`.
 
@@ -174,19 +187,7 @@ def parse_source(text: str, name: str) -> SourceSettings:
             f"{place}: expected a mapping, found {type(document).__name__}. Give for instance "
             "--source '{format: jigsaw, uri: train.csv}'."
         )
-    return parse_source_as({"name": name, "role": Role.labelled, **document}, place)
-
-
-def parse_source_as(document: Mapping[str, Any], place: str) -> SourceSettings:
-    """Validate a source that was given on the command line; `place` names it in the error.
-
-    Raises:
-        SettingsError: A value does not fit.
-    """
-    try:
-        return SourceSettings.model_validate(document)
-    except ValidationError as error:
-        raise SettingsError(describe_misfits(error, SourceSettings, place)) from error
+    return parse_section(SourceSettings, {"name": name, "role": Role.labelled, **document}, place)
 
 
 def _resolve_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+import eigenshift
+import eigenshift.api
 from eigenshift.exporting.patch_files import USAGE
 
 PUBLIC = {
@@ -46,3 +52,29 @@ def test_what_an_export_shows_can_be_imported() -> None:
     assert len(lines) == 3
     for line in lines:
         exec(line, {})  # noqa: S102 - our own lines
+
+
+def test_the_packages_face_is_the_room_for_notebooks() -> None:
+    """`import eigenshift as es` has every name of `eigenshift.api`; type checkers are told too."""
+    assert set(eigenshift.__all__) == {"__version__", *eigenshift.api.__all__}
+    for name in eigenshift.api.__all__:
+        assert getattr(eigenshift, name) is getattr(eigenshift.api, name)
+    stub = Path(eigenshift.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    imported = [node for node in ast.parse(stub).body if isinstance(node, ast.ImportFrom)]
+    assert {alias.asname for node in imported for alias in node.names} == set(
+        eigenshift.api.__all__
+    )
+    assert set(eigenshift.api.__all__) <= set(dir(eigenshift))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = eigenshift.nothing  # type: ignore[attr-defined]
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    """Every command does; torch comes with the first name that is used."""
+    script = (
+        "import sys, eigenshift; "
+        "print(sorted({'torch', 'transformers', 'pyarrow', 'rich', 'pydantic'} & {*sys.modules}))"
+    )
+    words = [sys.executable, "-c", script]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

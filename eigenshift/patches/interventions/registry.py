@@ -23,6 +23,8 @@ UNITS = BUDGET | {Need.units}
 STATES = BUDGET | {Need.head_states}
 TEXTS = BUDGET | {Need.labelled_texts}
 FISHER = frozenset({Need.fisher})
+SINGULAR = frozenset({"n_components", "factor", "score"})
+NUMBER = frozenset({"n_components"})
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,12 @@ class Recipe:
         builder: Where the function from evidence to an outcome lies, "file.name"; imported when a
             patch is built, since all of them need torch.
         needs: The evidence it reads; nothing else enters the patch's fingerprint.
+        takes: Which choices of a request it heeds beside budget, seed and divergence.
     """
 
     builder: str
     needs: frozenset[Need]
+    takes: frozenset[str] = frozenset()
 
     def load_builder(self) -> Builder:
         """The function."""
@@ -46,17 +50,17 @@ class Recipe:
 
 
 INTERVENTIONS: dict[str, Recipe] = {
-    "eigenshift": Recipe("singular_components.damp_components", COMPONENTS),
+    "eigenshift": Recipe("singular_components.damp_components", COMPONENTS, SINGULAR),
     "eigenshift_centered": Recipe(
-        "singular_components.damp_deviations", COMPONENTS | {Need.head_states}
+        "singular_components.damp_deviations", COMPONENTS | {Need.head_states}, SINGULAR
     ),
     "eigenshift_fisher": Recipe("fisher_components.take_fisher_edit", FISHER),
     "eigenshift_fisher_deep": Recipe("fisher_components.take_fisher_edit", FISHER),
     "mean_difference": Recipe("linear_erasure.ablate_mean_difference", STATES),
     "leace": Recipe("linear_erasure.erase_concept", STATES),
     "aura": Recipe("unit_scaling.scale_by_auroc", UNITS),
-    "damp": Recipe("unit_scaling.damp_units", UNITS),
-    "det0": Recipe("unit_scaling.remove_units", UNITS),
+    "damp": Recipe("unit_scaling.damp_units", UNITS, NUMBER),
+    "det0": Recipe("unit_scaling.remove_units", UNITS, NUMBER),
     "linear_act": Recipe("linear_act.transport_units", TEXTS),
     "profs": Recipe("value_projection.project_values", TEXTS),
     "gradient_subspace": Recipe("gradient_subspace.project_gradients", STATES),
@@ -65,10 +69,12 @@ INTERVENTIONS: dict[str, Recipe] = {
     "dsas": Recipe("gated_transport.transport_gated", TEXTS),
     "token_suppression": Recipe("token_suppression.lower_rows", STATES),
     "token_suppression_bias": Recipe("token_suppression.lower_bias", STATES),
-    "random_components": Recipe("controls.damp_random_components", COMPONENTS),
+    "random_components": Recipe("controls.damp_random_components", COMPONENTS, SINGULAR),
     "random_directions": Recipe("controls.change_random_directions", STATES),
-    "top_sigma": Recipe("controls.damp_top_sigma", COMPONENTS),
-    "label_permuted": Recipe("controls.damp_label_permuted", COMPONENTS | {Need.head_states}),
+    "top_sigma": Recipe("controls.damp_top_sigma", COMPONENTS, SINGULAR),
+    "label_permuted": Recipe(
+        "controls.damp_label_permuted", COMPONENTS | {Need.head_states}, SINGULAR
+    ),
 }
 
 

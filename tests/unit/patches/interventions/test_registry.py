@@ -11,6 +11,7 @@ import torch
 from eigenshift.base.errors import ComponentError, SettingsError
 from eigenshift.model.heads import digest_tensor
 from eigenshift.model.loading import LanguageModel
+from eigenshift.patches.edit_files import list_tensors
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.folding import run_hooked
 from eigenshift.patches.interventions.building import build_patch
@@ -57,6 +58,21 @@ def test_a_factor_beside_the_component_tables_own_is_refused(
         build("eigenshift", evidence, tmp_path, factor=0.3)
     with pytest.raises(ComponentError, match="beside what the budget allows"):
         build("mean_difference", evidence, tmp_path, factor=0.3)
+
+
+@pytest.mark.parametrize("name", sorted(INTERVENTIONS))
+def test_the_registry_says_whether_a_number_is_heeded(
+    name: str, evidence: Evidence, tmp_path: Path
+) -> None:
+    """Another number gives another patch exactly where the entry names `n_components`."""
+    tensors = []
+    for number in (1, 3):
+        (tmp_path / str(number)).mkdir()
+        patch = build(name, evidence, tmp_path / str(number), n_components=number)
+        tensors.append(list_tensors(patch.edit))
+    one, other = tensors
+    is_same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert is_same is ("n_components" not in INTERVENTIONS[name].takes)
 
 
 @torch.inference_mode()
