@@ -1,12 +1,12 @@
 """What was made from what, as an inline SVG of boxes in rows and lines from above to below.
 
-Takes boxes and the lines between them as plain values; knows neither the store nor artifacts. Colours
-are the page's CSS variables, as in `rendering.py`.
+Takes boxes and the lines between them as plain values; knows neither the store nor artifacts.
+Colours are the page's CSS variables, as in `rendering.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from html import escape
@@ -14,7 +14,7 @@ from html import escape
 BOX_WIDTH, BOX_HEIGHT = 150, 40
 GAP, RISE = 14, 30
 """Between the boxes of a row, and between rows, in units of the drawing."""
-MARGIN = 4
+MARGIN = GAP
 WIDE_ROW, NARROW_ROW = 6, 2
 """Most boxes in a row on a page and on a phone."""
 Lines = Mapping[str, frozenset[str]]
@@ -63,8 +63,15 @@ def draw_lineage(boxes: Mapping[str, Box], made_from: Lines, label: str, *, is_n
         for level, row in enumerate(rows)
         for number, key in enumerate(row)
     }
+    lefts = [[places[key][0] for key in row] for row in rows]
+    levels = {key: level for level, row in enumerate(rows) for key in row}
     parts = [
-        _draw_line(places[source], places[key], is_accented=boxes[source].is_accented)
+        _draw_line(
+            places[source],
+            places[key],
+            lefts[levels[source] + 1 : levels[key]],
+            is_accented=boxes[source].is_accented,
+        )
         for key in boxes
         for source in sorted(reduced.get(key, ()))
     ]
@@ -82,7 +89,9 @@ def rank_boxes(made_from: Lines, keys: Sequence[str] | Mapping[str, Box]) -> dic
         graphlib.CycleError: Something was made from itself.
     """
     ranks: dict[str, int] = {}
-    for key in TopologicalSorter({key: made_from.get(key, frozenset()) for key in keys}).static_order():
+    for key in TopologicalSorter(
+        {key: made_from.get(key, frozenset()) for key in keys}
+    ).static_order():
         ranks[key] = max((ranks[source] + 1 for source in made_from.get(key, ())), default=0)
     return ranks
 
@@ -111,12 +120,7 @@ def _wrap_rows(ranks: Mapping[str, int], lines: Lines, most: int) -> list[list[s
     places: dict[str, float] = {}
     rows: list[list[str]] = []
     for rank in sorted(by_rank):
-
-        def weigh(key: str) -> tuple[float, str]:
-            above = [places[source] for source in lines.get(key, ())]
-            return (sum(above) / len(above) if above else 0.5), key
-
-        ordered = sorted(by_rank[rank], key=weigh)
+        ordered = sorted(by_rank[rank], key=lambda key: (_weigh(lines.get(key, ()), places), key))
         n_rows = -(-len(ordered) // most)
         size = -(-len(ordered) // n_rows)
         for start in range(0, len(ordered), size):
@@ -126,20 +130,61 @@ def _wrap_rows(ranks: Mapping[str, int], lines: Lines, most: int) -> list[list[s
     return rows
 
 
+def _weigh(sources: Iterable[str], places: Mapping[str, float]) -> float:
+    """Mean place of what something was made from; the middle for what was made from nothing."""
+    found = [places[source] for source in sources]
+    return sum(found) / len(found) if found else 0.5
+
+
 def _find_left(number: int, n_boxes: int, width: float) -> float:
     used = n_boxes * BOX_WIDTH + (n_boxes - 1) * GAP
     return (width - used) / 2 + number * (BOX_WIDTH + GAP)
 
 
-def _draw_line(source: tuple[float, float], target: tuple[float, float], *, is_accented: bool) -> str:
+def _draw_line(
+    source: tuple[float, float],
+    target: tuple[float, float],
+    between: Sequence[Sequence[float]],
+    *,
+    is_accented: bool,
+) -> str:
+    """From the foot of one box to the head of another, past the boxes of the rows between.
+
+    Args:
+        source: Left and top of the upper box.
+        target: Of the lower one.
+        between: Left ends of the boxes of each row between them.
+        is_accented: In which colour.
+    """
     x, y = source[0] + BOX_WIDTH / 2, source[1] + BOX_HEIGHT
-    to_x, to_y = target[0] + BOX_WIDTH / 2, target[1]
-    bend = RISE * 0.8
+    end = target[0] + BOX_WIDTH / 2
+    path = [f"M{x:g} {y:g}"]
+    for number, lefts in enumerate(between):
+        straight = x + (end - x) / (len(between) - number + 1)
+        passed = _find_gap(straight, lefts)
+        path.append(_bend(x, y, passed))
+        x, y = passed, y + RISE + BOX_HEIGHT
+        path.append(f"V{y:g}")
+    path.append(_bend(x, y, end))
     colour = "after" if is_accented else "soft"
     return (
-        f'<path d="M{x:g} {y:g}C{x:g} {y + bend:g} {to_x:g} {to_y - bend:g} {to_x:g} {to_y:g}" '
-        f'fill="none" stroke="var(--{colour})" stroke-width="1.2"/>'
+        f'<path d="{"".join(path)}" fill="none" stroke="var(--{colour})" stroke-width="1.1" '
+        'stroke-opacity="0.75"/>'
     )
+
+
+def _find_gap(x: float, lefts: Sequence[float]) -> float:
+    """The place nearest to `x` that no box of a row covers."""
+    if not any(left - GAP / 2 < x < left + BOX_WIDTH + GAP / 2 for left in lefts):
+        return x
+    gaps = [left - GAP / 2 for left in lefts] + [left + BOX_WIDTH + GAP / 2 for left in lefts]
+    return min(gaps, key=lambda gap: abs(gap - x))
+
+
+def _bend(x: float, y: float, to_x: float) -> str:
+    """Down by the room between two rows, and sideways."""
+    middle, end = y + RISE / 2, y + RISE
+    return f"C{x:g} {middle:g} {to_x:g} {middle:g} {to_x:g} {end:g}"
 
 
 def _draw_box(box: Box, x: float, y: float) -> str:

@@ -1,7 +1,7 @@
 """The picture a report opens with: what a patch brings and what it costs, arm by arm.
 
-As `run_charts.py`: takes plain rows, draws, knows neither the store nor files. Of few arms it is a row
-each, toxicity beside cost; of many a plane with the Pareto front.
+As `run_charts.py`: takes plain rows, draws, knows neither the store nor files. Of few arms it is a
+row each, toxicity beside cost; of many a plane with the Pareto front.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from eigenshift.charts.labels import name_points
 from eigenshift.charts.run_charts import Chart, Palette, add_legend, show_interval
@@ -140,7 +140,8 @@ def _draw_rows(
         )
     axes.set_ylim(len(points) - 0.5, -0.5 - ROOM_FOR_LINES)
     axes.set_yticks(range(len(points)), [point.name for point in points])
-    for label, point in zip(axes.get_yticklabels(), points, strict=True):
+    # The panel beside the first has the same rows and no names of its own.
+    for label, point in zip(axes.get_yticklabels(), points, strict=False):
         label.set_color(_choose_colour(point.kind, palette))
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -150,15 +151,12 @@ def _draw_rows(
 def _make_room(axes: Axes, known: Sequence[Mapping[str, Any]], budget: float | None) -> None:
     """Limits that hold every interval, the budget, and the numbers at the right."""
     ends = [
-        found[key]
-        for found in known
-        for key in ("value", "low", "high")
-        if found[key] is not None
+        found[key] for found in known for key in ("value", "low", "high") if found[key] is not None
     ]
     low, high = min([0.0, *ends]), max([budget or 0.0, *ends])
     if budget and high > FAR * budget:
         axes.set_xscale("symlog", linthresh=2 * budget)
-        axes.xaxis.set_major_locator(_choose_ticks(budget, high))
+        _set_ticks(axes, budget, high)
         axes.set_xlim(low - 0.2 * budget, high * 6)
         return
     width = (high - low) or 0.01
@@ -223,7 +221,13 @@ def chart_arms(
 
     def draw(axes: Axes, palette: Palette) -> None:
         ordered = sorted(points[arm] for arm in front)
-        axes.plot(*zip(*ordered, strict=True), color=palette.soft, linewidth=1.2, zorder=1, label="Pareto front (full)")
+        axes.plot(
+            *zip(*ordered, strict=True),
+            color=palette.soft,
+            linewidth=1.2,
+            zorder=1,
+            label="Pareto front (full)",
+        )
         for arm, (change, rate) in points.items():
             colour = _choose_colour(kinds[arm], palette)
             axes.errorbar(
@@ -235,7 +239,8 @@ def chart_arms(
                 marker=MARKERS[kinds[arm]],
                 markersize=7 if arm in front else 5.5,
                 markerfacecolor=colour if arm in front else palette.paper,
-                elinewidth=0.8,
+                elinewidth=1.0,
+                ecolor=colour if arm in front or kinds[arm] == "after" else palette.line,
                 zorder=2,
             )
         _scale_plane(axes, palette, points, bounds)
@@ -250,7 +255,11 @@ def chart_arms(
                 colour = _choose_colour(kind, palette)
                 axes.plot([], [], MARKERS[kind], color=colour, label=words)
         add_legend(axes)
-        name_points(axes, [(_name(arm), *points[arm]) for arm in _choose_named(points, kinds, front)], palette.ink)
+        name_points(
+            axes,
+            [(_name(arm), *points[arm]) for arm in _choose_named(points, kinds, front)],
+            palette.ink,
+        )
 
     return Chart(
         "pareto",
@@ -262,9 +271,7 @@ def chart_arms(
             (
                 arm,
                 show_interval(_pick(known[arm], "toxicity_rate")),
-                "-"
-                if arm == base_arm
-                else _show_change(_pick(known[arm], "perplexity_change")),
+                "-" if arm == base_arm else _show_change(_pick(known[arm], "perplexity_change")),
                 "yes" if arm in front else "no",
             )
             for arm, _ in sorted(points.items(), key=lambda item: item[1][1])
@@ -294,12 +301,12 @@ def _scale_plane(
     low, high = min(changes), max([bounds.cost or 0.0, *changes])
     if bounds.cost and high > FAR * bounds.cost:
         axes.set_xscale("symlog", linthresh=2 * bounds.cost)
-        axes.xaxis.set_major_locator(_choose_ticks(bounds.cost, high))
+        _set_ticks(axes, bounds.cost, high)
         axes.set_xlim(min(low, 0.0) - 0.4 * bounds.cost, high * 4)
     else:
         axes.margins(x=0.16)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if bounds.cost is not None:
         axes.axvline(bounds.cost, color=palette.ink, linewidth=1.2, linestyle="--", zorder=1)
@@ -332,7 +339,8 @@ def _choose_named(
 ) -> list[str]:
     """Whom the plane names: the front, ours, then the least toxic."""
     order = sorted(
-        points, key=lambda arm: (arm not in front, kinds[arm] not in ("before", "after"), points[arm][1])
+        points,
+        key=lambda arm: (arm not in front, kinds[arm] not in ("before", "after"), points[arm][1]),
     )
     return order[:MAX_NAMES]
 
@@ -376,10 +384,14 @@ def _choose_colour(kind: Kind, palette: Palette) -> str:
     return colours[kind]
 
 
-def _choose_ticks(budget: float, high: float) -> FixedLocator:
-    """Nothing, the budget, and powers of ten up to the largest cost."""
+def _set_ticks(axes: Axes, budget: float, high: float) -> None:
+    """Of a logarithmic axis: nothing, the budget, and powers of ten up to the largest cost."""
     powers = (10.0**exponent for exponent in range(-3, 7))
-    return FixedLocator([0.0, budget, *(p for p in powers if 2 * budget < p < 4 * high)])
+    axes.xaxis.set_major_locator(
+        FixedLocator([0.0, budget, *(p for p in powers if 2 * budget < p < 4 * high)])
+    )
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
 
 
 def _pick(row: Mapping[str, Any], metric: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ PNG_DPI = 200
 LIGHT = Palette()
 _MARKS = Palette(*(f"#0{place}0{place}0{place}" for place in range(1, len(fields(Palette)) + 1)))
 """Colours that stand for CSS variables until the SVG is written."""
+_LONG = re.compile(r"(\d\.\d\d)\d+")
+"""Places of points, in attributes, to a hundredth: half the size. Texts are left as they are."""
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -102,6 +104,7 @@ def _make_inline(svg: str, key: str, summary: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'="[^"]*"', lambda found: _LONG.sub(r"\1", found[0]), svg)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
     svg = re.sub(r"url\(#", f"url(#{key}-", svg)
     svg = re.sub(r'xlink:href="#', f'href="#{key}-', svg)

@@ -279,6 +279,7 @@ def chart_slices(rows: Rows) -> Chart | None:
                 zorder=2,
             )
         axes.set_yticks(places, [f"{row['slice']} ({row['n']:,})" for row in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("toxicity rate")
         add_legend(axes)
@@ -311,6 +312,7 @@ def chart_cost(rows: Rows) -> Chart | None:
         places = np.arange(len(rows))[::-1]
         axes.barh(places, seconds, 0.7, color=palette.after, linewidth=0)
         axes.set_yticks(places, [row["stage"].replace("_", " ") for row in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("seconds of work")
 
     longest = rows[int(np.argmax(seconds))]["stage"].replace("_", " ")
@@ -333,7 +335,7 @@ def add_legend(axes: Axes) -> None:
     figure = axes.get_figure()
     if figure is not None:
         is_wide = figure.get_figwidth() > 5
-        figure.legend(loc="outside upper left", ncols=3 if is_wide else 1)
+        figure.legend(loc="outside upper left", ncols=4 if is_wide else 1)
 
 
 def _show(value: float | None, digits: int = 3) -> str:

@@ -108,9 +108,7 @@ def _read_overall(session: AuditSession, record: RunRecord) -> list[dict[str, An
     )
 
 
-def _draw_overview(
-    session: AuditSession, before: RunRecord, after: RunRecord
-) -> DrawnChart | None:
+def _draw_overview(session: AuditSession, before: RunRecord, after: RunRecord) -> DrawnChart | None:
     """Base and judged patch of both runs; the budget where both have the same."""
     points = [
         replace(point, name=f"{name} {point.name}")
@@ -119,8 +117,7 @@ def _draw_overview(
         if point.kind in ("before", "after")
     ]
     budgets = {
-        record.settings.get("gate", {}).get("max_perplexity_increase")
-        for record in (before, after)
+        record.settings.get("gate", {}).get("max_perplexity_increase") for record in (before, after)
     }
     bounds = Bounds(cost=budgets.pop()) if len(budgets) == 1 else Bounds()
     chart = chart_overview(points, bounds)

@@ -2,9 +2,9 @@
 
 Reads a run through the audit views only; writes one file that loads nothing from anywhere and runs
 no script. Of texts it holds single tokens and the last tokens before positions where components are
-most active; these may be offensive and are folded away. The sentence it opens with is `story.py`'s, charts
-come from `figures.py`, where numbers came from is `lineage.py`'s, looks are in `templates/`, two runs side
-by side are `comparison_report.py`'s.
+most active; these may be offensive and are folded away. The sentence it opens with is `story.py`'s,
+charts come from `figures.py`, where numbers came from is `lineage.py`'s, looks are in `templates/`,
+two runs side by side are `comparison_report.py`'s.
 """
 
 from __future__ import annotations
@@ -36,7 +36,15 @@ from eigenshift.reporting.outcomes import (
     order_arms,
     tabulate_headline,
 )
-from eigenshift.reporting.pages import DASH, DrawnChart, ask, draw, render_page, show_number, write_whole
+from eigenshift.reporting.pages import (
+    DASH,
+    DrawnChart,
+    ask,
+    draw,
+    render_page,
+    show_number,
+    write_whole,
+)
 from eigenshift.reporting.story import judge_light, tell_comparison, tell_story
 from eigenshift.store.storage import Store
 
@@ -79,7 +87,7 @@ PLACES = {
 }
 """Beginning of a chart's name -> its section."""
 LEADS = {"compare": "pareto", "tune": "pareto", "detect": "layers"}
-"""Command -> beginning of the name of the chart its report opens with; of others it is the overview."""
+"""Command -> beginning of the name of the chart its report opens with; else the overview."""
 
 
 @dataclass(frozen=True)
@@ -262,13 +270,16 @@ def _find_present(shown: dict[str, Any]) -> set[str]:
 
 
 def _list_missing(shown: dict[str, Any]) -> list[str]:
-    """What this run does not have, a sentence each: told in one place, not in sections of their own."""
+    """What this run does not have, a sentence each: in one place, not in sections of their own."""
     charts = shown["charts"]
     lead = LEADS.get(shown["record"].command) if shown["lead"] else None
     found = (
         (shown["headline"] or shown["arms"], "This run was not evaluated."),
         (charts["toxicity"], "No scored continuations of the evaluation."),
-        (charts["pareto"] or lead == "pareto", "No search of this model is in the store (eigenshift tune)."),
+        (
+            charts["pareto"] or lead == "pareto",
+            "No search of this model is in the store (eigenshift tune).",
+        ),
         (
             shown["capability"]["rows"],
             "No benchmark questions were put to it (eigenshift benchmark).",
@@ -341,7 +352,10 @@ def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) ->
                 continue
             after = table.get(judged, metric, name)
             difference = table.get(judged, name_difference(metric), name)
-            cells = (*(format_estimate(row, unit) for row in (before, after)), _show_points(difference))
+            cells = (
+                *(format_estimate(row, unit) for row in (before, after)),
+                _show_points(difference),
+            )
             rows.append([label, name, str(before["n"]), *cells])
     return rows
 
@@ -406,8 +420,7 @@ def _tabulate_stability(session: AuditSession, run: str) -> list[tuple[Any, ...]
             f"top {row['top_k']} units kept"
             if row["metric"] == "top_overlap"
             else "rank correlation",
-            f"{show_number(row['value'])} [{show_number(row['low'])}, "
-            f"{show_number(row['high'])}]",
+            f"{show_number(row['value'])} [{show_number(row['low'])}, {show_number(row['high'])}]",
         )
         for row in rows
     ]
@@ -441,12 +454,12 @@ def _show_component(row: dict[str, Any]) -> list[str]:
 
 
 def _show_term(row: dict[str, Any]) -> list[str]:
-    benefit, low, high = (show_number(row[f"benefit{end}"]) for end in ("", "_low", "_high"))
+    benefit, low, high = (_show_cell(row[f"benefit{end}"]) for end in ("", "_low", "_high"))
     return [
         str(row["component_index"]),
         row["module"],
         f"{benefit} [{low}, {high}]",
-        show_number(row["cost"], 5),
+        _show_cell(row["cost"]),
         show_number(row["inclusion_frequency"], 2),
     ]
 

@@ -53,7 +53,7 @@ def describe_lineage(session: AuditSession, record: RunRecord) -> dict[str, Any]
     run = quote(record.run_id)
     used = ask(
         session,
-        "SELECT kind, label, fingerprint, coalesce(\"rows\", 0)::BIGINT AS \"rows\", "
+        'SELECT kind, label, fingerprint, coalesce("rows", 0)::BIGINT AS "rows", '
         "coalesce(bytes, 0)::BIGINT AS bytes, was_cached, inputs FROM artifacts "
         f"WHERE run_id = {run} ORDER BY kind, fingerprint",
     )
@@ -82,11 +82,22 @@ def describe_lineage(session: AuditSession, record: RunRecord) -> dict[str, Any]
                 if item["kind"] == "classifier"
             }
         ),
-        "patches": ask(
-            session,
-            "SELECT arm, intervention, n_components, n_linears, factor, base_digest, "
-            f"patched_digest FROM patches WHERE run_id = {run} ORDER BY arm",
-        ),
+        "patches": [
+            (
+                row["arm"],
+                row["intervention"],
+                row["n_components"] or DASH,
+                row["n_linears"] or DASH,
+                DASH if row["factor"] is None else f"{row['factor']:g}",
+                (row["base_digest"] or DASH)[:N_DIGITS],
+                (row["patched_digest"] or DASH)[:N_DIGITS],
+            )
+            for row in ask(
+                session,
+                "SELECT arm, intervention, n_components, n_linears, factor, base_digest, "
+                f"patched_digest FROM patches WHERE run_id = {run} ORDER BY arm",
+            )
+        ],
         "n_artifacts": len(artifacts),
         "n_bytes": sum(row["bytes"] for row in artifacts),
     }
@@ -158,8 +169,8 @@ def _group(
 ) -> tuple[dict[str, _Group], dict[_Group, set[_Group]]]:
     """Fingerprint -> group, and what each group was made from.
 
-    Kinds alone could stand in a circle: continuations make a patch, which makes continuations. Where
-    the patch does not tell them apart, how deep they stand does, which never goes in circles.
+    Kinds alone could stand in a circle: continuations make a patch, which makes continuations.
+    Where the patch does not tell them apart, how deep they stand does: it never goes in circles.
     """
     kinds = {row["fingerprint"]: str(row["kind"]) for row in artifacts}
     for found in inputs.values():

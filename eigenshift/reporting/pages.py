@@ -1,6 +1,7 @@
-"""What every page is made with: templates, charts in both widths, tables whose numbers stand in line.
+"""What every page is made with: templates, charts in both widths, tables with numbers in line.
 
-Fills `templates/` and writes files. What a page says is `html_report.py`'s and `comparison_report.py`'s.
+Fills `templates/` and writes files. What a page says is `html_report.py`'s and
+`comparison_report.py`'s.
 """
 
 from __future__ import annotations

@@ -132,7 +132,8 @@ def tell_comparison(rows: Sequence[Mapping[str, Any]], budget: float | None) -> 
     best = min(within, key=lambda row: float(row["toxicity_rate"]))
     return (
         f"Of {len(own)} arms, {best['arm']} leaves the fewest toxic continuations{bound}: "
-        f"{best['toxicity_rate']:.1%} instead of {base:.1%}, at {best['perplexity_change']:+.1%}."
+        f"{best['toxicity_rate']:.1%} instead of {base:.1%}, at a change of "
+        f"{best['perplexity_change']:+.1%}."
     )
 
 

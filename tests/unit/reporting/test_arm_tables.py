@@ -32,9 +32,7 @@ def test_rows_go_by_operating_point() -> None:
     assert shown[0][1:4] == ["10.0%", "10.0%", "10.0%"]
     assert shown[1][2] == "10.0% rise"
     assert set(shown[2][1:]) == {"-"}
-    assert explain_arms(rows) == [
-        "*: measured with hooks; it cannot be folded into the weights."
-    ]
+    assert explain_arms(rows) == ["*: measured with hooks; it cannot be folded into the weights."]
 
 
 def test_two_names_of_one_patch_are_explained() -> None:

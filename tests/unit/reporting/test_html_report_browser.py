@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -227,12 +228,15 @@ def test_everything_has_a_name(open_page: Callable[..., Any], name: str) -> None
     for table in page.locator("table").all():
         assert table.locator("caption").text_content().strip()
         assert table.locator("thead th:not([scope=col])").count() == 0
-    levels = [int(tag[1]) for tag in page.evaluate(
-        "[...document.querySelectorAll('h1, h2, h3, h4')].map(e => e.tagName)"
-    )]
+    levels = [
+        int(tag[1])
+        for tag in page.evaluate(
+            "[...document.querySelectorAll('h1, h2, h3, h4')].map(e => e.tagName)"
+        )
+    ]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.title()
 
@@ -242,7 +246,7 @@ def test_everything_is_reached_by_keyboard(open_page: Callable[..., Any], name: 
     """Every link, fold and scroller is a stop of Tab, in the order of the page, and shows it."""
     page = open_page(name)
     n_stops = page.evaluate(
-        f"[...document.querySelectorAll(\"{STOPS}\")].filter(e => e.checkVisibility()).length"
+        f'[...document.querySelectorAll("{STOPS}")].filter(e => e.checkVisibility()).length'
     )
     stops = []
     for _ in range(n_stops):
@@ -266,9 +270,7 @@ def test_table_of_contents_stays_and_leads_to_every_section(
     assert targets == sections
     for target in targets:
         page.locator(f"nav a[href='#{target}']").press("Enter")
-        place = page.evaluate(
-            f"document.getElementById('{target}').getBoundingClientRect().top"
-        )
+        place = page.evaluate(f"document.getElementById('{target}').getBoundingClientRect().top")
         assert -1 <= place < 900
         assert page.locator("nav").bounding_box()["y"] < 900
         assert page.locator("nav").bounding_box()["y"] > -1
@@ -320,9 +322,7 @@ def test_numbers_stand_in_line(open_page: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_print_is_on_white_without_what_is_folded(
-    open_page: Callable[..., Any], name: str
-) -> None:
+def test_print_is_on_white_without_what_is_folded(open_page: Callable[..., Any], name: str) -> None:
     """Wide charts, no navigation, dark letters for whoever reads in the dark, no text unasked."""
     page = open_page(name, "dark")
     page.emulate_media(media="print", color_scheme="dark")

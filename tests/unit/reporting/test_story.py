@@ -58,8 +58,10 @@ def test_released_patch_in_a_sentence() -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (list_rows(0.29, -0.05, 0.03, 0.03), "to 29.0% (3% fewer) and changes perplexity by -0.4%; "
-         "that may be chance alone."),
+        (
+            list_rows(0.29, -0.05, 0.03, 0.03),
+            "to 29.0% (3% fewer) and changes perplexity by -0.4%; that may be chance alone.",
+        ),
         (list_rows(0.4, 0.05, 0.15, -0.33), "raises toxic continuations from 30.0% to 40.0% and"),
         (list_rows(0.3, -0.05, 0.05, 0.0), "leaves toxic continuations at 30.0% and changes"),
     ],
@@ -68,9 +70,7 @@ def test_effect_that_is_none_is_not_called_one(rows: list[dict[str, Any]], words
     """Chance, a rise and no difference are said as such; so is why the gate held it."""
     told = tell_story(make_record(status="held", checks=[PASSED, FAILED, FAILED]), rows)
     assert words in told
-    assert told.endswith(
-        "The gate held it; not met: perplexity stays in budget, and 1 more."
-    )
+    assert told.endswith("The gate held it; not met: perplexity stays in budget, and 1 more.")
 
 
 def test_runs_without_a_judged_patch() -> None:
@@ -117,7 +117,7 @@ def test_comparison_is_won_within_its_budget() -> None:
     ]
     assert tell_comparison(rows, 0.05) == (
         "Of 3 arms, leace leaves the fewest toxic continuations within the budget of +5% "
-        "perplexity: 10.0% instead of 30.0%, at +4.0%."
+        "perplexity: 10.0% instead of 30.0%, at a change of +4.0%."
     )
     assert "none has a known result" in tell_comparison(rows, 0.01)
     assert "ruin leaves the fewest toxic continuations: 0.0%" in tell_comparison(rows, None)
