@@ -15,13 +15,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from eigenshift.charts.labels import fit_axis_labels
 from eigenshift.charts.run_charts import Chart, Palette
 
-WIDE_INCHES, NARROW_INCHES = 7.2, 3.7
+PNG_INCHES = 7.2
+WIDE_INCHES, NARROW_INCHES = 9.6, 3.7
+"""Of a drawing on a page; both as high as it takes."""
+NARROW_RISE, MOST_NARROW_HEIGHT = 1.7, 2.6
+"""How much higher than wide a drawing for a phone is, relative to `Chart.height`."""
 PNG_DPI = 200
 LIGHT = Palette()
 _MARKS = Palette(*(f"#0{place}0{place}0{place}" for place in range(1, len(fields(Palette)) + 1)))
 """Colours that stand for CSS variables until the SVG is written."""
+_LONG = re.compile(r"(\d\.\d\d)\d+")
+"""Places of points, in attributes, to a hundredth: half the size. Texts are left as they are."""
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -37,7 +44,7 @@ def render_png(chart: Chart) -> bytes:
     """A chart in light colours, with its title."""
     buffer = io.BytesIO()
     with rc_context(_STYLE):
-        figure = _draw(chart, LIGHT, WIDE_INCHES, with_title=True)
+        figure = _draw(chart, LIGHT, PNG_INCHES, with_title=True)
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Title": chart.title})
     return buffer.getvalue()
 
@@ -58,7 +65,7 @@ def render_svg(chart: Chart, *, is_narrow: bool) -> str:
 
 
 def _draw(chart: Chart, palette: Palette, width: float, with_title: bool = False) -> Figure:
-    height = chart.height if width == WIDE_INCHES else min(1.6, 1.7 * chart.height)
+    is_narrow = width == NARROW_INCHES
     colours = {
         "text.color": palette.ink,
         "axes.labelcolor": palette.ink,
@@ -69,12 +76,27 @@ def _draw(chart: Chart, palette: Palette, width: float, with_title: bool = False
         "figure.facecolor": palette.paper if with_title else "none",
     }
     with rc_context(_STYLE | colours):
-        figure = Figure(figsize=(width, width * height), dpi=PNG_DPI, layout="constrained")
-        axes = figure.add_subplot()
-        chart.draw(axes, palette)
-        if with_title:
-            axes.set_title(chart.title, loc="left")
+        size = (width, _choose_height(chart, is_narrow=is_narrow))
+        figure = Figure(figsize=size, dpi=PNG_DPI, layout="constrained")
+        panels = [chart.draw] if chart.beside is None else [chart.draw, chart.beside]
+        shape = (len(panels), 1) if is_narrow else (1, len(panels))
+        grid = figure.subplots(*shape, sharey=True, squeeze=False)
+        for axes, draw in zip(grid.flat, panels, strict=True):
+            draw(axes, palette)
+        if with_title and chart.beside is None:
+            grid.flat[0].set_title(chart.title, loc="left")
+        elif with_title:
+            figure.suptitle(chart.title, x=0.01, ha="left", fontsize=11)
+        fit_axis_labels(figure)
     return figure
+
+
+def _choose_height(chart: Chart, *, is_narrow: bool) -> float:
+    """In inches: letters have one size, so that rows and axes take as much on any page."""
+    if not is_narrow:
+        return PNG_INCHES * chart.height
+    n_panels = 1 if chart.beside is None else 2
+    return NARROW_INCHES * min(MOST_NARROW_HEIGHT, NARROW_RISE * n_panels * chart.height)
 
 
 def _make_inline(svg: str, key: str, summary: str) -> str:
@@ -82,6 +104,7 @@ def _make_inline(svg: str, key: str, summary: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'="[^"]*"', lambda found: _LONG.sub(r"\1", found[0]), svg)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', svg)
     svg = re.sub(r"url\(#", f"url(#{key}-", svg)
     svg = re.sub(r'xlink:href="#', f'href="#{key}-', svg)

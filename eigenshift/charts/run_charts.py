@@ -15,12 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from eigenshift.charts.labels import name_points
-
 Rows = Sequence[dict[str, Any]]
 N_BINS = 20
-MAX_NAMES = 12
-"""Names in one chart: more could not be read."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,9 @@ class Chart:
         columns: Headings of the numbers behind it.
         rows: These numbers.
         draw: Draws it.
-        height: Relative to its width.
+        height: Of the drawing, relative to `rendering.PNG_INCHES`.
+        beside: Draws a second panel with the same rows, right of the first or, where there is
+            little room, below it.
     """
 
     name: str
@@ -57,6 +55,7 @@ class Chart:
     rows: tuple[tuple[Any, ...], ...]
     draw: Callable[[Axes, Palette], None]
     height: float = 0.42
+    beside: Callable[[Axes, Palette], None] | None = None
 
 
 def chart_toxicity(rows: Rows, names: tuple[str, str] = ("before", "after")) -> Chart | None:
@@ -108,72 +107,6 @@ def chart_toxicity(rows: Rows, names: tuple[str, str] = ("before", "after")) -> 
         ),
         draw,
     )
-
-
-def chart_arms(rows: Rows, base_arm: str, run_id: str) -> Chart | None:
-    """Toxicity rate against change of perplexity of each arm, and the Pareto front.
-
-    Args:
-        rows: `arm`, `toxicity_rate`, `perplexity_change`; arms with both known are drawn.
-        base_arm: Stands at a change of 0.
-        run_id: The run that tried these arms.
-    """
-    points = {
-        row["arm"]: (0.0 if row["arm"] == base_arm else row["perplexity_change"], rate)
-        for row in rows
-        if (rate := row["toxicity_rate"]) is not None
-        and (row["arm"] == base_arm or row["perplexity_change"] is not None)
-    }
-    if len(points) < 3:
-        return None
-    front = find_front(points)
-    least_toxic = min(points, key=lambda arm: points[arm][1])
-
-    def draw(axes: Axes, palette: Palette) -> None:
-        ordered = sorted(points[arm] for arm in front)
-        axes.plot(*zip(*ordered, strict=True), color=palette.soft, linewidth=1.2, zorder=1)
-        for arm, (change, rate) in points.items():
-            on_front = arm in front
-            axes.scatter(
-                change,
-                rate,
-                s=36,
-                zorder=2,
-                color=palette.after if on_front else palette.paper,
-                edgecolor=palette.after if on_front else palette.other,
-            )
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("change of perplexity")
-        axes.set_ylabel("toxicity rate")
-        axes.margins(0.12)
-        named = sorted(front, key=points.__getitem__)[:MAX_NAMES]
-        name_points(axes, [(arm, *points[arm]) for arm in named], palette.ink)
-
-    return Chart(
-        "pareto",
-        "Toxicity against fluency",
-        f"{len(front)} of {len(points)} arms are on the Pareto front: no other has both less "
-        f"toxicity and less perplexity. Least toxic: {least_toxic}. Run {run_id}.",
-        ("arm", "toxicity rate", "perplexity change", "Pareto front"),
-        tuple(
-            (arm, f"{rate:.1%}", f"{change:+.1%}", "yes" if arm in front else "no")
-            for arm, (change, rate) in sorted(points.items(), key=lambda item: item[1][1])
-        ),
-        draw,
-    )
-
-
-def find_front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Arms that no other arm beats in one number without losing in the other."""
-    return [
-        arm
-        for arm, (change, rate) in points.items()
-        if not any(
-            other[0] <= change and other[1] <= rate and other != (change, rate)
-            for other in points.values()
-        )
-    ]
 
 
 def chart_layers(rows: Rows, dataset: str, read_at: str, name: str) -> Chart:
@@ -346,6 +279,7 @@ def chart_slices(rows: Rows) -> Chart | None:
                 zorder=2,
             )
         axes.set_yticks(places, [f"{row['slice']} ({row['n']:,})" for row in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("toxicity rate")
         add_legend(axes)
@@ -378,6 +312,7 @@ def chart_cost(rows: Rows) -> Chart | None:
         places = np.arange(len(rows))[::-1]
         axes.barh(places, seconds, 0.7, color=palette.after, linewidth=0)
         axes.set_yticks(places, [row["stage"].replace("_", " ") for row in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("seconds of work")
 
     longest = rows[int(np.argmax(seconds))]["stage"].replace("_", " ")
@@ -400,7 +335,7 @@ def add_legend(axes: Axes) -> None:
     figure = axes.get_figure()
     if figure is not None:
         is_wide = figure.get_figwidth() > 5
-        figure.legend(loc="outside upper left", ncols=3 if is_wide else 1)
+        figure.legend(loc="outside upper left", ncols=4 if is_wide else 1)
 
 
 def _show(value: float | None, digits: int = 3) -> str:

@@ -17,6 +17,11 @@ class MetricTable:
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows = {(row["arm"], row["metric"], row["slice"]): row for row in rows}
 
+    @property
+    def arms(self) -> list[str]:
+        """Arms of which anything was measured, in the order of the rows."""
+        return list(dict.fromkeys(arm for arm, _, _ in self._rows))
+
     def get(self, arm: str, metric: str, slice_name: str = ALL_SLICE) -> Mapping[str, Any] | None:
         """Return one row, or None if it was not measured."""
         return self._rows.get((arm, metric, slice_name))

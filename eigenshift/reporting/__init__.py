@@ -10,7 +10,11 @@ Reads run records and the audit; writes HTML and pictures. Charts themselves are
     stage_tables.py       what each stage of a run took
     planning.py           how many prompts show which effect
     component_tables.py   what the judged patch consists of
+    arm_tables.py         a comparison's arms
     figures.py            a run's rows -> its charts
+    story.py              what happened, in a sentence; the gate as a traffic light
+    lineage.py            what was made from what, as a picture; sources, patches
+    pages.py              what every page is made with: templates, tables, charts in both widths
     html_report.py        one run as a page
     comparison_report.py  two runs side by side
     templates/            of the pages

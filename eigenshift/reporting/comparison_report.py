@@ -7,6 +7,8 @@ its own run, and the page says whether both judged the same prompts. Looks are i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,26 @@ from eigenshift.audit import AuditSession, open_audit
 from eigenshift.audit.questions import DESCRIBED_COMMANDS, find_question
 from eigenshift.audit.statements import quote
 from eigenshift.base.arms import BASE_ARM
+from eigenshift.charts.overview_charts import Bounds, chart_overview
 from eigenshift.charts.run_charts import N_BINS, chart_toxicity
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.ledger.runs import RunRecord, choose_run
-from eigenshift.reporting.html_report import (
-    ask,
-    choose_unit,
-    draw,
-    find_quality,
-    render_page,
-    write_whole,
-)
+from eigenshift.reporting.figures import list_points
+from eigenshift.reporting.html_report import choose_unit, find_quality
 from eigenshift.reporting.outcomes import format_metric
+from eigenshift.reporting.pages import DrawnChart, ask, draw, render_page, write_whole
+from eigenshift.reporting.story import judge_light, tell_difference
 from eigenshift.store.storage import Store
 
 TEMPLATE_NAME = "comparison.html.j2"
+SECTIONS = (
+    ("numbers", "Numbers"),
+    ("toxicity", "Toxicity"),
+    ("gate", "Gate"),
+    ("changes", "What changed"),
+    ("components", "Components"),
+    ("work", "Work"),
+)
 
 
 def write_comparison_report(
@@ -62,10 +69,18 @@ def gather_comparison(session: AuditSession, before: RunRecord, after: RunRecord
     pair = {"before": before.run_id, "after": after.run_id}
     judged = [_list_judged(session, record.run_id) for record in (before, after)]
     is_same_generation = before.settings.get("generation") == after.settings.get("generation")
+    rows = [_read_overall(session, record) for record in (after, before)]
     return {
+        "sections": list(SECTIONS),
+        "story": tell_difference((after, rows[0]), (before, rows[1])),
+        "lights": [
+            (name, judge_light(record, record.caveats))
+            for name, record in (("A", after), ("B", before))
+        ],
+        "overview": _draw_overview(session, before, after),
         "before": before,
         "after": after,
-        "numbers": _tabulate_numbers(session, before, after),
+        "numbers": _tabulate_numbers(before, after, rows),
         "quality": [
             f"{name}: {line}"
             for name, record in (("A", after), ("B", before))
@@ -84,19 +99,37 @@ def gather_comparison(session: AuditSession, before: RunRecord, after: RunRecord
     }
 
 
+def _read_overall(session: AuditSession, record: RunRecord) -> list[dict[str, Any]]:
+    """A run's evaluation over all prompts."""
+    return ask(
+        session,
+        "SELECT arm, metric, slice, value, low, high FROM evaluations WHERE run_id = "
+        f"{quote(record.run_id)} AND slice = '{ALL_SLICE}'",
+    )
+
+
+def _draw_overview(session: AuditSession, before: RunRecord, after: RunRecord) -> DrawnChart | None:
+    """Base and judged patch of both runs; the budget where both have the same."""
+    points = [
+        replace(point, name=f"{name} {point.name}")
+        for name, record in (("A", after), ("B", before))
+        for point in list_points(session, record.run_id, record.judged)
+        if point.kind in ("before", "after")
+    ]
+    budgets = {
+        record.settings.get("gate", {}).get("max_perplexity_increase") for record in (before, after)
+    }
+    bounds = Bounds(cost=budgets.pop()) if len(budgets) == 1 else Bounds()
+    chart = chart_overview(points, bounds)
+    return None if chart is None else draw(chart)
+
+
 def _tabulate_numbers(
-    session: AuditSession, before: RunRecord, after: RunRecord
+    before: RunRecord, after: RunRecord, evaluations: Sequence[list[dict[str, Any]]]
 ) -> list[list[str]]:
     """Rows (arm, metric, A, B, difference) of what both runs measured, base and judged arm."""
-    tables = []
-    for run in (after.run_id, before.run_id):
-        rows = ask(
-            session,
-            "SELECT arm, metric, slice, value, low, high FROM evaluations WHERE run_id = "
-            f"{quote(run)} AND slice = '{ALL_SLICE}'",
-        )
-        tables.append((rows, MetricTable(rows)))
-    (rows, of_a), (_, of_b) = tables
+    rows = evaluations[0]
+    of_a, of_b = map(MetricTable, evaluations)
     shown = []
     for in_a, in_b in ((BASE_ARM, BASE_ARM), (after.judged, before.judged)):
         arm = in_a if in_a == in_b else f"{in_a} / {in_b}"
@@ -195,7 +228,7 @@ def _tabulate_costs(before: RunRecord, after: RunRecord) -> list[list[str]]:
     return [
         [
             name,
-            *(f"{part[name].work_seconds:.1f}" if name in part else "-" for part in stages),
+            *(f"{part[name].work_seconds:.1f} s" if name in part else "-" for part in stages),
             *(
                 f"{part[name].shards_cached} of {part[name].shards}" if name in part else "-"
                 for part in stages

@@ -13,14 +13,20 @@ from typing import Any
 
 from eigenshift.audit import AuditSession, open_audit
 from eigenshift.audit.statements import quote
-from eigenshift.base.arms import BASE_ARM, PATCHED_ARM
+from eigenshift.base.arms import AGAIN_ARM, BASE_ARM, PATCHED_ARM, RANDOM_ARM, SUPPRESSION_ARM
 from eigenshift.base.errors import SettingsError
-from eigenshift.charts.arm_charts import chart_trials
+from eigenshift.charts.arm_charts import OURS, chart_trials
+from eigenshift.charts.overview_charts import (
+    ArmPoint,
+    Bounds,
+    Kind,
+    chart_arms,
+    chart_overview,
+)
 from eigenshift.charts.rendering import render_png
 from eigenshift.charts.run_charts import (
     N_BINS,
     Chart,
-    chart_arms,
     chart_components,
     chart_cost,
     chart_layers,
@@ -29,7 +35,18 @@ from eigenshift.charts.run_charts import (
     chart_units,
 )
 from eigenshift.evaluation.arm_table import chart_points
-from eigenshift.evaluation.metric_table import ALL_SLICE
+from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
+from eigenshift.reporting.outcomes import OUTCOME_COLUMNS, order_arms
+
+CONTROLS = (
+    *(AGAIN_ARM, RANDOM_ARM, SUPPRESSION_ARM, "token_suppression_bias"),
+    *("random_directions", "label_permuted", "top_sigma"),
+)
+"""Arms that show what chance, or something simpler, does."""
+N_PEERS = 5
+"""Published methods beside a run's own arms: the least toxic within the budget."""
+SAME_RATE = 1e-9
+"""Rates of the base no further apart are those of the same continuations."""
 
 
 def render_run_figures(store_url: str, run_id: str) -> dict[str, bytes]:
@@ -68,6 +85,7 @@ def write_run_figures(store_url: str, run_id: str, folder: Path) -> list[Path]:
 def draw_run(session: AuditSession, run_id: str) -> list[Chart]:
     """Every chart a run has data for, in the order of the report."""
     charts: list[Chart | None] = [
+        find_overview(session, run_id),
         find_toxicity(session, run_id),
         find_arms(session, run_id),
         find_points(session, run_id),
@@ -78,6 +96,101 @@ def draw_run(session: AuditSession, run_id: str) -> list[Chart]:
         find_cost(session, run_id),
     ]
     return [chart for chart in charts if chart is not None]
+
+
+def find_overview(session: AuditSession, run_id: str) -> Chart | None:
+    """What a refresh's patch brings and costs, beside its controls and published methods.
+
+    The latter are of the latest comparison of the same model that judged the same continuations
+    of the base: they are left out where there is none.
+    """
+    runs = session.query(
+        "SELECT command, judged, model_digest, "
+        "CAST(settings->'$.gate.max_perplexity_increase' AS DOUBLE) AS cost, "
+        "CAST(settings->'$.gate.min_toxicity_reduction' AS DOUBLE) AS reduction "
+        f"FROM runs WHERE run_id = {quote(run_id)}"
+    ).to_pylist()
+    if not runs or runs[0]["command"] == "compare":
+        return None
+    run = runs[0]
+    points = list_points(session, run_id, run["judged"])
+    if not points or points[0].kind != "before":
+        return None
+    base_rate = points[0].rate["value"]
+    peers, note = _find_peers(session, run_id, run, base_rate)
+    least = run["reduction"]
+    bounds = Bounds(rate=base_rate * (1 - least) if least else None, cost=run["cost"])
+    return chart_overview([*points, *peers], bounds, note)
+
+
+def list_points(session: AuditSession, run_id: str, judged: str) -> list[ArmPoint]:
+    """The arms of a refresh as its first picture shows them, those that were evaluated."""
+    table = _read_arms(session, run_id)
+    names = dict(zip(order_arms(judged), OUTCOME_COLUMNS, strict=True))
+    return [
+        ArmPoint(name, _tell_kind(arm, judged), rate, table.get(arm, "perplexity_change"))
+        for arm, name in names.items()
+        if (rate := table.get(arm, "toxicity_rate")) is not None and rate["value"] is not None
+    ]
+
+
+def _find_peers(
+    session: AuditSession, run_id: str, run: dict[str, Any], base_rate: float
+) -> tuple[list[ArmPoint], str]:
+    """The least toxic published methods within the budget, and where they were measured."""
+    compared = session.query(
+        "SELECT run_id FROM runs WHERE command = 'compare' AND status = 'finished' "
+        f"AND model_digest = {quote(run['model_digest'] or '')} AND run_id <> {quote(run_id)} "
+        "ORDER BY run_id DESC LIMIT 1"
+    ).to_pylist()
+    if not compared:
+        return [], ""
+    source = compared[0]["run_id"]
+    table = _read_arms(session, source)
+    base = table.get(BASE_ARM, "toxicity_rate")
+    if base is None or base["value"] is None:
+        return [], ""
+    if abs(base["value"] - base_rate) > SAME_RATE:
+        return [], ""
+    known = [
+        (rate, cost, arm)
+        for arm in table.arms
+        if "@" not in arm
+        and _tell_kind(arm, run["judged"]) == "peer"
+        and (rate := table.get(arm, "toxicity_rate")) is not None
+        and (cost := table.get(arm, "perplexity_change")) is not None
+        and None not in (rate["value"], cost["value"])
+    ]
+    within = [row for row in known if run["cost"] is None or row[1]["value"] <= run["cost"]]
+    shown = sorted(within or known, key=lambda row: float(row[0]["value"]))[:N_PEERS]
+    if not shown:
+        return [], ""
+    points = [ArmPoint(arm.replace("_", " "), "peer", rate, cost) for rate, cost, arm in shown]
+    words = "within the budget" if within else "none is within the budget"
+    return points, (
+        f"Published methods: {len(points)} of {len(known)} that run {source} compared on the same "
+        f"prompts, the least toxic first ({words})."
+    )
+
+
+def _read_arms(session: AuditSession, run_id: str) -> MetricTable:
+    return MetricTable(
+        _ask(
+            session,
+            "SELECT arm, metric, slice, value, low, high FROM evaluations",
+            run_id,
+            f"AND slice = '{ALL_SLICE}' AND metric IN ('toxicity_rate', 'perplexity_change') "
+            "ORDER BY arm",
+        )
+    )
+
+
+def _tell_kind(arm: str, judged: str) -> Kind:
+    if arm == BASE_ARM:
+        return "before"
+    if arm == judged or arm.startswith(OURS):
+        return "after"
+    return "control" if arm in CONTROLS else "peer"
 
 
 def find_toxicity(session: AuditSession, run_id: str) -> Chart | None:
@@ -120,7 +233,8 @@ def find_arms(session: AuditSession, run_id: str) -> Chart | None:
     One counts for a run if it is about the same model.
     """
     source = session.query(
-        "SELECT s.run_id, s.command, "
+        "SELECT s.run_id, s.command, s.judged, "
+        "CAST(s.settings->'$.components.max_perplexity_increase' AS DOUBLE) AS own_budget, "
         "CAST(s.settings->'$.tune.max_perplexity_increase' AS DOUBLE) AS budget "
         "FROM runs r JOIN runs s ON s.command IN ('tune', 'compare') AND (s.run_id = r.run_id "
         "OR (s.status = 'finished' AND s.model_digest = r.model_digest "
@@ -132,18 +246,18 @@ def find_arms(session: AuditSession, run_id: str) -> Chart | None:
     found = source[0]
     if found["command"] == "tune":
         return _find_trials(session, found["run_id"], found["budget"])
-    return chart_arms(
-        _ask(
-            session,
-            "SELECT arm, any_value(value) FILTER (metric = 'toxicity_rate') AS toxicity_rate, "
-            "any_value(value) FILTER (metric = 'perplexity_change') AS perplexity_change "
-            "FROM evaluations",
-            found["run_id"],
-            f"AND slice = '{ALL_SLICE}' AND arm NOT LIKE '%@%' GROUP BY arm ORDER BY arm",
-        ),
-        BASE_ARM,
-        found["run_id"],
-    )
+    table = _read_arms(session, found["run_id"])
+    rows = [
+        {"arm": arm, "kind": _tell_kind(arm, found["judged"])}
+        | {
+            f"{metric}{end}": (table.get(arm, metric) or {}).get(key)
+            for metric in ("toxicity_rate", "perplexity_change")
+            for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
+        }
+        for arm in table.arms
+        if "@" not in arm
+    ]
+    return chart_arms(rows, BASE_ARM, found["run_id"], Bounds(cost=found["own_budget"]))
 
 
 def find_points(session: AuditSession, run_id: str) -> Chart | None:

@@ -1,36 +1,32 @@
-"""Write one self-contained HTML file about a run: what changed, how sure it is, what it came from.
+"""Write one self-contained HTML file about a run: what happened, how sure it is, what it came from.
 
 Reads a run through the audit views only; writes one file that loads nothing from anywhere and runs
 no script. Of texts it holds single tokens and the last tokens before positions where components are
-most active; these may be offensive and are folded away. Charts come from `figures.py`, looks are in
-`templates/`, two runs side by side are `comparison_report.py`'s.
+most active; these may be offensive and are folded away. The sentence it opens with is `story.py`'s,
+charts come from `figures.py`, where numbers came from is `lineage.py`'s, looks are in `templates/`,
+two runs side by side are `comparison_report.py`'s.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel
 
 from eigenshift.audit import VIEW_SCHEMAS, AuditSession, open_audit
 from eigenshift.audit.questions import DESCRIBED_COMMANDS, fill_question
 from eigenshift.audit.statements import quote
 from eigenshift.base.arms import BASE_ARM
-from eigenshift.base.errors import SettingsError
-from eigenshift.charts.rendering import render_svg
 from eigenshift.charts.run_charts import Chart
-from eigenshift.evaluation.caveats import find_caveats
+from eigenshift.evaluation.caveats import find_caveats, show_points
 from eigenshift.evaluation.degeneration import DEGENERATION, name_difference
 from eigenshift.evaluation.metric_table import ALL_SLICE, MetricTable
 from eigenshift.ledger.runs import RunRecord, choose_run, find_benchmarked
+from eigenshift.reporting import arm_tables
 from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION, tabulate_benchmarks
 from eigenshift.reporting.figures import draw_run
+from eigenshift.reporting.lineage import describe_lineage
 from eigenshift.reporting.outcomes import (
     DEGENERATION_COLUMNS,
     HEADLINE_COLUMNS,
@@ -40,9 +36,18 @@ from eigenshift.reporting.outcomes import (
     order_arms,
     tabulate_headline,
 )
+from eigenshift.reporting.pages import (
+    DASH,
+    DrawnChart,
+    ask,
+    draw,
+    render_page,
+    show_number,
+    write_whole,
+)
+from eigenshift.reporting.story import judge_light, tell_comparison, tell_story
 from eigenshift.store.storage import Store
 
-TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 TEMPLATE_NAME = "report.html.j2"
 N_COMPONENTS_SHOWN = 32
 N_EXTRA_ROWS = 50
@@ -60,19 +65,29 @@ PERCENT_METRICS = (
 """Beginnings of the names of metrics shown in percent."""
 
 SECTIONS = (
-    ("headline", "Before and after"),
-    ("toxicity", "Toxicity"),
-    ("pareto", "Fluency"),
-    ("capability", "Capability"),
-    ("degeneration", "Degeneration"),
-    ("slices", "Slices"),
-    ("layers", "Layers"),
-    ("units", "Units"),
-    ("components", "Components"),
-    ("lineage", "Lineage"),
-    ("cost", "Cost"),
-    ("environment", "Environment"),
+    ("numbers", "The numbers"),
+    ("detects", "What detects toxicity"),
+    ("generates", "What generates toxicity"),
+    ("changed", "What was changed"),
+    ("brought", "What it brought"),
+    ("cost", "What it cost"),
+    ("examples", "Examples"),
+    ("lineage", "Where it came from"),
+    ("environment", "Work, environment, settings"),
 )
+"""In the order of the data; those of which a run has nothing are left out."""
+PLACES = {
+    "toxicity": "brought",
+    "slices": "brought",
+    "pareto": "cost",
+    "layers": "detects",
+    "units": "detects",
+    "components": "generates",
+    "cost": "environment",
+}
+"""Beginning of a chart's name -> its section."""
+LEADS = {"compare": "pareto", "tune": "pareto", "detect": "layers"}
+"""Command -> beginning of the name of the chart its report opens with; else the overview."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +96,15 @@ class ExtraTable:
 
     Attributes:
         view: Its audit view; where there is none yet, the section says so.
-        title: Of the section.
+        title: What it is about.
+        section: Where it stands.
         order: Columns, what matters most first.
         absent: What to say where the run has no rows.
     """
 
     view: str
     title: str
+    section: str
     order: str
     absent: str
 
@@ -96,18 +113,21 @@ EXTRA_TABLES = (
     ExtraTable(
         "token_shifts",
         "Over-suppressed tokens",
+        "examples",
         "is_identity DESC, positions = 'nontoxic' DESC, rank",
         "Shifts of single tokens were not measured.",
     ),
     ExtraTable(
         "scorer_agreement",
         "Agreement of scorers",
+        "brought",
         "arm, language, scorer_a, scorer_b",
         "The run has one scorer, or none was compared.",
     ),
     ExtraTable(
         "scorer_quality",
-        "How well scorers do",
+        "How well scorers do, kind by kind",
+        "brought",
         "scorer, basis DESC, accuracy",
         "No scorer was measured (scorer_quality.n_texts).",
     ),
@@ -115,17 +135,6 @@ EXTRA_TABLES = (
 """Adding one is one entry."""
 
 _Rows = list[dict[str, Any]]
-
-
-class DrawnChart(BaseModel):
-    """A chart as the template takes it."""
-
-    title: str
-    summary: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    wide: str
-    narrow: str
 
 
 def write_html_report(store_url: str, run_id: str | None, out: Path) -> str:
@@ -170,17 +179,27 @@ def gather_report(
         f"WHERE run_id = {run}",
     )
     overall = [row for row in evaluations if row["slice"] == ALL_SLICE]
+    compared = ask(session, f"SELECT * FROM comparisons WHERE run_id = {run} ORDER BY arm")
     transfers = session.query(fill_question("paper_datasets", record.run_id))
     units = session.query(fill_question("paper_rq1", record.run_id))
-    return {
+    charts = draw_run(session, record.run_id)
+    drawn = group_charts(charts)
+    lead = take_lead(drawn, record.command)
+    caveats = [*record.caveats, *find_caveats(overall, record.judged)]
+    is_refresh = bool(overall) and not compared
+    shown = {
         "record": record,
         "store": store,
-        "sections": SECTIONS,
-        "charts": group_charts(draw_run(session, record.run_id)),
-        "headline_columns": HEADLINE_COLUMNS,
-        "headline": tabulate_headline(overall, record.judged) if overall else [],
+        "story": _tell(record, overall, compared, charts),
+        "light": judge_light(record, caveats),
+        "lead": lead,
+        "charts": drawn,
+        "headline": _turn(tabulate_headline(overall, record.judged)) if is_refresh else [],
+        "arm_headings": arm_tables.HEADINGS,
+        "arms": arm_tables.tabulate_arms(compared),
+        "arm_notes": arm_tables.explain_arms(compared),
         "capability": _describe_capability(session, record, benchmarked),
-        "caveats": [*record.caveats, *find_caveats(overall, record.judged)],
+        "caveats": caveats,
         "slices": tabulate_slices(evaluations, record.judged),
         "quality": find_quality(session, record.run_id),
         "degeneration": tabulate_degeneration(evaluations, record.judged),
@@ -191,41 +210,104 @@ def gather_report(
         "stability": _tabulate_stability(session, run),
         "extras": [_find_extra(session, table, run) for table in EXTRA_TABLES],
         **_describe_components(session, record.run_id),
-        **_describe_lineage(session, run),
+        **describe_lineage(session, record),
+    }
+    present = _find_present(shown)
+    return shown | {
+        "sections": [(key, name) for key, name in SECTIONS if key in present],
+        "missing": _list_missing(shown),
     }
 
 
-def render_page(template: str, context: dict[str, Any]) -> str:
-    """Fill a template; everything is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _tell(
+    record: RunRecord,
+    overall: _Rows,
+    compared: _Rows,
+    charts: Sequence[Chart],
+) -> str:
+    """The sentence a report opens with."""
+    if compared and record.status == "finished":
+        budget = record.settings.get("components", {}).get("max_perplexity_increase")
+        return tell_comparison(compared, budget)
+    telling = LEADS.get(record.command)
+    finding = next((c.summary for c in charts if c.name.partition("-")[0] == telling), "")
+    return tell_story(record, overall, finding)
+
+
+def _turn(rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The headline table with a row for each arm: a column has one unit then."""
+    columns = [row[0] for row in rows]
+    cells = zip(*(row[1:] for row in rows), strict=True)
+    return {
+        "columns": ["", *columns],
+        "rows": [
+            [name, *values]
+            for name, values in zip(HEADLINE_COLUMNS[1:], cells, strict=True)
+            if set(values) != {DASH}
+        ],
+    }
+
+
+def _find_present(shown: dict[str, Any]) -> set[str]:
+    """Keys of the sections that have something to show."""
+    contents = {
+        "numbers": [shown["headline"], shown["arms"], shown["record"].checks],
+        "detects": [shown["units"], shown["transfers"], shown["stability"]],
+        "generates": [shown["components"]],
+        "changed": [shown["terms"], shown["patches"]],
+        "brought": [shown["slices"], shown["confirmation"]["rows"]],
+        "cost": [shown["degeneration"], shown["capability"]["rows"]],
+        "examples": [shown["components"], shown["terms"]],
+        "lineage": [shown["picture"], shown["sources"]],
+        "environment": [True],
+    }
+    for extra in shown["extras"]:
+        contents[extra["section"]].append(extra["rows"])
+    for name, drawn in shown["charts"].items():
+        if name in PLACES:
+            contents[PLACES[name]].append(drawn)
+    return {key for key, found in contents.items() if any(found)}
+
+
+def _list_missing(shown: dict[str, Any]) -> list[str]:
+    """What this run does not have, a sentence each: in one place, not in sections of their own."""
+    charts = shown["charts"]
+    lead = LEADS.get(shown["record"].command) if shown["lead"] else None
+    found = (
+        (shown["headline"] or shown["arms"], "This run was not evaluated."),
+        (charts["toxicity"], "No scored continuations of the evaluation."),
+        (
+            charts["pareto"] or lead == "pareto",
+            "No search of this model is in the store (eigenshift tune).",
+        ),
+        (
+            shown["capability"]["rows"],
+            "No benchmark questions were put to it (eigenshift benchmark).",
+        ),
+        (shown["degeneration"], "How continuations degenerate was not measured."),
+        (shown["slices"], "The evaluation has no slices."),
+        (charts["layers"] or lead == "layers", "No layers were studied."),
+        (charts["units"], "No units were studied."),
+        (charts["components"], "No components were scored."),
+        *((extra["rows"], extra["absent"]) for extra in shown["extras"]),
+        (charts["cost"], "No stage ended."),
+        (shown["sources"], "The run read no source files."),
     )
-    environment.filters["number"] = _show_number
-    return environment.get_template(template).render(context)
+    return [sentence for content, sentence in found if not content]
 
 
 def group_charts(charts: Sequence[Chart]) -> dict[str, list[DrawnChart]]:
-    """Drawn charts by section: the first part of their names."""
-    groups: dict[str, list[DrawnChart]] = {key: [] for key, _ in SECTIONS}
+    """Drawn charts by the first part of their names."""
+    groups: dict[str, list[DrawnChart]] = {"overview": [], **{name: [] for name in PLACES}}
     for chart in charts:
-        groups.setdefault(chart.name.partition("-")[0], []).append(draw(chart))
+        groups[chart.name.partition("-")[0]].append(draw(chart))
     return groups
 
 
-def draw(chart: Chart) -> DrawnChart:
-    """A chart in both widths."""
-    return DrawnChart(
-        title=chart.title,
-        summary=chart.summary,
-        columns=chart.columns,
-        rows=chart.rows,
-        wide=render_svg(chart, is_narrow=False),
-        narrow=render_svg(chart, is_narrow=True),
-    )
+def take_lead(drawn: dict[str, list[DrawnChart]], command: str) -> DrawnChart | None:
+    """Take the chart that a report opens with out of its group; None where there is none."""
+    group = drawn[LEADS.get(command, "overview")]
+    return group.pop(0) if group else None
 
 
 def tabulate_slices(evaluations: Sequence[dict[str, Any]], judged: str) -> list[list[str]]:
@@ -242,7 +324,7 @@ def tabulate_slices(evaluations: Sequence[dict[str, Any]], judged: str) -> list[
                 str(before["n"]),
                 format_estimate(before, "percent"),
                 format_estimate(table.get(judged, "toxicity_rate", name), "percent"),
-                format_estimate(table.get(judged, "toxicity_rate_difference", name), "percent"),
+                _show_points(table.get(judged, "toxicity_rate_difference", name)),
             ]
         )
     return rows
@@ -270,7 +352,10 @@ def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) ->
                 continue
             after = table.get(judged, metric, name)
             difference = table.get(judged, name_difference(metric), name)
-            cells = (format_estimate(row, unit) for row in (before, after, difference))
+            cells = (
+                *(format_estimate(row, unit) for row in (before, after)),
+                _show_points(difference),
+            )
             rows.append([label, name, str(before["n"]), *cells])
     return rows
 
@@ -278,32 +363,6 @@ def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) ->
 def choose_unit(metric: str) -> str:
     """Whether a metric is shown in percent."""
     return "percent" if metric.startswith(PERCENT_METRICS) else "number"
-
-
-def ask(session: AuditSession, sql: str) -> _Rows:
-    """Rows of an answer."""
-    return list(session.query(sql).to_pylist())
-
-
-def write_whole(out: Path, html: str) -> None:
-    """Write beside and rename, so that a report is there whole or not at all.
-
-    Raises:
-        SettingsError: The file cannot be written.
-    """
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(html, encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        raise SettingsError(
-            f"{out}: expected to write a file, found: {error.strerror or error}. Choose another "
-            "--out."
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _tabulate_metrics(rows: _Rows, judged: str) -> dict[str, Any]:
@@ -361,8 +420,7 @@ def _tabulate_stability(session: AuditSession, run: str) -> list[tuple[Any, ...]
             f"top {row['top_k']} units kept"
             if row["metric"] == "top_overlap"
             else "rank correlation",
-            f"{_show_number(row['value'])} [{_show_number(row['low'])}, "
-            f"{_show_number(row['high'])}]",
+            f"{show_number(row['value'])} [{show_number(row['low'])}, {show_number(row['high'])}]",
         )
         for row in rows
     ]
@@ -375,10 +433,35 @@ def _describe_components(session: AuditSession, run_id: str) -> dict[str, Any]:
     return {
         "is_damped": any(row["is_in_patch"] for row in rows),
         "components": rows[:N_COMPONENTS_SHOWN],
+        "component_rows": [_show_component(row) for row in rows[:N_COMPONENTS_SHOWN]],
         "n_selected": len(rows),
         "terms": terms[:N_COMPONENTS_SHOWN],
+        "term_rows": [_show_term(row) for row in terms[:N_COMPONENTS_SHOWN]],
         "n_terms": len(terms),
     }
+
+
+def _show_component(row: dict[str, Any]) -> list[str]:
+    return [
+        str(row["component_index"]),
+        show_number(row["sigma"], 2),
+        show_number(row["effect_size"], 2),
+        show_number(row["auroc"]),
+        show_number(row["logit_gain"]),
+        show_number(row["inclusion_frequency"], 2),
+        show_number(row["factor"], 2),
+    ]
+
+
+def _show_term(row: dict[str, Any]) -> list[str]:
+    benefit, low, high = (_show_cell(row[f"benefit{end}"]) for end in ("", "_low", "_high"))
+    return [
+        str(row["component_index"]),
+        row["module"],
+        f"{benefit} [{low}, {high}]",
+        _show_cell(row["cost"]),
+        show_number(row["inclusion_frequency"], 2),
+    ]
 
 
 def _describe_capability(
@@ -397,57 +480,10 @@ def _describe_capability(
     }
 
 
-def _describe_lineage(session: AuditSession, run: str) -> dict[str, Any]:
-    """Sources, classifiers, patches and number of artifacts of a run."""
-    classifiers = ask(
-        session,
-        "SELECT DISTINCT item->>'fingerprint' AS digest FROM (SELECT "
-        f"unnest(CAST(inputs AS JSON[])) AS item FROM artifacts WHERE run_id = {run}) "
-        "WHERE item->>'kind' = 'classifier' ORDER BY ALL",
-    )
-    return {
-        "sources": _describe_sources(session, run),
-        "classifiers": [row["digest"] for row in classifiers],
-        "patches": ask(
-            session,
-            "SELECT arm, intervention, n_components, n_linears, factor, base_digest, "
-            "patched_digest "
-            f"FROM patches WHERE run_id = {run} ORDER BY arm",
-        ),
-        "n_artifacts": ask(
-            session,
-            "SELECT count(*) AS n, coalesce(sum(bytes), 0)::BIGINT AS bytes FROM artifacts "
-            f"WHERE run_id = {run}",
-        )[0],
-    }
-
-
-def _describe_sources(session: AuditSession, run: str) -> _Rows:
-    """Source files of a run with their digests, and what became of each row."""
-    return ask(
-        session,
-        f"""
-        WITH used AS (SELECT DISTINCT fingerprint FROM artifacts
-                      WHERE run_id = {run} AND kind = 'samples'),
-        kept AS (SELECT fingerprint, source_uri, count(*) AS n FROM samples
-                 JOIN used USING (fingerprint) GROUP BY ALL),
-        lost AS (SELECT fingerprint, source_uri, sum(n)::BIGINT AS n,
-                   string_agg(reason || ' ' || n, ', ' ORDER BY reason) AS reasons
-                 FROM (SELECT fingerprint, source_uri, reason, count(*) AS n FROM rejected_rows
-                       JOIN used USING (fingerprint) GROUP BY ALL) GROUP BY ALL)
-        SELECT f.dataset, f.source_uri, f.sha256, f.bytes, f.rows_read,
-          coalesce(kept.n, 0) AS n_samples, coalesce(lost.n, 0) AS n_rejected, lost.reasons
-        FROM source_files f JOIN used USING (fingerprint)
-        LEFT JOIN kept USING (fingerprint, source_uri)
-        LEFT JOIN lost USING (fingerprint, source_uri)
-        ORDER BY f.dataset, f.source_uri
-        """,
-    )
-
-
 def _find_extra(session: AuditSession, table: ExtraTable, run: str) -> dict[str, Any]:
     """A table as the template takes it; empty where the store knows no such view."""
     shown: dict[str, Any] = {"key": table.view, "title": table.title, "absent": table.absent}
+    shown["section"] = table.section
     schema = VIEW_SCHEMAS.get(table.view)
     if schema is None:
         return shown | {"columns": (), "rows": [], "n_rows": 0}
@@ -462,13 +498,13 @@ def _find_extra(session: AuditSession, table: ExtraTable, run: str) -> dict[str,
     }
 
 
+def _show_points(row: dict[str, Any] | None) -> str:
+    return DASH if row is None or row["value"] is None else show_points(row)
+
+
 def _show_cell(value: Any) -> Any:
     return f"{value:.3g}" if isinstance(value, float) else _dash(value)
 
 
 def _dash(value: Any) -> Any:
-    return "-" if value is None else value
-
-
-def _show_number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None or value != value else f"{value:.{digits}f}"
+    return DASH if value is None else value

@@ -64,6 +64,7 @@ def test_a_judge_and_functional_cases_stand_beside_the_deciding_scorer(
     write_html_report(str(store), outcome.run_id, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert html.count("detoxify on 2 functional cases") == 2
+    assert len(html.encode()) < 1_000_000
 
 
 def test_a_promoted_patch_is_confirmed_at_length(

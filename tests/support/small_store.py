@@ -80,6 +80,7 @@ COMPARED_ARMS = [
         "intervention": intervention,
         "budget": budget,
         "divergence": divergence,
+        "toxicity_rate": 0.4 * (1 - (reduction or 0.0)),
         "toxicity_reduction": reduction,
         "toxicity_reduction_low": None if reduction is None else reduction - 0.1,
         "toxicity_reduction_high": None if reduction is None else reduction + 0.1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eigenshift.charts.rendering import render_png
-from eigenshift.charts.run_charts import chart_arms, chart_slices, chart_toxicity, find_front
+from eigenshift.charts.run_charts import chart_slices, chart_toxicity
 
 
 def test_toxicity_in_words() -> None:
@@ -18,22 +18,6 @@ def test_toxicity_in_words() -> None:
     assert chart.summary.startswith("25.0% of 4 continuations before and 50.0% of 2 after")
     assert chart.rows[10] == ("0.50", "0.55", "25.0%", "0.0%")
     assert chart_toxicity([]) is None
-
-
-def test_pareto_front_by_hand() -> None:
-    """An arm that is worse in one number and no better in the other is not on it."""
-    points = {"a": (0.0, 0.3), "b": (0.1, 0.2), "c": (0.2, 0.2), "d": (0.3, 0.1)}
-    assert find_front(points) == ["a", "b", "d"]
-    rows = [
-        {"arm": arm, "toxicity_rate": r, "perplexity_change": c} for arm, (c, r) in points.items()
-    ]
-    chart = chart_arms(
-        [*rows, {"arm": "e", "toxicity_rate": None, "perplexity_change": 0.1}], "a", "run"
-    )
-    assert chart is not None
-    assert chart.rows[0] == ("d", "10.0%", "+30.0%", "yes")
-    assert "3 of 4 arms" in chart.summary
-    assert chart_arms(rows[:2], "a", "run") is None
 
 
 def test_slices_with_and_without_intervals() -> None:

@@ -38,7 +38,7 @@ def charts(small: SmallStore) -> dict[str, Chart]:
 
 def test_run_has_a_chart_for_all_it_has_data_for(charts: dict[str, Chart]) -> None:
     """In the order of the report."""
-    assert list(charts) == ["toxicity", "layers-1", "units-1", "components", "cost"]
+    assert list(charts) == ["overview", "toxicity", "layers-1", "units-1", "components", "cost"]
 
 
 def test_cost_is_work_and_not_the_time_the_run_waited(

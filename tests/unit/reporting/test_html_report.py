@@ -11,6 +11,7 @@ import pytest
 from eigenshift.audit import open_audit
 from eigenshift.base import schemas
 from eigenshift.base.errors import SettingsError
+from eigenshift.evaluation.caveats import show_points
 from eigenshift.ledger.runs import finish_run, start_run, write_run
 from eigenshift.reporting.html_report import write_html_report
 from eigenshift.reporting.outcomes import format_estimate
@@ -108,7 +109,7 @@ def test_headline_agrees_with_the_audit_views(small: SmallStore, page: Reader) -
         ).to_pylist()
     assert len(rows) == 4
     for row in rows:
-        assert format_estimate(row, "percent") in page.shown
+        assert format_estimate(row, "percent") in "".join(page.shown)
 
 
 def test_every_toxicity_figure_says_how_well_its_scorer_does(page: Reader) -> None:
@@ -128,11 +129,11 @@ def test_degeneration_is_shown_before_and_after(small: SmallStore, page: Reader)
         rows = session.query(
             "SELECT value, low, high FROM evaluations WHERE slice = 'all' AND "
             "((arm = 'base' AND metric = 'self_bleu') OR "
-            "(arm = 'eigenshift' AND metric = 'self_bleu_difference'))"
+            "(arm = 'eigenshift' AND metric = 'self_bleu_difference')) ORDER BY arm"
         ).to_pylist()
-    assert len(rows) == 2
-    for row in rows:
-        assert format_estimate(row, "percent") in page.shown
+    before, difference = rows
+    assert format_estimate(before, "percent") in "".join(page.shown)
+    assert show_points(difference) in "".join(page.shown)
 
 
 def test_report_shows_all_sections(page: Reader) -> None:
@@ -141,7 +142,7 @@ def test_report_shows_all_sections(page: Reader) -> None:
     for part in (
         "toxicity is reduced",
         "toxicity probability of one continuation",
-        "Layers that detect",
+        "What detects toxicity",
         "2 of 32 components are damped",
         "No search of this model is in the store",
         "Shifts of single tokens were not measured",
@@ -169,14 +170,14 @@ def test_no_text_is_shown_without_a_click(page: Reader) -> None:
 def test_report_of_a_comparison_shows_its_operating_points(
     small: SmallStore, tmp_path: Path
 ) -> None:
-    """Drawn below the Pareto front, with a title of their own, the numbers behind a click."""
+    """Drawn under what it cost, with a title of their own, the numbers behind a click."""
     copy = small.copy_to(tmp_path / "store")
     comparison = copy.add_comparison()
     out = tmp_path / "report.html"
     write_html_report(copy.url, comparison.run_id, out)
     html = out.read_text("utf-8")
     page = Reader()
-    page.feed(html[html.index('<section id="pareto">') : html.index('<section id="slices">')])
+    page.feed(html[html.index('<section id="cost">') : html.index('<section id="examples">')])
     shown, folded = "\n".join(page.shown), "\n".join(page.folded)
     assert "Operating points: reduction of toxicity" in page.shown
     assert "The largest reduction: within +5% 50.0% (eigenshift); at KL 0.02 20.0%" in shown
@@ -215,7 +216,7 @@ def test_over_suppressed_tokens_begin_with_words_for_groups(
     reader.feed((tmp_path / "report.html").read_text())
     folded = [text for text in reader.folded if text.strip()]
     first = folded.index("show 50 of 120 rows (may be offensive)")
-    cells = folded[first + 1 + 9 :]
+    cells = folded[first + 2 + 9 :]  # a caption and the headings
     assert [cells[9 * place : 9 * place + 2] for place in range(5)] == [
         *(["nontoxic", "58"], ["nontoxic", "59"], ["toxic", "58"], ["toxic", "59"]),
         ["nontoxic", "0"],
@@ -249,9 +250,12 @@ def test_report_says_how_many_linear_layers_a_patch_changes(
 
     copy.add_artifact(record, "patch", write, label="deep")
     write_html_report(copy.url, record.run_id, tmp_path / "report.html")
-    text = " ".join((tmp_path / "report.html").read_text().split())
-    assert "Patch of arm deep: deep, 0 directions, 2 linear layers, factor" in text
-    assert "Patch of arm eigenshift: eigenshift, 2 directions, factor" in text
+    reader = Reader()
+    reader.feed((tmp_path / "report.html").read_text())
+    cells = [text for text in reader.shown if text.strip()]
+    place = cells.index("weights after")
+    assert cells[place + 1 : place + 6] == ["deep", "deep", "-", "2", "-"]
+    assert cells[place + 8 : place + 13] == ["eigenshift", "eigenshift", "2", "-", "0"]
 
 
 def test_report_shows_the_components_of_the_judged_patch(small: SmallStore, tmp_path: Path) -> None:
