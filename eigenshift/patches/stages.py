@@ -78,7 +78,7 @@ class FisherKey(Key):
 FIND_FISHER_COMPONENTS = Stage(
     name="find_fisher_components",
     kind="fisher_components",
-    version=4,
+    version=5,
     inputs=FisherInputs,
     key=FisherKey,
     files=(tables.FISHER_COMPONENTS, FISHER_EDIT_NAME),

@@ -9,6 +9,7 @@ table of its terms. Which intervention uses it is `interventions/fisher_componen
     toxic_gradients.py how the toxic tokens depend on the head's output
     head_study.py   of the head alone, in closed form on cached states
     deep_study.py   of every layer that writes into the residual stream, by backward passes
+    ridge.py        which ridge the metric needs, found on prompts that a step was not made from
     terms.py        each term of the result: what it brings, what it costs, what it says
     table.py        the stage's work
 """

@@ -20,14 +20,21 @@ import torch
 from torch import Tensor
 
 from eigenshift.components.budget_texts import BudgetTexts
-from eigenshift.components.calibration import read_predicted
+from eigenshift.components.calibration import MIN_PROBABILITY, read_predicted
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.cost import Cost, count_tokens_of_kind
 from eigenshift.patches.edits import LogitEdit, ModelEdit
 from eigenshift.patches.fisher.evidence import FisherEvidence
 from eigenshift.patches.fisher.rounds import Direction, Study
 from eigenshift.patches.fisher.toxic_gradients import differentiate_share, finish_logits
-from eigenshift.patches.fisher.whitening import Metric, Triples, compress, find_triples, solve_steps
+from eigenshift.patches.fisher.whitening import (
+    METRIC_RIDGE,
+    Metric,
+    Triples,
+    compress,
+    find_triples,
+    solve_steps,
+)
 
 POSITIONS_PER_BLOCK = 64
 MAX_LOGITS = 1 << 30
@@ -56,11 +63,26 @@ class _Positions:
 
 
 @dataclass(frozen=True)
-class _Metrics:
-    """What changes cost: of tokens' own rows, and of what enters the head."""
+class _Moments:
+    """Second moments on harmless text, of which metrics are made.
 
-    of_rows: Metric
-    of_entering: Metric
+    Attributes:
+        variances: Of each token's logit, shape (vocab,).
+        entering: Of the gradient by what enters the head, shape (hidden, hidden), float64.
+        inputs: Of what enters the head.
+    """
+
+    variances: Tensor
+    entering: Tensor
+    inputs: Tensor
+
+    def weigh_rows(self, ridge: float) -> Metric:
+        """What changes of tokens' own rows cost."""
+        return Metric.of(self.variances, self.inputs, ridge)
+
+    def weigh_entering(self, ridge: float) -> Metric:
+        """What changes of what enters the head cost."""
+        return Metric.of(self.entering, self.inputs, ridge)
 
 
 class HeadStudy(Study):
@@ -72,6 +94,10 @@ class HeadStudy(Study):
         n_terms: Rank of a step, and of what is shipped.
         tokens_per_batch: Budget of a forward pass; does not change the result.
         seed: Of the randomised decomposition of wide heads.
+
+    Attributes:
+        ridge: Of the metric, relative to mean diagonals; `ridge.py` finds the one that does best.
+        weights: Of the toxic positions, shape (position,); where they are 0, no step looks.
     """
 
     def __init__(
@@ -101,21 +127,26 @@ class HeadStudy(Study):
         self.prompts = evidence.toxic.prompts
         self._is_toxic = torch.zeros(len(self._weight), device=self._weight.device)
         self._is_toxic[toxic.token_ids] = 1.0
-        self._weights = toxic.weights[: len(self.toxic.states)].float()
+        self.weights = toxic.weights[: len(self.toxic.states)].float()
+        self.ridge = METRIC_RIDGE
         self._base_probabilities = self._sum_toxic_probabilities()
         self._base_losses = self._measure_losses(None)
         self._taken: LogitEdit | None = None
         states = self._metric.states.double()
         self._input_moment = states.T @ states / len(states)
-        self._base_metrics = self._find_metrics()
+        self._base_moments = self._find_moments()
 
     def find_triples(self) -> Triples:
         """The best rank-one changes of the head as it stands now: shared ones, then tokens' own."""
-        metrics = self._base_metrics if self._taken is None else self._find_metrics()
+        moments = self._base_moments if self._taken is None else self._find_moments()
         gradient, n_shared = self.find_gradient(), self._n_terms // 2
         entering = self._weight.T @ gradient
-        shared = find_triples(entering, metrics.of_entering, n_shared, self._seed)
-        own = find_triples(gradient, metrics.of_rows, self._n_terms - n_shared, self._seed)
+        shared = find_triples(
+            entering, moments.weigh_entering(self.ridge), n_shared, self._seed
+        )
+        own = find_triples(
+            gradient, moments.weigh_rows(self.ridge), self._n_terms - n_shared, self._seed
+        )
         spread = (self._weight @ shared.left.to(self._weight)).double()
         return Triples(
             torch.cat([shared.gain, own.gain]),
@@ -140,6 +171,20 @@ class HeadStudy(Study):
         rises = {kind: losses[kind] - base for kind, base in self._base_losses.items()}
         return Cost(rises, math.nan).largest_rise
 
+    def measure_share(self, edit: ModelEdit) -> float:
+        """What a further step leaves of the toxic tokens' probability, over all weights."""
+        assert edit.logits is not None  # noqa: S101 - its own
+        amounts, effects = self._project(self.toxic, edit.logits)
+        found = torch.cat(
+            [
+                self._finish(torch.addmm(self.toxic.logits[block], amounts[block], effects.T))[0]
+                @ self._is_toxic
+                for block in self.toxic.list_blocks()
+            ]
+        )
+        shares = self.weights / self._base_probabilities.clamp_min(MIN_PROBABILITY)
+        return float((shares * found).sum() / (shares * self._base_probabilities).sum())
+
     def take(self, edit: ModelEdit) -> None:
         """Change all cached logits as the step does."""
         assert edit.logits is not None  # noqa: S101 - its own
@@ -151,7 +196,7 @@ class HeadStudy(Study):
         taken = self._taken
         left, right = (torch.zeros(n, 0).double() for n in self._weight.shape)
         if taken is not None:
-            metric = self._base_metrics.of_rows
+            metric = self._base_moments.weigh_rows(self.ridge)
             factors = (taken.left.to(metric.of_inputs), taken.right.to(metric.of_inputs))
             left, right = compress(*factors, self._n_terms, metric)
             self._change(replace(taken, left=-taken.left))
@@ -163,7 +208,7 @@ class HeadStudy(Study):
         total = torch.zeros_like(self._weight)
         for block, gradients in self._iterate_gradients():
             total.addmm_(gradients.T, self.toxic.states[block])
-        return total.div_(self._weights.sum())
+        return total.div_(self.weights.sum())
 
     def find_contributions(self, left: Tensor, right: Tensor) -> Tensor:
         """What each toxic position contributes to the benefit along rank-one changes.
@@ -201,11 +246,6 @@ class HeadStudy(Study):
         fisher[first, second] = fisher[second, first] = total / len(amounts)
         return fisher
 
-    @property
-    def weights(self) -> Tensor:
-        """Of the toxic positions, shape (position,)."""
-        return self._weights
-
     def _iterate_gradients(self) -> Iterator[tuple[slice, Tensor]]:
         """Derivative of the benefit by the logits, a block of toxic positions at a time."""
         for block in self.toxic.list_blocks():
@@ -215,12 +255,12 @@ class HeadStudy(Study):
                     self._language_model.head,
                     self.toxic.logits[block],
                     self._is_toxic,
-                    self._weights[block],
+                    self.weights[block],
                     self._base_probabilities[block],
                 ),
             )
 
-    def _find_metrics(self) -> _Metrics:
+    def _find_moments(self) -> _Moments:
         """Of the head as it stands: the states are those of the base throughout."""
         variances, squares = torch.zeros(2, len(self._weight), device=self._weight.device)
         means = []
@@ -232,10 +272,7 @@ class HeadStudy(Study):
         of_means, n_positions = torch.cat(means).double(), len(self._metric.states)
         of_squares = self._weight.T @ (self._weight * squares[:, None])
         entering = (of_squares.double() - of_means.T @ of_means) / n_positions
-        return _Metrics(
-            Metric.of(variances / n_positions, self._input_moment),
-            Metric.of(entering, self._input_moment),
-        )
+        return _Moments(variances / n_positions, entering, self._input_moment)
 
     def _sum_toxic_probabilities(self) -> Tensor:
         return torch.cat(

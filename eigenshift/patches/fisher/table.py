@@ -15,6 +15,7 @@ from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.fisher.deep_study import DeepStudy
 from eigenshift.patches.fisher.evidence import FisherEvidence, gather_toxic_texts
 from eigenshift.patches.fisher.head_study import HeadStudy
+from eigenshift.patches.fisher.ridge import choose_ridge
 from eigenshift.patches.fisher.rounds import spend_budget
 from eigenshift.patches.fisher.terms import describe_terms
 from eigenshift.patches.stages import FISHER_EDIT_NAME, FisherInputs, FisherKey, FisherPlace
@@ -23,15 +24,31 @@ from eigenshift.stages.stage import Bench
 from eigenshift.store.artifact import Artifact
 from eigenshift.store.workspace import Workspace
 
-STUDIES: dict[FisherPlace, type[HeadStudy] | type[DeepStudy]] = {
-    FisherPlace.head: HeadStudy,
-    FisherPlace.deep: DeepStudy,
-}
-
 
 def open_fisher_edit(artifact: Artifact) -> ModelEdit:
     """Read the change of the model that an artifact of the stage holds."""
     return read_edit(load_file(artifact.fetch(FISHER_EDIT_NAME)))
+
+
+def _start_study(
+    language_model: LanguageModel, evidence: FisherEvidence, key: FisherKey, tokens_per_batch: int
+) -> HeadStudy | DeepStudy:
+    """Of what the key says, in the metric that does best at the head, where trying costs least."""
+    of_head = HeadStudy(
+        language_model, evidence, key.n_terms, tokens_per_batch=tokens_per_batch, seed=key.seed
+    )
+    ridge = choose_ridge(of_head, key.max_perplexity_increase, key.seed)
+    if key.place is FisherPlace.head:
+        return of_head
+    del of_head  # its logits are as large as those of the deep study's texts
+    return DeepStudy(
+        language_model,
+        evidence,
+        key.n_terms,
+        tokens_per_batch=tokens_per_batch,
+        seed=key.seed,
+        ridge=ridge,
+    )
 
 
 def find_fisher_components(
@@ -71,9 +88,7 @@ def find_fisher_components(
         metric_texts.limit(key.max_metric_tokens // len(metric_texts.by_kind)),
         budget_texts,
     )
-    study = STUDIES[key.place](
-        language_model, evidence, key.n_terms, tokens_per_batch=tokens_per_batch, seed=key.seed
-    )
+    study = _start_study(language_model, evidence, key, tokens_per_batch)
     edit = spend_budget(study, key.n_rounds, key.max_perplexity_increase)
     rows = describe_terms(
         language_model, study, edit, states, n_resamples=key.n_resamples, seed=key.seed
@@ -83,6 +98,7 @@ def find_fisher_components(
     workspace.facts = {
         "place": key.place.value,
         "n_components": len(rows),
+        "metric_ridge": study.ridge,
         "n_toxic": len(evidence.toxic.states.states),
         "n_toxic_tokens": len(evidence.toxic.states.token_ids),
         "n_metric_tokens": sum(map(len, evidence.metric_texts.sequences)),

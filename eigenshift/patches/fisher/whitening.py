@@ -19,7 +19,7 @@ from torch import Tensor
 from eigenshift.base.errors import ModelError
 
 METRIC_RIDGE = 0.01
-"""Added to A and G, relative to their mean diagonal."""
+"""Added to A and G, relative to their mean diagonal, where no larger one does better (`ridge.py`)."""
 DIAGONAL_RIDGE = 1.0
 """The same for a G of which the diagonal alone is known (docs/decisions/0052)."""
 STEP_RIDGE = 0.3
@@ -43,13 +43,16 @@ class Metric:
     of_inputs: Tensor
 
     @classmethod
-    def of(cls, outputs: Tensor, inputs: Tensor, place: str = "the head") -> Metric:
+    def of(
+        cls, outputs: Tensor, inputs: Tensor, ridge: float, place: str = "the head"
+    ) -> Metric:
         """Of second moments G and A, to which a ridge is added.
 
         Args:
             outputs: G, shape (out, out), or its diagonal, shape (out,), of as many tokens that all
                 directions of them cannot be kept.
             inputs: A, shape (in, in).
+            ridge: Relative to the mean diagonal; of a diagonal `DIAGONAL_RIDGE`.
             place: Which layer's, for messages.
 
         Raises:
@@ -62,7 +65,7 @@ class Metric:
                 "its states, or the precision is too low. Use model.dtype: float32, or an "
                 "intervention of the head alone (patch.intervention: eigenshift_fisher)."
             )
-        return cls(*(_find_root(moment) for moment in (outputs, inputs)))
+        return cls(*(_find_root(moment, ridge) for moment in (outputs, inputs)))
 
     def whiten(self, gradient: Tensor) -> Tensor:
         """G^-1/2 M A^-1/2, shape (out, in)."""
@@ -197,7 +200,7 @@ def list_groups(sizes: Sequence[int], most: int) -> list[list[int]]:
     return groups
 
 
-def _find_root(moment: Tensor) -> Tensor:
+def _find_root(moment: Tensor, relative_ridge: float) -> Tensor:
     """Cholesky factor with the ridge; where rounding leaves it indefinite, with a larger one.
 
     Of a diagonal, shape (n,), its root.
@@ -207,7 +210,8 @@ def _find_root(moment: Tensor) -> Tensor:
         ridge = DIAGONAL_RIDGE * wide.mean().clamp_min(torch.finfo(torch.float32).tiny)
         return (wide + ridge).sqrt()
     identity = torch.eye(len(wide)).to(wide)
-    ridge = METRIC_RIDGE * wide.diagonal().abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    smallest = torch.finfo(torch.float32).tiny
+    ridge = relative_ridge * wide.diagonal().abs().mean().clamp_min(smallest)
     root: Tensor
     root, failed = torch.linalg.cholesky_ex(wide + ridge * identity)
     while bool(failed):

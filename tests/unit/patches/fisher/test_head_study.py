@@ -115,13 +115,16 @@ def test_metrics_are_second_moments_over_all_labels(name: str) -> None:
         moments.append((covariance.diagonal(), weight.T @ covariance @ weight))
     variances, entering = (torch.stack(each).mean(0) for each in zip(*moments, strict=True))
     expected = (variances + DIAGONAL_RIDGE * variances.mean()).sqrt()
-    metrics = study._base_metrics
-    assert_near(metrics.of_rows.of_outputs, expected)
+    of_rows, of_entering = (
+        weigh(METRIC_RIDGE)
+        for weigh in (study._base_moments.weigh_rows, study._base_moments.weigh_entering)
+    )
+    assert_near(of_rows.of_outputs, expected)
     read = states.T @ states / len(states)
     for root, moment in (
-        (metrics.of_rows.of_inputs, read),
-        (metrics.of_entering.of_inputs, read),
-        (metrics.of_entering.of_outputs, entering),
+        (of_rows.of_inputs, read),
+        (of_entering.of_inputs, read),
+        (of_entering.of_outputs, entering),
     ):
         ridge = METRIC_RIDGE * moment.diagonal().mean() * torch.eye(len(moment)).double()
         assert_near(root @ root.T, moment + ridge)
@@ -325,3 +328,16 @@ def test_states_of_one_kind_do_not_crowd_out_another(monkeypatch: pytest.MonkeyP
     assert all(20 <= size <= 60 for size in sizes.values())
     assert math.isfinite(study.measure(make_step(bed, 1, 0.1)))
     assert np.isfinite(study.find_gradient().numpy()).all()
+
+
+@EVERY
+def test_what_is_left_of_the_toxic_tokens_is_measured_as_folded_models_do(name: str) -> None:
+    """Weighted mean of p' / p by float64 passes over whole texts, also after a step was taken."""
+    bed = make_bed(name)
+    study = study_head(bed)
+    first, second = make_step(bed, 0, 0.3), make_step(bed, 1, 0.3)
+    base = measure_benefit(bed, ModelEdit())
+    assert study.measure_share(first) == pytest.approx(measure_benefit(bed, first) / base, rel=1e-4)
+    study.take(first)
+    both = measure_benefit(bed, first.then(second)) / base
+    assert study.measure_share(second) == pytest.approx(both, rel=1e-4)

@@ -52,7 +52,7 @@ def moments() -> tuple[Array, Array]:
 @pytest.fixture
 def metric(moments: tuple[Array, Array]) -> Metric:
     """Of these."""
-    return Metric.of(*map(torch.from_numpy, moments))
+    return Metric.of(*map(torch.from_numpy, moments), METRIC_RIDGE)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -63,7 +63,7 @@ def test_moments_that_are_not_finite_are_refused(
     outputs, inputs = map(torch.from_numpy, moments)
     outputs[2, 3] = value
     with pytest.raises(ModelError, match="Fisher metric of layer 3: expected finite"):
-        Metric.of(outputs, inputs, "layer 3")
+        Metric.of(outputs, inputs, METRIC_RIDGE, "layer 3")
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_wide_matrix_is_decomposed_at_random_as_exactly(
     wide = factors[0] @ np.diag(np.geomspace(10, 0.1, 20)) @ factors[1].T
     matrix = torch.from_numpy(wide + 1e-6 * generator.normal(size=wide.shape))
     outputs, inputs = (torch.from_numpy(make_moment(n, n)) for n in wide.shape)
-    metric = Metric.of(outputs.diagonal() if is_diagonal else outputs, inputs)
+    metric = Metric.of(outputs.diagonal() if is_diagonal else outputs, inputs, METRIC_RIDGE)
     exact = find_triples(matrix, metric, 8)
     monkeypatch.setattr(whitening, "MAX_EXACT", 64)
     drawn = find_triples(matrix, metric, 8, seed=3)
@@ -148,9 +148,9 @@ def test_a_diagonal_is_a_matrix_with_a_ridge_of_its_own(
 ) -> None:
     """Given as a diagonal, or as the matrix with the larger ridge in it: the same throughout."""
     diagonal, inputs = torch.from_numpy(np.diag(moments[0]).copy()), torch.from_numpy(moments[1])
-    short = Metric.of(diagonal, inputs)
+    short = Metric.of(diagonal, inputs, METRIC_RIDGE)
     more = (DIAGONAL_RIDGE - METRIC_RIDGE) / (1 + METRIC_RIDGE) * diagonal.mean()
-    whole = Metric.of(torch.diag(diagonal + more), inputs)
+    whole = Metric.of(torch.diag(diagonal + more), inputs, METRIC_RIDGE)
     torch.testing.assert_close(torch.diag(short.of_outputs), whole.of_outputs)
     found, expected = (find_triples(torch.from_numpy(gradient), each, 4) for each in (short, whole))
     torch.testing.assert_close(found.gain, expected.gain, rtol=1e-9, atol=0)
