@@ -74,6 +74,8 @@ def test_how_much_is_said_is_chosen_before_or_behind_the_command(
         (("refresh", "--preset", "demp"), "Did you mean 'demo'?"),
         (("tune", "--preset", "demo", "--set", "tune.factor=1"), "Did you mean 'tune.factors'?"),
         (("audit", "--ask", "damped_component"), "Did you mean 'damped_components'?"),
+        (("audit", "SELEC 1"), "audit query refused: Parser Error"),
+        (("audit", "SELECT nothing FROM (SELECT 1 AS one)"), "audit query refused: Binder Error"),
     ],
 )
 def test_wrong_words_are_told_with_what_was_probably_meant(
