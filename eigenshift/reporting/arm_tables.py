@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eigenshift.base.arms import find_point
-from eigenshift.reporting.outcomes import HOOKED_MARK, format_metric
+from eigenshift.reporting.outcomes import HOOKED_MARK, explain_twins, format_metric
 
 COLUMNS = (
     ("toxicity rate", "toxicity_rate", "percent"),
@@ -22,7 +22,6 @@ COLUMNS = (
 """Heading, metric and unit."""
 HEADINGS = ("arm", *(heading for heading, _, _ in COLUMNS))
 HOOKED_NOTE = f"{HOOKED_MARK.strip()}: measured with hooks; it cannot be folded into the weights."
-_TELLING = ("toxicity_rate", "perplexity_change", "kl_to_base")
 
 
 def tabulate_arms(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -37,17 +36,9 @@ def tabulate_arms(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def explain_arms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the table does not say by itself: marks, and arms that are one patch by two names."""
+    """What the table does not say by itself: marks, and arms that are equal."""
     notes = [HOOKED_NOTE] if any(row["is_hooked_only"] for row in rows) else []
-    first: dict[tuple[float, ...], str] = {}
-    for row in rows:
-        values = tuple(row[metric] for metric in _TELLING)
-        if None in values:
-            continue
-        name = first.setdefault(values, row["arm"])
-        if name != row["arm"]:
-            notes.append(f"{row['arm']} has the numbers of {name}: both came to the same patch.")
-    return notes
+    return notes + explain_twins(rows)
 
 
 def _pick(row: Mapping[str, Any], metric: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eigenshift.audit import AuditSession
+from eigenshift.base.durations import format_duration
 from eigenshift.base.errors import SettingsError
 from eigenshift.charts.rendering import render_svg
 from eigenshift.charts.run_charts import Chart
@@ -164,13 +165,9 @@ def show_moment(iso: str) -> str:
 
 
 def show_span(start: str, end: str) -> str:
-    """`3 min 27 s` between two times in ISO 8601."""
+    """`3m 27s` between two times in ISO 8601."""
     first, last = (datetime.fromisoformat(iso.replace("Z", "+00:00")) for iso in (start, end))
-    seconds = round((last - first).total_seconds())
-    hours, minutes = seconds // 3600, seconds % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+    return format_duration((last - first).total_seconds())
 
 
 def show_size(n_bytes: int) -> str:
