@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 NAME = "Prefect server"
 SECONDS = 5.0
 REMEDY = (
-    "Start it (`prefect server start`), correct PREFECT_API_URL and PREFECT_API_AUTH_STRING, or "
-    "leave both out: each command then starts a server of its own."
+    "Start it (`deployments/start_server`), correct PREFECT_API_URL and PREFECT_API_AUTH_STRING, "
+    "or leave both out: each command then starts a server of its own."
 )
 
 

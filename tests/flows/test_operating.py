@@ -122,7 +122,7 @@ def test_a_run_is_told_that_the_server_does_not_answer(
     assert "starting Prefect" in starting
     assert leaving.value.code == 2
     assert line.startswith("error: Prefect server http://127.0.0.1:9/api: expected an answer")
-    assert "prefect server start" in line
+    assert "deployments/start_server" in line
     assert "secret" not in line
     assert not store.exists()
 
@@ -138,7 +138,7 @@ def test_serving_is_told_that_the_server_does_not_answer(
         serve.main()
     (line,) = capfd.readouterr().err.splitlines()
     assert leaving.value.code == 2
-    assert "prefect server start" in line
+    assert "deployments/start_server" in line
 
 
 def test_a_server_that_only_listens_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
