@@ -141,6 +141,28 @@ def test_serving_is_told_that_the_server_does_not_answer(
     assert "deployments/start_server" in line
 
 
+def test_serving_starts_a_server_of_its_own_on_a_free_port_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another one's is not taken for ours; the remedy is told."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setitem(serve.os.environ, "PREFECT_HOME", str(tmp_path))
+    monkeypatch.delitem(serve.sys.modules, "prefect")
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        monkeypatch.setenv(serve.PORT_VARIABLE, str(taken.getsockname()[1]))
+        with pytest.raises(SettingsError, match="which is not"), serve.server():
+            raise AssertionError("not reached")
+
+
+def test_forms_name_no_folder_of_this_machine() -> None:
+    """What lies below the folder where runs work is relative to it; other paths stay."""
+    values = {"a": ["/here/x", "/heretic", "s3://b"], "b": {"c": "/here/y/z", "d": 3, "e": None}}
+    assert serve.shorten_paths(values, Path("/here")) == {
+        "a": ["x", "/heretic", "s3://b"],
+        "b": {"c": "y/z", "d": 3, "e": None},
+    }
+
+
 def test_a_server_that_only_listens_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect itself would ask six times, and wait two minutes."""
     monkeypatch.setattr(server_check, "SECONDS", 0.1)
