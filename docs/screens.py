@@ -31,7 +31,8 @@ ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 MAX_BYTES = 150_000
 N_COLOURS = 96
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
+DRAWING_MS = 8_000
 MINUTES = 30
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 ARGUMENTS = (
@@ -144,19 +145,17 @@ def picture_form(page: Page, url: str) -> None:
 
 
 def picture_run(page: Page, url: str, run_id: str) -> None:
-    """The run's page, its artifacts, and the outcome."""
-    page.goto(f"{url}/v2/runs/flow-run/{run_id}")
-    expect(page.get_by_role("tab", name="Artifacts")).to_be_visible()
-    save(page, "prefect-run")
-    page.get_by_role("tab", name="Artifacts").click()
-    expect(page.get_by_text("refresh-outcome").first).to_be_visible()
-    save(page, "prefect-artifacts")
+    """The outcome, and the run's page with its artifacts."""
     asked = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
     found = httpx.post(f"{url}/api/artifacts/filter", json=asked, timeout=60).json()
     (outcome,) = (item["id"] for item in found if item["key"] == "refresh-outcome")
     page.goto(f"{url}/v2/artifacts/artifact/{outcome}")
     expect(page.get_by_text("toxicity rate").first).to_be_visible()
     save(page, "prefect-outcome")
+    page.goto(f"{url}/v2/runs/flow-run/{run_id}?tab=Artifacts")
+    expect(page.get_by_text("refresh-outcome").first).to_be_visible()
+    page.wait_for_timeout(DRAWING_MS)  # of the graph, which is a canvas
+    save(page, "prefect-run")
 
 
 def save(page: Page, name: str) -> None:
