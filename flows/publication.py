@@ -22,6 +22,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from eigenshift.ledger.runs import RunRecord
 from eigenshift.pipeline import STAGES
@@ -112,7 +113,9 @@ class RunProgress:
             return
         self._shown_at = now
         self._is_shown = False  # for good, if this fails: a server that is gone costs time
-        with outcome_stands("the run's progress"):
+        # asked once: at a run's end its server may be gone, and patience would cost minutes
+        once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+        with outcome_stands("the run's progress"), once:
             if self._artifact_id is None:
                 self._artifact_id = create_progress_artifact(
                     progress=self._percent, key=self._key, description=description

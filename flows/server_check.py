@@ -104,6 +104,11 @@ def explain_server_fault(error: BaseException) -> ServerError | None:
             "the same command again; if that does not help, raise "
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or name a server by PREFECT_API_URL."
         )
+    if type(error).__name__ == "Pause" and type(error).__module__ == "prefect.exceptions":
+        return ServerError(
+            f"{NAME} {_show_url()}: expected the run to go on, found that it was suspended there. "
+            "Finished work is in the store: start the same command again to go on."
+        )
     if not _asked_server(error):
         return None
     return ServerError(

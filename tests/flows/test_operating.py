@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.exceptions import Pause
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from eigenshift.base.errors import SettingsError
@@ -232,6 +233,8 @@ def test_only_requests_to_the_server_are_its_fault() -> None:
     late = RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
     with temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}):
         found = [explain_server_fault(error) for error in (hub, ValueError(), own, late)]
+    with temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}):
+        assert "was suspended there" in str(explain_server_fault(Pause()))
     assert found[:2] == [None, None]
     assert "http://prefect:4200/api" in str(found[2])
     assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in str(found[3])

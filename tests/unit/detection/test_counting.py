@@ -135,7 +135,9 @@ def test_packed_halves_are_counted_as_unpacked_ones(seed: int) -> None:
         if start == stop:
             assert np.isnan(found[unit, 0])
             continue
-        keys = [encode_keys(np.concatenate(rows[start:stop]).astype(np.float16)) for rows in classes]
+        keys = [
+            encode_keys(np.concatenate(rows[start:stop]).astype(np.float16)) for rows in classes
+        ]
         levels = Levels.of(np.concatenate(keys))
         codes = np.split(levels.codes, [len(keys[0])])
         expected = counting.count_classes(*codes, levels.values)
