@@ -286,21 +286,7 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     lines += [
         _describe_check(check) for check in sorted(outcome.checks, key=lambda it: it["is_passed"])
     ]
-    lines += ["", "## Stages", ""]
-    lines += _markdown_table(
-        ("stage", "shards", "cached", "seconds", "rows/s", "tokens/s"),
-        [
-            [
-                stage.name,
-                str(stage.shards),
-                str(stage.shards_cached),
-                f"{stage.elapsed_seconds:.1f}",
-                _format_rate(stage.rows_per_second),
-                _format_rate(stage.tokens_per_second),
-            ]
-            for stage in outcome.stages
-        ],
-    )
+    lines += ["", "## Stages", "", *map(_describe_stage, outcome.stages)]
     return "\n".join(lines) + "\n"
 
 
@@ -313,8 +299,15 @@ def _describe_check(check: Mapping[str, Any]) -> str:
     return f"- **failed**: {found}; expected {check['expected']}{missed}"
 
 
-def _format_rate(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:,.0f}"
+def _describe_stage(stage: StageSummary) -> str:
+    rates = {"rows/s": stage.rows_per_second, "tokens/s": stage.tokens_per_second}
+    told = [
+        f"{stage.shards} shards",
+        f"{stage.shards_cached} cached",
+        f"{stage.elapsed_seconds:.1f} s",
+        *(f"{rate:,.0f} {unit}" for unit, rate in rates.items() if rate is not None),
+    ]
+    return f"- {stage.name}: {', '.join(told)}"
 
 
 def summarise_outcome(outcome: RefreshOutcome) -> str:
