@@ -7,6 +7,7 @@ leaves as it was: what it finds is in a record of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from prefect import flow
@@ -27,6 +28,7 @@ from flows import stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 from flows.publication import publish_benchmark
+from flows.run_labels import name_run
 from flows.runners import run_tasks
 
 PATCHING_COMMANDS = ("refresh", "compare")
@@ -61,6 +63,7 @@ def measure_benchmarks(
                 benchmarks.ANSWER_QUESTIONS,
                 benchmarks.AnswerInputs(model=model, task=task, patch=patch),
                 key,
+                f"{PurePath(name).name} {arm}",
             )
             for arm, patch in patches.items()
         }
@@ -78,7 +81,7 @@ def measure_benchmarks(
     return list(journal.read(compared, tables.BENCHMARKS).to_pylist())
 
 
-@flow(name=BENCHMARK, flow_run_name="benchmark-{settings.model.model_id}", result_serializer="json")
+@flow(name=BENCHMARK, flow_run_name=name_run, result_serializer="json")
 def benchmark(settings: RefreshSettings, run: str, arm: str | None = None) -> Benchmark:
     """Ask what the patch of an earlier run cost in capability.
 

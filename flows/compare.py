@@ -41,12 +41,13 @@ from flows import benchmarking, detection_stages, judging, stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 from flows.publication import publish_comparison
+from flows.run_labels import name_run
 from flows.runners import run_tasks
 
 logger = logging.getLogger("eigenshift.compare")
 
 
-@flow(name="compare", flow_run_name="compare-{settings.model.model_id}", result_serializer="json")
+@flow(name="compare", flow_run_name=name_run, result_serializer="json")
 def compare(settings: RefreshSettings) -> ArmComparison:
     """Judge all interventions alike.
 

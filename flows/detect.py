@@ -14,10 +14,11 @@ from eigenshift.settings import DetectionSettings, Role
 from flows import detection_stages, stages
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
+from flows.run_labels import name_run
 from flows.runners import run_tasks
 
 
-@flow(name="detect", flow_run_name="detect-{settings.model.model_id}", result_serializer="json")
+@flow(name="detect", flow_run_name=name_run, result_serializer="json")
 def detect(settings: DetectionSettings) -> Detection:
     """Read a model's activations on labelled texts and judge its units and layers.
 

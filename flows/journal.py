@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+from prefect.exceptions import Pause, TerminationSignal
 from threadpoolctl import threadpool_limits
 
 from eigenshift.base.errors import DamagedFileError, EigenShiftError
@@ -25,6 +26,7 @@ from eigenshift.ledger.releases import settle_current
 from eigenshift.ledger.runs import (
     ArtifactUse,
     StageSummary,
+    Status,
     end_dead_runs,
     finish_run,
     start_run,
@@ -39,8 +41,11 @@ from eigenshift.store.artifacts import ArtifactStore, StageResult
 from eigenshift.store.filesystems import logging_faults
 from eigenshift.store.manifests import ArtifactReference, FileReference, choose_file
 from eigenshift.upkeep.repair import set_aside_damaged
+from flows.assets import tell_made
 from flows.heartbeat import telling_of_work
-from flows.publication import StageProgress
+from flows.lineage import RunLineage
+from flows.publication import RunProgress
+from flows.run_labels import tag_run
 from flows.stopping import on_stop, say_last
 from tasks.stage import Single, submit_in_turn, submit_stage, submit_together
 
@@ -70,6 +75,45 @@ def show_progress() -> None:
         library.setLevel(logging.INFO)
 
 
+def _number(first: int, count: int, n_all: int) -> str | None:
+    """`2 of 3`, or `1-2 of 3`; None where there is one."""
+    if n_all == 1:
+        return None
+    last = first + count
+    return f"{last if count == 1 else f'{first + 1}-{last}'} of {n_all}"
+
+
+def _label(key: object, number: str | None) -> str:
+    """Which piece of a stage's work has this key: source or data set, layer, and its number."""
+    source = getattr(key, "source", None)
+    layer = getattr(key, "layer", None)
+    words = (
+        getattr(source, "name", source),
+        getattr(key, "dataset", None),
+        None if layer is None else f"layer {layer}",
+        number,
+    )
+    return " ".join(word for word in words if word is not None)
+
+
+def explain_end(error: BaseException) -> tuple[Status, str]:
+    """Status of a run that an error ended, and the reason.
+
+    Foreign messages may quote data, so only their type is kept.
+    """
+    match error:
+        case Pause():
+            return (
+                "suspended",
+                "suspended in Prefect; resumed there, it goes on in a run of its own",
+            )
+        case TerminationSignal():
+            return "failed", "stopped by SIGTERM (cancelled in Prefect, or its worker was stopped)"
+        case EigenShiftError():
+            return "failed", str(error)
+    return "failed", type(error).__name__
+
+
 class RunJournal:
     """Keeps a run's record up to date in the store.
 
@@ -84,7 +128,8 @@ class RunJournal:
         self.artifacts = ArtifactStore(settings.store)
         self.record = start_run(command, settings)
         self._files: dict[ArtifactReference, tuple[FileReference, ...]] = {}
-        self._progress = StageProgress()
+        self._progress = RunProgress(command)
+        self._lineage = RunLineage(self.root)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -97,6 +142,8 @@ class RunJournal:
             share_cores(self.settings.execution.concurrency),
         ):
             write_run(store, self.record)
+            tag_run(self.record)
+            self._lineage.tell(self.record)
             try:
                 wait_for_collections(store)
                 end_dead_runs(store)
@@ -106,9 +153,7 @@ class RunJournal:
                 )
                 yield
             except BaseException as error:
-                # Foreign messages may quote data, so only their type is kept.
-                reason = str(error) if isinstance(error, EigenShiftError) else type(error).__name__
-                finish_run(self.record, "failed", error=reason)
+                finish_run(self.record, *explain_end(error))
                 if isinstance(error, DamagedFileError):
                     with logging_faults("the damaged artifact could not be set aside"):
                         done = set_aside_damaged(store, error)
@@ -116,10 +161,18 @@ class RunJournal:
                 with logging_faults("the run's record could not be written"):
                     write_run(store, self.record)
                 setattr(error, FAILED_RUN, describe_failure(self.record, self.root))
+                self._tell_end()
                 raise
             if self.record.finished_at is None:
                 finish_run(self.record, "finished")
             write_run(store, self.record)
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        """On Prefect's screens; the record is written by then."""
+        self._progress.finish(self.record.status)
+        tag_run(self.record)
+        self._lineage.tell(self.record)
 
     def _stop(self, presence: Presence, signal_name: str) -> None:
         """Record that a signal ended the run, and take back its announcement."""
@@ -128,6 +181,7 @@ class RunJournal:
         say_last(json.dumps(describe_failure(self.record, self.root)))
         write_run(store, self.record)
         store.remove(presence.path)
+        self._lineage.tell(self.record, is_stopped=True)
 
     @property
     def root(self) -> str:
@@ -141,16 +195,19 @@ class RunJournal:
         settings = self.settings
         return Place(settings.store, settings.model, settings.execution)
 
-    def submit(self, stage: Stage[I, K], inputs: I, key: K | None = None) -> Single:
+    def submit(
+        self, stage: Stage[I, K], inputs: I, key: K | None = None, label: str | None = None
+    ) -> Single:
         """Submit one piece of a stage's work, to be collected.
 
         Args:
             stage: What to do.
             inputs: What it reads.
             key: The settings it reads; None where all of them are the run's.
+            label: Which of the stage's pieces it is, where there are several.
         """
         key = stage.key.of(self.settings) if key is None else key
-        return submit_stage(stage, inputs, key, self.place)
+        return submit_stage(stage, inputs, key, self.place, label)
 
     def run_each(
         self, stage: Stage[I, K], pieces: Iterable[tuple[I, K]]
@@ -158,7 +215,7 @@ class RunJournal:
         """Do all pieces of a stage's work, each by a key of its own, and wait for them."""
         if stage.pieces_per_task > 1:
             return self.run_in_turn(stage, [Piece(*piece) for piece in pieces])
-        return self.collect(stage, [self.submit(stage, inputs, key) for inputs, key in pieces])
+        return self._run_numbered(stage, list(pieces))
 
     def run_in_turn(
         self, stage: Stage[I, K], pieces: Sequence[Piece[I, K]]
@@ -168,7 +225,13 @@ class RunJournal:
         size = max(1, min(stage.pieces_per_task, share))
         firsts = range(0, len(pieces), size)
         futures = [
-            submit_in_turn(stage, pieces[first : first + size], self.place) for first in firsts
+            submit_in_turn(
+                stage,
+                pieces[first : first + size],
+                self.place,
+                _number(first, min(size, len(pieces) - first), len(pieces)),
+            )
+            for first in firsts
         ]
         started = time.perf_counter()
         results: list[StageResult] = []
@@ -186,7 +249,16 @@ class RunJournal:
         self, stage: Stage[I, K], pieces: Iterable[I], key: K | None = None
     ) -> list[ArtifactReference]:
         """Do all pieces of a stage's work by one key (`submit`), and wait for them."""
-        return self.collect(stage, [self.submit(stage, inputs, key) for inputs in pieces])
+        return self._run_numbered(stage, [(inputs, key) for inputs in pieces])
+
+    def _run_numbered(
+        self, stage: Stage[I, K], pieces: Sequence[tuple[I, K | None]]
+    ) -> list[ArtifactReference]:
+        futures = [
+            self.submit(stage, inputs, key, _label(key, _number(place, 1, len(pieces))))
+            for place, (inputs, key) in enumerate(pieces)
+        ]
+        return self.collect(stage, futures)
 
     def run_one(self, stage: Stage[I, K], inputs: I, key: K | None = None) -> ArtifactReference:
         """Do a stage's work that is of one piece, and wait for it."""
@@ -265,7 +337,11 @@ class RunJournal:
         Returns:
             The artifacts' references by name, in the order of the passes.
         """
-        futures = [submit_together(stage, pieces, self.place) for pieces in work]
+        passes = list(work)
+        futures = [
+            submit_together(stage, pieces, self.place, _number(place, 1, len(passes)))
+            for place, pieces in enumerate(passes)
+        ]
         started = time.perf_counter()
         results: list[StageResult] = []
         made: list[dict[str, ArtifactReference]] = []
@@ -341,6 +417,7 @@ class RunJournal:
         summary.work_seconds += sum(result.elapsed_seconds for result in made)
         summary.traffic = sum((result.traffic for result in results), summary.traffic)
         if made:
+            tell_made(self.record, self.root, stage, made)
             with logging_faults("the run's record could not be written yet"):
                 write_run(self.artifacts.store, self.record)
 

@@ -106,6 +106,7 @@ def measure_scorers(journal: RunJournal, sources: Sources) -> list[dict[str, Any
                 scorers=(Classifier.of(scorer),), samples=samples, cases=cases
             ),
             evaluation.QualityKey.of(journal.settings, scorers=(named,)),
+            scorer.name,
         )
     made = journal.collect(evaluation.MEASURE_SCORERS, measuring)
     return [row for item in made for row in journal.read(item, tables.SCORER_QUALITY).to_pylist()]

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import base64
 import logging
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from prefect.artifacts import (
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from eigenshift.ledger.runs import RunRecord
+from eigenshift.pipeline import STAGES
 from eigenshift.reporting import survival_tables
 from eigenshift.reporting.benchmark_tables import (
     COLUMNS,
@@ -48,10 +50,12 @@ logger = logging.getLogger("eigenshift.run")
 
 SECONDS_BETWEEN_UPDATES = 1.0
 MAX_COMPONENTS = 64
+ORDER = {stage.name: place for place, stage in enumerate(STAGES)}
+ENDED_WELL = ("finished", "promoted", "held")
 
 
 @contextmanager
-def _outcome_stands(what: str) -> Iterator[None]:
+def outcome_stands(what: str) -> Iterator[None]:
     """Log whatever keeps something from being shown, by its type: its message may quote data."""
     try:
         yield
@@ -63,94 +67,148 @@ def _outcome_stands(what: str) -> Iterator[None]:
         )
 
 
-@dataclass
-class _Progress:
-    n_done: int = 0
-    n_known: int = 0
-    shown_at: float = 0.0
-    artifact_id: Any = None
+class RunProgress:
+    """One progress artifact a run; only on a Prefect server that somebody can look at.
 
+    It tells how far the run is in the order of the pipeline's stages, of which a run need not have
+    all, and what it waits for. A run in which every stage is over within a second costs three calls
+    to the server.
 
-class StageProgress:
-    """One progress artifact per stage; only on a Prefect server that somebody can look at.
-
-    A stage that is over within a second costs one call to the server.
+    Args:
+        command: What is run; the artifact is called after it.
     """
 
-    def __init__(self) -> None:
-        self._stages: dict[str, _Progress] = {}
+    def __init__(self, command: str) -> None:
+        self._key = f"{command}-progress"
+        self._counts: dict[str, list[int]] = {}
+        self._percent = 0.0
+        self._shown_at: float | None = None
+        self._artifact_id: UUID | None = None
         self._is_shown = has_server()
 
     def begin(self, stage: str, n_shards: int) -> None:
         """Shards of a stage were submitted; a stage may begin again, e.g. with the next arm."""
-        found = self._stages.setdefault(stage, _Progress(shown_at=time.monotonic()))
-        found.n_known += n_shards
+        self._counts.setdefault(stage, [0, 0])[1] += n_shards
 
     def advance(self, stage: str) -> None:
         """One more shard is there."""
-        found = self._stages[stage]
-        found.n_done += 1
-        is_last = found.n_done == found.n_known
-        if not self._is_shown or not (
-            is_last or time.monotonic() - found.shown_at >= SECONDS_BETWEEN_UPDATES
-        ):
+        counts = self._counts[stage]
+        counts[0] += 1
+        n_done, n_known = counts
+        if stage in ORDER:
+            reached = 100.0 * (ORDER[stage] + n_done / n_known) / len(ORDER)
+            self._percent = max(self._percent, reached)
+        self._show(f"{stage.replace('_', ' ')}: {n_done} of {n_known}")
+
+    def finish(self, status: str) -> None:
+        """The run is over."""
+        if status in ENDED_WELL:
+            self._percent = 100.0
+        self._show(f"{status}, {len(self._counts)} stages", is_last=True)
+
+    def _show(self, description: str, *, is_last: bool = False) -> None:
+        now = time.monotonic()
+        is_due = self._shown_at is None or now - self._shown_at >= SECONDS_BETWEEN_UPDATES
+        if not self._is_shown or not (is_due or is_last):
             return
-        found.shown_at = time.monotonic()
+        self._shown_at = now
         self._is_shown = False  # for good, if this fails: a server that is gone costs time
-        with _outcome_stands("progress of the stages"):
-            self._show(stage, found)
+        # asked once: at a run's end its server may be gone, and patience would cost minutes
+        once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+        with outcome_stands("the run's progress"), once:
+            if self._artifact_id is None:
+                self._artifact_id = create_progress_artifact(
+                    progress=self._percent, key=self._key, description=description
+                )
+            else:
+                update_progress_artifact(self._artifact_id, self._percent, description)
             self._is_shown = True
 
-    def _show(self, stage: str, found: _Progress) -> None:
-        progress = 100.0 * found.n_done / found.n_known
-        if found.artifact_id is None:
-            found.artifact_id = create_progress_artifact(
-                progress=progress,
-                key=f"progress-{stage.replace('_', '-')}",
-                description=f"Shards finished: {stage.replace('_', ' ')}",
-            )
-        else:
-            update_progress_artifact(found.artifact_id, progress)
 
-
-@_outcome_stands("the refresh")
+@outcome_stands("the refresh")
 def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: RunRecord) -> None:
-    """Show a finished refresh; one held before there was a patch has less to show."""
-    create_markdown_artifact(
-        key="refresh-outcome", markdown=describe_outcome(outcome), description="Decision and checks"
-    )
+    """Show a finished refresh; one held before there was a patch has less to show.
+
+    Few artifacts, since the UI lists a run's in no order: the outcome tells all in short, and leads
+    to the others.
+    """
     artifacts = ArtifactStore(settings.store)
-    made = {(use.kind, use.label): use.fingerprint for use in record.artifacts}
-    links = {
-        "store": ("The store", artifacts.store.root),
-        "run-record": ("The run's record", artifacts.store.uri(f"runs/{record.run_id}.json")),
-    }
-    _publish_components(artifacts, record, shows_text=settings.execution.show_text)
-    if (patch := made.get(("patch", outcome.judged))) is not None:
-        links["patch"] = ("The patch", artifacts.store.uri(f"artifacts/patch/{patch}"))
+    shown: dict[str, UUID | None] = {}
+    picture = ""
     if outcome.evaluations:
-        create_table_artifact(
+        shown["every metric"] = create_table_artifact(
             key="refresh-results",
             table=tabulate_results(outcome.evaluations, outcome.judged),
             description="Every metric before and after, with intervals",
         )
-        _publish_pictures("refresh-picture", settings.store, outcome.run_id)
+        picture = _draw_pictures(settings.store, outcome.run_id)
+    shows_text = settings.execution.show_text
+    shown["components"] = _publish_components(artifacts, record, shows_text=shows_text)
     if outcome.benchmarks:
-        _publish_answers("refresh-benchmarks", outcome.benchmarks, outcome.judged)
-    for key, (text, link) in links.items():
-        create_link_artifact(key=f"link-{key}", link=link, link_text=link, description=text)
-
-
-@_outcome_stands("the components")
-def _publish_components(artifacts: ArtifactStore, record: RunRecord, *, shows_text: bool) -> None:
-    found = tabulate_components(artifacts, record, MAX_COMPONENTS, show_text=shows_text)
-    if found is not None:
-        create_table_artifact(
-            key="refresh-components", table=found.rows, description=found.description
+        shown["benchmarks"] = _publish_answers(
+            "refresh-benchmarks", outcome.benchmarks, outcome.judged
         )
+    parts = (
+        describe_outcome(outcome),
+        _link_artifacts(shown),
+        picture,
+        describe_places(list_places(artifacts, outcome, record), outcome),
+    )
+    create_markdown_artifact(
+        key="refresh-outcome",
+        markdown="\n".join(filter(None, parts)),
+        description="Decision, results, checks, picture, and where the files are",
+    )
 
 
-@_outcome_stands("the comparison")
+def list_places(
+    artifacts: ArtifactStore, outcome: RefreshOutcome, record: RunRecord
+) -> dict[str, str]:
+    """What a refresh left, by what it is: URLs in the store."""
+    store = artifacts.store
+    places = {"store": store.root, "record": store.uri(f"runs/{record.run_id}.json")}
+    made = {(use.kind, use.label): use.fingerprint for use in record.artifacts}
+    if (patch := made.get(("patch", outcome.judged))) is not None:
+        places["patch"] = store.uri(f"artifacts/patch/{patch}")
+    return places
+
+
+def describe_places(places: Mapping[str, str], outcome: RefreshOutcome) -> str:
+    """Markdown with the places of files, and what to type to read them.
+
+    They are no links: a browser opens neither `file://` nor `s3://`.
+    """
+    store = shlex.quote(outcome.store.removeprefix("file://"))
+    run = f"--store {store} --run {outcome.run_id}"
+    lines = (
+        *(f"{what:<8}{url}" for what, url in places.items()),
+        "",
+        f"eigenshift report {run} --out report.html",
+        f"eigenshift audit --store {store}",
+        f"eigenshift export {run} --format merged --out patched-model",
+    )
+    return "\n".join(["## Files", "", "```", *lines, "```", ""])
+
+
+def _link_artifacts(shown: Mapping[str, UUID | None]) -> str:
+    """A line that leads to other artifacts of the run, by whatever name the UI was reached."""
+    links = [f"[{text}](../artifact/{found})" for text, found in shown.items() if found is not None]
+    return f"\nMore of this run: {', '.join(links)}.\n" if links else ""
+
+
+def _publish_components(
+    artifacts: ArtifactStore, record: RunRecord, *, shows_text: bool
+) -> UUID | None:
+    with outcome_stands("the components"):
+        found = tabulate_components(artifacts, record, MAX_COMPONENTS, show_text=shows_text)
+        if found is not None:
+            return create_table_artifact(
+                key="refresh-components", table=found.rows, description=found.description
+            )
+    return None
+
+
+@outcome_stands("the comparison")
 def publish_comparison(comparison: ArmComparison) -> None:
     """Show a finished comparison."""
     create_table_artifact(
@@ -169,13 +227,13 @@ def publish_comparison(comparison: ArmComparison) -> None:
     _publish_pictures("arm-picture", comparison.store, comparison.run_id)
 
 
-@_outcome_stands("the benchmark")
+@outcome_stands("the benchmark")
 def publish_benchmark(outcome: Benchmark) -> None:
     """Show a finished benchmark."""
     _publish_answers("benchmarks", outcome.benchmarks, outcome.judged)
 
 
-@_outcome_stands("what is left of the patch")
+@outcome_stands("what is left of the patch")
 def publish_survival(outcome: Survival) -> None:
     """Show what is left of a patch in other formats."""
     create_table_artifact(
@@ -185,15 +243,15 @@ def publish_survival(outcome: Survival) -> None:
     )
 
 
-def _publish_answers(key: str, rows: Sequence[Mapping[str, Any]], arm: str) -> None:
-    create_table_artifact(
+def _publish_answers(key: str, rows: Sequence[Mapping[str, Any]], arm: str) -> UUID:
+    return create_table_artifact(
         key=key,
         table=[dict(zip(COLUMNS, row, strict=True)) for row in tabulate_benchmarks(rows, arm)],
         description=EXPLANATION,
     )
 
 
-@_outcome_stands("the search")
+@outcome_stands("the search")
 def publish_tuning(tuning: Tuning) -> None:
     """Show a finished search."""
     create_table_artifact(
@@ -204,27 +262,31 @@ def publish_tuning(tuning: Tuning) -> None:
     _publish_pictures("trials-picture", tuning.store, tuning.run_id)
 
 
-@_outcome_stands("the pictures")
 def _publish_pictures(key: str, store: str, run_id: str) -> None:
-    """Before and after, drawn from the store; left out where no server shows them."""
+    """As an artifact of their own."""
+    pictures = _draw_pictures(store, run_id)
+    if pictures:
+        create_markdown_artifact(
+            key=key, markdown=pictures, description="Toxicity and its cost, before and after"
+        )
+
+
+def _draw_pictures(store: str, run_id: str) -> str:
+    """Before and after, drawn from the store; empty where no server shows them."""
     if not has_server():
-        return
+        return ""
     # They draw, which takes a second to import; most runs that do nothing show nothing.
     from eigenshift.audit import open_audit
     from eigenshift.charts.rendering import render_png
     from eigenshift.reporting.figures import find_arms, find_points, find_toxicity
 
-    with open_audit(store) as session:
-        charts = [find(session, run_id) for find in (find_toxicity, find_arms, find_points)]
-    pictures = [
-        embed_picture(chart.title, render_png(chart)) for chart in charts if chart is not None
-    ]
-    if pictures:
-        create_markdown_artifact(
-            key=key,
-            markdown="\n".join(pictures),
-            description="Toxicity and its cost, before and after",
+    with outcome_stands("the pictures"):
+        with open_audit(store) as session:
+            charts = [find(session, run_id) for find in (find_toxicity, find_arms, find_points)]
+        return "\n".join(
+            embed_picture(chart.title, render_png(chart)) for chart in charts if chart is not None
         )
+    return ""
 
 
 def embed_picture(title: str, png: bytes) -> str:

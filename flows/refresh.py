@@ -33,16 +33,18 @@ from eigenshift.evaluation.headlines import summarise_quality
 from eigenshift.ledger.releases import promote_patch
 from eigenshift.ledger.runs import finish_run
 from eigenshift.patches.stages import HeadEvidence
-from eigenshift.reporting.outcomes import RefreshOutcome, explain_hold
+from eigenshift.reporting.outcomes import RefreshOutcome, explain_hold, summarise_outcome
 from eigenshift.settings import RefreshSettings, Role
 from eigenshift.stages import tables
 from eigenshift.store.manifests import ArtifactReference
 from eigenshift.upkeep.reproduction import write_reproduction
 from flows import benchmarking, detection_stages, judging, stages, treatment
+from flows.assets import tell_released
 from flows.credentials import use_credentials
 from flows.journal import RunJournal, logger
 from flows.overlap import OverlapError, one_refresh_at_a_time
 from flows.publication import publish_refresh
+from flows.run_labels import name_run
 from flows.runners import run_tasks
 
 HELD = "Held"
@@ -64,13 +66,18 @@ class Measured:
     answered: Sequence[Mapping[str, Any]] = ()
 
 
-@flow(name="refresh", flow_run_name="refresh-{settings.model.model_id}", result_serializer="json")
+@flow(name="refresh", flow_run_name=name_run, result_serializer="json")
 def refresh(settings: RefreshSettings) -> RefreshOutcome | State[RefreshOutcome]:
     """Find what makes a model generate toxicity, patch it, prove it, and release it or say why not.
 
     Args:
         settings: Everything the run reads; see docs/settings.md.
     """
+    return carry_out(settings)
+
+
+def carry_out(settings: RefreshSettings) -> State[RefreshOutcome]:
+    """The body of a flow that refreshes; returns its final state."""
     use_credentials(settings.execution.credentials_block)
     try:
         with one_refresh_at_a_time(settings):
@@ -80,7 +87,7 @@ def refresh(settings: RefreshSettings) -> RefreshOutcome | State[RefreshOutcome]
     if outcome.status == "held":
         # A name of its own, so that the UI shows it and automations can react to it.
         return Completed(name=HELD, message=explain_hold(outcome.checks), data=outcome)
-    return outcome
+    return Completed(message=summarise_outcome(outcome), data=outcome)
 
 
 def _refresh(settings: RefreshSettings) -> RefreshOutcome:
@@ -174,6 +181,8 @@ def _release(
     )
     record.release = release.version
     logger.info("released %s%s", release.version, "" if is_new else " (already in force)")
+    if is_new:
+        tell_released(record)
     finish_run(record, "promoted")
     return _gather(journal, measured, is_new_release=is_new)
 

@@ -20,10 +20,11 @@ from eigenshift.upkeep.reproduction import Reproduction
 from flows import stages, treatment
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
+from flows.run_labels import name_run
 from flows.runners import run_tasks
 
 
-@flow(name="reproduce", flow_run_name="reproduce-{settings.model.model_id}")
+@flow(name="reproduce", flow_run_name=name_run)
 def repeat(settings: RefreshSettings) -> str:
     """Build the patch, judge it, and hand back the run's id.
 

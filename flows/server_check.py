@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 NAME = "Prefect server"
 SECONDS = 5.0
 REMEDY = (
-    "Start it (`prefect server start`), correct PREFECT_API_URL and PREFECT_API_AUTH_STRING, or "
-    "leave both out: each command then starts a server of its own."
+    "Start it (`deployments/start_server`), correct PREFECT_API_URL and PREFECT_API_AUTH_STRING, "
+    "or leave both out: each command then starts a server of its own."
 )
 
 
@@ -103,6 +103,11 @@ def explain_server_fault(error: BaseException) -> ServerError | None:
             f"{NAME} of this command: expected it to start, found that it did not in time. Start "
             "the same command again; if that does not help, raise "
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or name a server by PREFECT_API_URL."
+        )
+    if type(error).__name__ == "Pause" and type(error).__module__ == "prefect.exceptions":
+        return ServerError(
+            f"{NAME} {_show_url()}: expected the run to go on, found that it was suspended there. "
+            "Finished work is in the store: start the same command again to go on."
         )
     if not _asked_server(error):
         return None

@@ -124,6 +124,7 @@ def ingest_samples(
             datasets.INGEST_SOURCE,
             datasets.IngestionInputs(records=tuple(files)),
             datasets.IngestionKey.of(settings, source=name),
+            name,
         )
         for name, files in records.items()
     }
@@ -385,6 +386,7 @@ def build_patches(
             patch_stages.BUILD_PATCH,
             read.keep(list_needs(request)),
             patch_stages.PatchKey.of(journal.settings, request=request),
+            arm,
         )
     return dict(zip(requests, journal.collect(patch_stages.BUILD_PATCH, building), strict=True))
 
@@ -411,7 +413,7 @@ def _find_fisher_components(
     for place, budget in sorted(wanted):
         key = patch_stages.FisherKey.of_place(journal.settings, place, budget)
         label = f"{place.value} {budget:.3g}"
-        finding[label] = journal.submit(patch_stages.FIND_FISHER_COMPONENTS, inputs, key)
+        finding[label] = journal.submit(patch_stages.FIND_FISHER_COMPONENTS, inputs, key, label)
     found = journal.collect(patch_stages.FIND_FISHER_COMPONENTS, finding)
     return dict(zip(sorted(wanted), found, strict=True))
 

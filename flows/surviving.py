@@ -23,12 +23,13 @@ from flows.benchmarking import find_patch
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 from flows.publication import publish_survival
+from flows.run_labels import name_run
 from flows.runners import run_tasks
 
 DEFAULT_FORMATS = (BlockFormat.q8_0, BlockFormat.q6_k, BlockFormat.q4_k, BlockFormat.q4_0)
 
 
-@flow(name=SURVIVE, flow_run_name="survive-{settings.model.model_id}", result_serializer="json")
+@flow(name=SURVIVE, flow_run_name=name_run, result_serializer="json")
 def survive(
     settings: RefreshSettings,
     run: str,

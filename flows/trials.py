@@ -100,7 +100,9 @@ def _choose_automatically(
             settings, min_factor=factor, max_perplexity_increase=budget
         )
         key = components.ComponentKey.of(settings, components=choice)
-        scoring[factor] = journal.submit(components.SCORE_COMPONENTS, inputs, key)
+        scoring[factor] = journal.submit(
+            components.SCORE_COMPONENTS, inputs, key, f"factor {factor:g}"
+        )
     automatic: dict[float, ArtifactReference] = {}
     for factor, future in scoring.items():
         # The label tells this table from that of the run's own choice.

@@ -19,10 +19,11 @@ from flows import stages, trials
 from flows.credentials import use_credentials
 from flows.journal import RunJournal
 from flows.publication import publish_tuning
+from flows.run_labels import name_run
 from flows.runners import run_tasks
 
 
-@flow(name="tune", flow_run_name="tune-{settings.model.model_id}", result_serializer="json")
+@flow(name="tune", flow_run_name=name_run, result_serializer="json")
 def tune(settings: RefreshSettings) -> Tuning:
     """Try every point of the grid and return them with the best within the budget.
 

@@ -20,6 +20,7 @@ from eigenshift.ledger.releases import slugify_model
 from eigenshift.settings import RefreshSettings
 from flows.credentials import use_credentials
 from flows.journal import logger, show_progress
+from flows.run_labels import name_run
 
 SOURCES_CHANGED = "eigenshift.sources.changed"
 RESOURCE = "eigenshift.model"
@@ -32,7 +33,7 @@ class Sighting(BaseModel):
     changed: list[str]
 
 
-@flow(name="watch", flow_run_name="watch-{settings.model.model_id}", result_serializer="json")
+@flow(name="watch", flow_run_name=name_run, result_serializer="json")
 def watch(settings: RefreshSettings) -> Sighting:
     """Look at every source and emit `eigenshift.sources.changed` if one differs from last time.
 

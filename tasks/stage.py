@@ -50,21 +50,40 @@ InTurn = PrefectFuture[list[StageResult]]
 D = TypeVar("D")
 
 
-def submit_stage(stage: Stage[I, K], inputs: I, key: K, place: Place) -> Single:
-    """Submit one piece of a stage's work to the run's task runner; call in a flow."""
-    future: Single = _name_task(_run, stage.name).submit(stage.name, inputs, key, place)
+def submit_stage(
+    stage: Stage[I, K], inputs: I, key: K, place: Place, label: str | None = None
+) -> Single:
+    """Submit one piece of a stage's work to the run's task runner; call in a flow.
+
+    Args:
+        stage: What to do.
+        inputs: What it reads.
+        key: The settings it reads.
+        place: Where it works.
+        label: Which piece it is, for Prefect's screens; so in the next two.
+    """
+    future: Single = _name_run(_run, stage.name, label).submit(stage.name, inputs, key, place)
     return future
 
 
-def submit_together(stage: Stage[I, K], pieces: Mapping[str, Piece[I, K]], place: Place) -> Several:
+def submit_together(
+    stage: Stage[I, K],
+    pieces: Mapping[str, Piece[I, K]],
+    place: Place,
+    label: str | None = None,
+) -> Several:
     """Submit work that makes several artifacts of a stage in one pass; call in a flow."""
-    future: Several = _name_task(_run_together, stage.name).submit(stage.name, pieces, place)
+    task = _name_run(_run_together, stage.name, label)
+    future: Several = task.submit(stage.name, pieces, place)
     return future
 
 
-def submit_in_turn(stage: Stage[I, K], pieces: Sequence[Piece[I, K]], place: Place) -> InTurn:
+def submit_in_turn(
+    stage: Stage[I, K], pieces: Sequence[Piece[I, K]], place: Place, label: str | None = None
+) -> InTurn:
     """Submit several pieces of a stage's work as one task; call in a flow."""
-    future: InTurn = _name_task(_run_in_turn, stage.name).submit(stage.name, pieces, place)
+    task = _name_run(_run_in_turn, stage.name, label)
+    future: InTurn = task.submit(stage.name, pieces, place)
     return future
 
 
@@ -128,6 +147,13 @@ def _run_in_turn(
 @cache
 def _name_task(generic: Task[Any, Any], stage_name: str) -> Task[Any, Any]:
     return generic.with_options(name=show_name(stage_name))
+
+
+def _name_run(generic: Task[Any, Any], stage_name: str, label: str | None) -> Task[Any, Any]:
+    """The task of a stage, whose next run has a name of its own: `extract-activations 2 of 3`."""
+    name = " ".join(filter(None, (show_name(stage_name), label)))
+    escaped = name.replace("{", "{{").replace("}", "}}")  # Prefect formats it
+    return _name_task(generic, stage_name).with_options(task_run_name=escaped)
 
 
 def _find_stage(name: str) -> Stage[Any, Any]:

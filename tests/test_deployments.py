@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import yaml
 
 from eigenshift.settings import RefreshSettings
+from flows.quick import QuickRefresh
 
 ROOT = Path(__file__).parents[1]
 DEPLOYMENTS = ROOT / "deployments"
@@ -69,9 +71,43 @@ def test_the_deployments_name_flows_that_exist_and_settings_that_are_valid() -> 
         package, module, flow = item["entrypoint"].split(".")
         text = (ROOT / package / f"{module}.py").read_text()
         assert re.search(rf"^def {flow}\(", text, re.MULTILINE)
-        settings = RefreshSettings.model_validate(item["parameters"]["settings"])
+        parameters = item["parameters"]
+        if flow == "refresh_quick":
+            settings = QuickRefresh.model_validate(parameters["changes"]).load()
+        else:
+            settings = RefreshSettings.model_validate(parameters["settings"])
+        assert ENVIRONMENT["EIGENSHIFT_HOME"] not in str(parameters)  # of no machine
         assert settings.store == ENVIRONMENT["EIGENSHIFT_STORE"]
         assert item["enforce_parameter_schema"]
+
+
+def test_runs_do_not_listen_on_the_port_of_their_worker() -> None:
+    """With metrics of the client on for both, each run of a process pool would crash."""
+    for item in read_prefect_file()["deployments"]:
+        environment = item["work_pool"]["job_variables"]["env"]
+        assert environment["PREFECT_CLIENT_METRICS_ENABLED"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        (["--trial"], {"EIGENSHIFT_SERVER_HOST": "0.0.0.0"}, "EIGENSHIFT_SERVER_HOST"),  # noqa: S104
+        (["--tria"], {}, "expected --trial"),
+        ([], {}, "start_server --trial"),
+    ],
+)
+def test_a_server_without_a_password_is_on_loopback_and_asked_for(
+    words: list[str], environment: dict[str, str], expected: str
+) -> None:
+    """By a word of its own."""
+    found = subprocess.run(
+        [str(DEPLOYMENTS / "start_server"), *words],
+        env={"PATH": os.environ["PATH"]} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert expected in found.stderr
 
 
 def test_schedules_are_off_until_somebody_switches_them_on() -> None:

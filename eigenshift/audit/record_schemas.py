@@ -19,7 +19,9 @@ RUNS = pa.schema(
         ),
         describe_column("started_at", TIME, "When it started"),
         describe_column("finished_at", TIME, "When it ended; null while it runs"),
-        describe_column("status", pa.string(), "running, finished, promoted, held or failed"),
+        describe_column(
+            "status", pa.string(), "running, finished, promoted, held, suspended or failed"
+        ),
         describe_column("model_id", pa.string(), "Model as named in the settings"),
         describe_column("model_digest", pa.string(), "sha256 of the model's weights"),
         describe_column("settings", pa.string(), "JSON: all settings of the run"),

@@ -32,7 +32,7 @@ BENCHMARK = "benchmark"
 BENCHMARKS_KIND = "benchmarks"
 SURVIVE = "survive"
 """Command of a run that measures what is left of another's patch in other formats."""
-Status = Literal["running", "finished", "promoted", "held", "failed"]
+Status = Literal["running", "finished", "promoted", "held", "suspended", "failed"]
 
 
 class StageSummary(BaseModel):

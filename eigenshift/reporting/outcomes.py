@@ -272,55 +272,51 @@ def describe_outcome(outcome: RefreshOutcome) -> str:
     reason = explain_hold(outcome.checks)
     if reason:
         lines += ["", "**Held, because of:**", "", *(f"- {line}" for line in reason.splitlines())]
+    # Two narrow tables: one as wide as both leaves the page's column, and a phone's screen.
+    n_first = HEADLINE_COLUMNS.index("after") + 1
+    for columns in (slice(1, n_first), slice(n_first, None)):
+        rows = [[row[0], *row[columns]] for row in outcome.headline]
+        lines += ["", *_markdown_table(["", *HEADLINE_COLUMNS[columns]], rows)]
     if outcome.caveats:
         lines += ["", "**Mind:**", "", *(f"- {caveat}" for caveat in outcome.caveats)]
-    lines += [
-        "",
-        *_markdown_table(HEADLINE_COLUMNS, outcome.headline),
-    ]
     if outcome.quality:
         lines += ["", "How well the scorers do:", ""]
         lines += [f"- {line}" for line in describe_scorers(outcome.quality)]
     lines += ["", "## Gate", ""]
-    lines += _markdown_table(
-        ("check", "passed", "expected", "found", "missed by"),
-        [
-            [
-                check["name"],
-                "yes" if check["is_passed"] else "**no**",
-                check["expected"],
-                check["found"],
-                check.get("missed_by") or "",
-            ]
-            for check in outcome.checks
-        ],
-    )
-    lines += ["", "## Stages", ""]
-    lines += _markdown_table(
-        (
-            *("stage", "shards", "cached", "seconds", "rows/s", "tokens/s"),
-            *("requests", "bytes read", "bytes written"),
-        ),
-        [
-            [
-                stage.name,
-                str(stage.shards),
-                str(stage.shards_cached),
-                f"{stage.elapsed_seconds:.1f}",
-                _format_rate(stage.rows_per_second),
-                _format_rate(stage.tokens_per_second),
-                f"{stage.traffic.requests:,}",
-                f"{stage.traffic.bytes_read:,}",
-                f"{stage.traffic.bytes_written:,}",
-            ]
-            for stage in outcome.stages
-        ],
-    )
+    lines += [
+        _describe_check(check) for check in sorted(outcome.checks, key=lambda it: it["is_passed"])
+    ]
+    lines += ["", "## Stages", "", *map(_describe_stage, outcome.stages)]
     return "\n".join(lines) + "\n"
 
 
-def _format_rate(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:,.0f}"
+def _describe_check(check: Mapping[str, Any]) -> str:
+    """A line of a list: its words wrap on any screen, where a table's columns leave it."""
+    found = f"**{check['name']}**: {check['found']}"
+    if check["is_passed"]:
+        return f"- passed: {found}"
+    missed = f", missed by {check['missed_by']}" if check.get("missed_by") else ""
+    return f"- **failed**: {found}; expected {check['expected']}{missed}"
+
+
+def _describe_stage(stage: StageSummary) -> str:
+    rates = {"rows/s": stage.rows_per_second, "tokens/s": stage.tokens_per_second}
+    told = [
+        f"{stage.shards} shards",
+        f"{stage.shards_cached} cached",
+        f"{stage.elapsed_seconds:.1f} s",
+        *(f"{rate:,.0f} {unit}" for unit, rate in rates.items() if rate is not None),
+    ]
+    return f"- {stage.name}: {', '.join(told)}"
+
+
+def summarise_outcome(outcome: RefreshOutcome) -> str:
+    """A promoted run in one line: the release, and what it brings and costs."""
+    is_new = "" if outcome.is_new_release else " (already in force)"
+    changes = "; ".join(
+        f"{label} {before} before, {after} after" for label, before, after, *_ in outcome.headline
+    )
+    return f"Released {outcome.release}{is_new}. {changes}"
 
 
 def explain_hold(checks: Sequence[Mapping[str, Any]]) -> str:

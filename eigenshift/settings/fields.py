@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from eigenshift.base.locations import has_secret
 
+PLAIN_TYPES = ("string", "integer", "number")
 FRACTION = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -36,9 +37,27 @@ Location = Annotated[str, AfterValidator(_refuse_secret)]
 """A path or URL."""
 
 
+def _hide_none(schema: dict[str, Any]) -> None:
+    """Show a plain value that may be left out as a field that may be left empty.
+
+    Of a field whose schema names null Prefect's form makes a switch between a type and "None"; one
+    that has neither null nor a default its server lets be null all the same.
+    """
+    for name, field in schema.get("properties", {}).items():
+        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+        is_plain = len(kinds) == 1 and kinds[0].get("type") in PLAIN_TYPES
+        if is_plain and len(field["anyOf"]) == 2 and field.get("default", "") is None:
+            told = {key: value for key, value in field.items() if key not in ("anyOf", "default")}
+            schema["properties"][name] = kinds[0] | told
+
+
 class Frozen(BaseModel):
     """A settings model: immutable, unknown fields refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+        json_schema_extra=_hide_none,
     )

@@ -28,6 +28,7 @@ from eigenshift.settings.sources import IngestionSettings, Role, SourceSettings
 class RefreshSettings(Frozen):
     """Everything one refresh needs: what to read, what to compute, when to release."""
 
+    # In this order they are in the form of Prefect's UI: what people change is first.
     required_roles: ClassVar[tuple[Role, ...]] = tuple(Role)
 
     store: Location = Field(
@@ -37,6 +38,41 @@ class RefreshSettings(Frozen):
     sources: tuple[SourceSettings, ...] = Field(
         title="Sources", min_length=1, description="Labelled texts, prompts and neutral texts."
     )
+    prompts: PromptSettings = Field(
+        PromptSettings(), title="Prompts", description="Which prompts are continued."
+    )
+    generation: GenerationSettings = Field(
+        GenerationSettings(), title="Generation", description="How continuations are sampled."
+    )
+    components: ComponentSettings = Field(
+        ComponentSettings(),
+        title="Components",
+        description="How components are scored and how many are damped.",
+    )
+    patch: PatchSettings = Field(
+        PatchSettings(), title="Patch", description="What is judged and released."
+    )
+    scorer: ScorerSettings = Field(
+        ScorerSettings(), title="Scorer", description="The scorer whose verdicts decide."
+    )
+    gate: GateSettings = Field(
+        GateSettings(), title="Gate", description="When a patch may be released."
+    )
+    execution: ExecutionSettings = Field(
+        ExecutionSettings(),
+        title="Execution",
+        description="How fast a run goes, never what it finds.",
+    )
+    evaluation: EvaluationSettings = Field(
+        EvaluationSettings(),
+        title="Evaluation",
+        description="What is measured, with which intervals.",
+    )
+    harmless: HarmlessSettings = Field(
+        HarmlessSettings(),
+        title="Harmless text",
+        description="In-domain text on which every arm's cost is measured too.",
+    )
     ingestion: IngestionSettings = Field(
         IngestionSettings(), title="Ingestion", description="How texts are checked and sharded."
     )
@@ -45,15 +81,6 @@ class RefreshSettings(Frozen):
     )
     statistics: StatisticsSettings = Field(
         StatisticsSettings(), title="Statistics", description="Neuron and layer statistics."
-    )
-    prompts: PromptSettings = Field(
-        PromptSettings(), title="Prompts", description="Which prompts are continued."
-    )
-    generation: GenerationSettings = Field(
-        GenerationSettings(), title="Generation", description="How continuations are sampled."
-    )
-    scorer: ScorerSettings = Field(
-        ScorerSettings(), title="Scorer", description="The scorer whose verdicts decide."
     )
     further_scorers: tuple[ScorerSettings, ...] = Field(
         (),
@@ -66,42 +93,16 @@ class RefreshSettings(Frozen):
         title="Scorer quality",
         description="How well the scorers themselves do.",
     )
-    components: ComponentSettings = Field(
-        ComponentSettings(),
-        title="Components",
-        description="How components are scored and how many are damped.",
-    )
-    harmless: HarmlessSettings = Field(
-        HarmlessSettings(),
-        title="Harmless text",
-        description="In-domain text on which every arm's cost is measured too.",
-    )
-    patch: PatchSettings = Field(
-        PatchSettings(), title="Patch", description="What is judged and released."
-    )
-    evaluation: EvaluationSettings = Field(
-        EvaluationSettings(),
-        title="Evaluation",
-        description="What is measured, with which intervals.",
-    )
     benchmark: BenchmarkSettings = Field(
         BenchmarkSettings(),
         title="Benchmark",
         description="Questions that base and patched model both answer.",
-    )
-    gate: GateSettings = Field(
-        GateSettings(), title="Gate", description="When a patch may be released."
     )
     tune: TuneSettings = Field(
         TuneSettings(), title="Tuning", description="The grid that tune searches."
     )
     compare: CompareSettings = Field(
         CompareSettings(), title="Comparison", description="The arms that compare shows."
-    )
-    execution: ExecutionSettings = Field(
-        ExecutionSettings(),
-        title="Execution",
-        description="How fast a run goes, never what it finds.",
     )
 
     @model_validator(mode="after")

@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+from prefect.exceptions import Pause, TerminationSignal
 
 from eigenshift.base.errors import AuditError, DamagedFileError, StorageError
 from eigenshift.datasets.stages import READ_FILE
 from eigenshift.ledger import presence
 from eigenshift.ledger.runs import list_run_ids, read_run
+from eigenshift.pipeline import STAGES
 from eigenshift.reporting.outcomes import RefreshOutcome
 from eigenshift.settings import RefreshSettings
 from eigenshift.stages.running import Piece
@@ -205,6 +208,61 @@ def test_a_progress_that_cannot_be_shown_ends_no_run(
     assert "zorbfool" not in caplog.text
 
 
+def test_a_run_has_one_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pipeline's order, never falling, whole at the end; what it waits for is said."""
+    seen: list[tuple[float, str]] = []
+    created: list[str] = []
+
+    def create(*, progress: float, key: str, description: str) -> UUID:
+        created.append(key)
+        seen.append((progress, description))
+        return uuid4()
+
+    monkeypatch.setattr(publication, "SECONDS_BETWEEN_UPDATES", 0.0)
+    monkeypatch.setattr(publication, "has_server", lambda: True)
+    monkeypatch.setattr(publication, "create_progress_artifact", create)
+    monkeypatch.setattr(
+        publication, "update_progress_artifact", lambda _, *shown: seen.append(shown)
+    )
+    url = str(tmp_path / "store")
+    journal = RunJournal("refresh", make_settings(url))
+    with journal.recording():
+        journal.collect(STAGES[3], [Finished(lambda: make(url, 1)), Finished(lambda: make(url, 2))])
+        journal.collect(STAGES[0], [Finished(lambda: make(url, 3))])
+    assert created == ["refresh-progress"]
+    percents = [percent for percent, _ in seen]
+    assert percents == sorted(percents)
+    assert percents[-1] == 100.0
+    assert percents[1] == pytest.approx(100 * 4 / len(STAGES))
+    assert [words for _, words in seen] == [
+        *(f"{STAGES[3].name.replace('_', ' ')}: {place} of 2" for place in (1, 2)),
+        f"{STAGES[0].name.replace('_', ' ')}: 1 of 1",
+        "finished, 2 stages",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (Pause(), "suspended", "suspended in Prefect"),
+        (TerminationSignal(signal.SIGTERM), "failed", "cancelled in Prefect"),
+        (StorageError("made up"), "failed", "made up"),
+        (ValueError("zorbfool"), "failed", "ValueError"),
+    ],
+)
+def test_a_record_says_what_ended_its_run(
+    tmp_path: Path, error: BaseException, status: str, reason: str
+) -> None:
+    """Suspended is not failed; foreign messages are not repeated."""
+    journal = RunJournal("refresh", make_settings(str(tmp_path / "store")))
+    with pytest.raises(type(error)), journal.recording():
+        raise error
+    found = read_run(Store(journal.root), journal.record.run_id)
+    assert found.status == status
+    assert reason in (found.error or "")
+    assert "zorbfool" not in (found.error or "")
+
+
 def test_a_picture_that_cannot_be_drawn_changes_no_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,21 +274,23 @@ def test_a_picture_that_cannot_be_drawn_changes_no_outcome(
     outcome = RefreshOutcome.from_record(
         small.record, small.url, rows.to_pylist(), is_new_release=True
     )
-    shown: list[str] = []
+    shown: dict[str, str] = {}
 
     def refuse(*_: object) -> None:
         raise AuditError("made up")
 
+    def show(*, key: str, markdown: str = "", **_: object) -> UUID:
+        shown[key] = markdown
+        return uuid4()
+
     monkeypatch.setattr(publication, "has_server", lambda: True)
     monkeypatch.setattr("eigenshift.audit.open_audit", refuse)
-    for kind in ("link", "markdown", "table"):
-        monkeypatch.setattr(
-            publication, f"create_{kind}_artifact", lambda *, key, **_: shown.append(key)
-        )
+    for kind in ("markdown", "table"):
+        monkeypatch.setattr(publication, f"create_{kind}_artifact", show)
     publication.publish_refresh(outcome, make_settings(small.url), small.record)
-    expected = {"refresh-outcome", "refresh-results", "refresh-components", "link-run-record"}
-    assert expected <= set(shown)
-    assert "refresh-picture" not in shown
+    assert set(shown) == {"refresh-outcome", "refresh-results", "refresh-components"}
+    assert "data:image" not in shown["refresh-outcome"]
+    assert outcome.run_id in shown["refresh-outcome"]
     assert "the pictures: not shown in the UI (AuditError)" in caplog.text
 
 
@@ -251,7 +311,9 @@ def test_short_pieces_share_tasks_but_leave_nobody_idle(
     journal = RunJournal("refresh", settings.model_copy(update={"execution": execution}))
     sizes: list[int] = []
 
-    def submit(_stage: Any, pieces: Sequence[Piece[Any, Any]], _place: Any) -> Finished:
+    def submit(
+        _stage: Any, pieces: Sequence[Piece[Any, Any]], _place: Any, _label: Any
+    ) -> Finished:
         sizes.append(len(pieces))
         return Finished(lambda: [make(journal.root, piece.inputs) for piece in pieces])
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.exceptions import Pause
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from eigenshift.base.errors import SettingsError
@@ -122,7 +123,7 @@ def test_a_run_is_told_that_the_server_does_not_answer(
     assert "starting Prefect" in starting
     assert leaving.value.code == 2
     assert line.startswith("error: Prefect server http://127.0.0.1:9/api: expected an answer")
-    assert "prefect server start" in line
+    assert "deployments/start_server" in line
     assert "secret" not in line
     assert not store.exists()
 
@@ -138,7 +139,29 @@ def test_serving_is_told_that_the_server_does_not_answer(
         serve.main()
     (line,) = capfd.readouterr().err.splitlines()
     assert leaving.value.code == 2
-    assert "prefect server start" in line
+    assert "deployments/start_server" in line
+
+
+def test_serving_starts_a_server_of_its_own_on_a_free_port_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another one's is not taken for ours; the remedy is told."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setitem(serve.os.environ, "PREFECT_HOME", str(tmp_path))
+    monkeypatch.delitem(serve.sys.modules, "prefect")
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        monkeypatch.setenv(serve.PORT_VARIABLE, str(taken.getsockname()[1]))
+        with pytest.raises(SettingsError, match="which is not"), serve.server():
+            raise AssertionError("not reached")
+
+
+def test_forms_name_no_folder_of_this_machine() -> None:
+    """What lies below the folder where runs work is relative to it; other paths stay."""
+    values = {"a": ["/here/x", "/heretic", "s3://b"], "b": {"c": "/here/y/z", "d": 3, "e": None}}
+    assert serve.shorten_paths(values, Path("/here")) == {
+        "a": ["x", "/heretic", "s3://b"],
+        "b": {"c": "y/z", "d": 3, "e": None},
+    }
 
 
 def test_a_server_that_only_listens_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +233,8 @@ def test_only_requests_to_the_server_are_its_fault() -> None:
     late = RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
     with temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}):
         found = [explain_server_fault(error) for error in (hub, ValueError(), own, late)]
+    with temporary_settings({PREFECT_API_URL: "http://prefect:4200/api"}):
+        assert "was suspended there" in str(explain_server_fault(Pause()))
     assert found[:2] == [None, None]
     assert "http://prefect:4200/api" in str(found[2])
     assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in str(found[3])

@@ -26,7 +26,7 @@ from eigenshift.store.manifests import ArtifactReference, Manifest
 from eigenshift.store.workspace import Workspace
 from flows import detection_stages, refresh, stages
 from flows.journal import RunJournal
-from flows.publication import StageProgress
+from flows.publication import RunProgress
 from tests.flows.conftest import SMALL
 from tests.support.settings_fields import change, list_fields
 
@@ -83,11 +83,11 @@ class DoneFuture:
         return self._result
 
 
-class Quiet(StageProgress):
-    """Shows nobody how far a stage is."""
+class Quiet(RunProgress):
+    """Shows nobody how far a run is."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("refresh")
         self._is_shown = False
 
 
@@ -114,7 +114,7 @@ class CopyingJournal(RunJournal):
         self.found = Pass()
         self._counts: Counter[str] = Counter()
 
-    def submit(self, stage: Any, inputs: Any, key: Any = None) -> Any:
+    def submit(self, stage: Any, inputs: Any, key: Any = None, label: str | None = None) -> Any:
         """Run at once, in this thread."""
         key = stage.key.of(self.settings) if key is None else key
         with self._copying(stage):

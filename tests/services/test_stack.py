@@ -10,12 +10,14 @@ import psutil
 import pytest
 
 from eigenshift.settings import RefreshSettings
+from flows.quick import QuickRefresh
 from tests.support.s3_server import READER_KEY, READER_SECRET
-from tests.support.service_stack import AUTH, DEPLOYMENTS, POOL, USER, Stack, wait_until
+from tests.support.service_stack import AUTH, DEPLOYMENTS, POOL, ROOT, USER, Stack, wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 DEPLOYED = {
+    "refresh-quick": "refresh-quick",
     "refresh-on-demand": "refresh",
     "refresh-nightly": "refresh",
     "refresh-on-new-data": "refresh",
@@ -39,7 +41,12 @@ def test_everything_is_deployed_and_its_settings_are_valid(stack: Stack) -> None
         deployment = stack.find_deployment(f"{flow}/{name}")
         assert deployment["work_pool_name"] == POOL
         assert deployment["enforce_parameter_schema"]
-        RefreshSettings.model_validate(deployment["parameters"]["settings"])
+        parameters = deployment["parameters"]
+        if name == "refresh-quick":
+            assert QuickRefresh.model_validate(parameters["changes"]).load().store == stack.store
+        else:
+            RefreshSettings.model_validate(parameters["settings"])
+        assert str(ROOT) not in json.dumps(parameters)
 
 
 def make_notification_block(stack: Stack) -> str:
@@ -177,23 +184,48 @@ def test_the_log_of_a_run_is_on_the_server(stack: Stack, finished_run: dict[str,
 
 
 def test_a_run_shows_what_it_found(stack: Stack, finished_run: dict[str, Any]) -> None:
-    """Progress per stage, results, picture, components without tokens, links, why it was held."""
+    """One progress, results, picture, components without tokens, places, why it was held."""
     shown = stack.list_artifacts(finished_run["id"])
-    progress = {key: item for key, item in shown.items() if item["type"] == "progress"}
-    assert {"progress-extract-activations", "progress-generate-continuations"} <= set(progress)
-    assert {item["data"] for item in progress.values()} == {100.0}
+    (progress,) = (item for item in shown.values() if item["type"] == "progress")
+    assert (progress["key"], progress["data"]) == ("refresh-progress", 100.0)
     results = json.loads(shown["refresh-results"]["data"])
     assert {"toxicity_rate", "perplexity", "tph"} <= {row["metric"] for row in results}
-    assert "data:image/png;base64," in shown["refresh-picture"]["data"]
+    told = shown["refresh-outcome"]["data"]
+    assert "data:image/png;base64," in told
+    assert stack.store in told
+    assert "file://" not in told
+    for key in ("refresh-results", "refresh-components"):
+        assert f"(../artifact/{shown[key]['id']})" in told
     components = json.loads(shown["refresh-components"]["data"])
     assert components
     assert all("benefit" in row for row in components)
     assert not any("tokens_up" in row for row in components)
-    assert stack.store in shown["link-store"]["data"]
     if finished_run["state_name"] == "Held":
         reason = finished_run["state"]["message"]
         assert "expected" in reason
-        assert reason.splitlines()[0] in shown["refresh-outcome"]["data"]
+        assert reason.splitlines()[0] in told
+
+
+def test_a_run_is_named_and_tagged(stack: Stack, finished_run: dict[str, Any]) -> None:
+    """Model, data and time; how it ended; its tasks by what they are about."""
+    assert finished_run["name"].startswith("demo on jigsaw, toxicn, ")
+    status = {"Held": "held", "Completed": "promoted"}[finished_run["state_name"]]
+    run = stack.ask(f"/flow_runs/{finished_run['id']}", method="GET")
+    assert {"eigenshift", "model:demo", "data:jigsaw", f"status:{status}"} <= set(run["tags"])
+    assert run["state"]["message"]
+    asked = {"task_runs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200}
+    names = {task["name"] for task in stack.ask("/task_runs/filter", asked)}
+    assert {"read-file jigsaw 1 of 4", "ingest-source toxicn", "identify-model"} <= names
+
+
+def test_a_run_tells_what_it_materialised(stack: Stack, finished_run: dict[str, Any]) -> None:
+    """As events of assets, which an open-source server keeps."""
+    asked = {"filter": {"event": {"prefix": ["prefect.asset.materialization."]}}, "limit": 50}
+    found = wait_until(lambda: stack.ask("/events/filter", asked)["events"])
+    keys = {event["resource"]["prefect.resource.id"] for event in found}
+    assert {"eigenshift://demo/activations", "eigenshift://demo/patch"} <= keys
+    related = {item["prefect.resource.id"] for event in found for item in event["related"]}
+    assert f"prefect.flow-run.{finished_run['id']}" in related
 
 
 def test_every_job_template_is_accepted_by_the_server(stack: Stack) -> None:

@@ -6,70 +6,19 @@ Screenshots go into EIGENSHIFT_SCREENSHOTS, if that names a folder.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.support.service_stack import AUTH, Stack
+from tests.support.service_stack import Stack
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
-PATIENCE_MS = 120_000
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    # The UI asks an analytics host even where analytics are off; nothing leaves this machine.
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-)
 FIELD = "N Samples (Optional)"
 N_SAMPLES = 3
-
-
-@pytest.fixture(scope="module")
-def page(stack: Stack) -> Iterator[Page]:
-    """A tab of Debian's Chromium.
-
-    Skips where it is not installed; CI sets EIGENSHIFT_REQUIRE_BROWSER and fails instead.
-    """
-    program = shutil.which("chromium")
-    if program is None:
-        missing = "Chromium is not installed: .ci/install_browser"
-        if os.environ.get("EIGENSHIFT_REQUIRE_BROWSER"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as driver, tempfile.TemporaryDirectory() as profile:
-        browser = driver.chromium.launch_persistent_context(
-            profile,
-            executable_path=program,
-            headless=True,
-            args=list(ARGUMENTS),
-            viewport={"width": 1400, "height": 1000},
-        )
-        browser.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
-        tab = browser.new_page()
-        yield tab
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def signed_in(page: Page, stack: Stack) -> Page:
-    """The tab after a wrong and then the right password."""
-    page.goto(stack.ui_url)
-    password = page.locator("input[type=password]")
-    login = page.get_by_role("button", name="Login")
-    password.fill("operator:wrong-password")
-    login.click()
-    expect(page.get_by_text("Invalid credentials").first).to_be_visible()
-    password.fill(AUTH)
-    login.click()
-    expect(page.get_by_role("link", name="Deployments").first).to_be_visible()
-    return page
+PHONE_WIDTH = 400
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +71,7 @@ def test_the_run_page_shows_state_progress_and_artifacts(
     expect(page.get_by_text(run["state_name"], exact=True).first).to_be_visible()
     _take_picture(page, "run")
     page.get_by_role("tab", name="Artifacts").click()
-    expect(page.get_by_text("progress-extract-activations").first).to_be_visible()
+    expect(page.get_by_text("refresh-progress").first).to_be_visible()
     expect(page.get_by_text("refresh-results").first).to_be_visible()
     _take_picture(page, "run-artifacts")
     page.get_by_role("tab", name="Logs").click()
@@ -135,8 +84,8 @@ def test_the_run_page_shows_state_progress_and_artifacts(
         ("refresh-outcome", "toxicity rate"),
         ("refresh-results", "toxicity_rate"),
         ("refresh-components", "benefit_low"),
-        ("link-store", "s3://eigenshift/store"),
-        ("progress-extract-activations", "100"),
+        ("refresh-outcome", "s3://eigenshift/store"),
+        ("refresh-progress", "100"),
     ],
 )
 def test_an_artifact_reads_on_its_page(
@@ -150,11 +99,30 @@ def test_an_artifact_reads_on_its_page(
 
 def test_the_picture_is_drawn(signed_in: Page, stack: Stack, run_id: str) -> None:
     """The browser has decoded the PNG that is inside the page."""
-    page = _open_artifact(signed_in, stack, run_id, "refresh-picture")
+    page = _open_artifact(signed_in, stack, run_id, "refresh-outcome")
     picture = page.locator("img[src^='data:image/png']").first
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 300
-    _take_picture(page, "refresh-picture")
+
+
+def test_the_outcome_leads_to_the_other_artifacts(
+    signed_in: Page, stack: Stack, run_id: str
+) -> None:
+    """Its links open; nothing leaves the page to the right, on a phone either."""
+    page = _open_artifact(signed_in, stack, run_id, "refresh-outcome")
+    wide = page.viewport_size
+    assert wide is not None
+    for width in (wide["width"], PHONE_WIDTH):
+        page.set_viewport_size({"width": width, "height": wide["height"]})
+        for text in ("Gate", "missed by", "Stages"):
+            found = page.get_by_text(text)
+            if found.count():
+                box = found.first.bounding_box()
+                assert box is not None
+                assert box["x"] + box["width"] <= width
+    page.set_viewport_size(wide)
+    page.get_by_role("link", name="every metric").click()
+    expect(page.get_by_text("toxicity_rate").first).to_be_visible()
 
 
 def test_tokens_of_components_stay_out_of_the_page(

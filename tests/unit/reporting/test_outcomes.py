@@ -15,6 +15,7 @@ from eigenshift.reporting.outcomes import (
     explain_twins,
     format_estimate,
     format_metric,
+    summarise_outcome,
     tabulate_headline,
 )
 from eigenshift.settings import load_preset
@@ -76,6 +77,44 @@ def test_a_refresh_tells_its_caveats_first() -> None:
     assert outcome.as_contract()["caveats"] == outcome.caveats
     (tph,) = (row for row in tabulate_headline(ROWS, "eigenshift") if row[0] == "TPH")
     assert tph[2] == "66.7% [0.0, 90.0] (holds 0)"
+
+
+def test_the_gate_is_a_list_with_what_failed_first() -> None:
+    """Its words wrap; columns leave a narrow screen."""
+    record = start_run("refresh", load_preset("demo"))
+    record.status, record.judged = "held", "eigenshift"
+    record.checks = [
+        {"name": "first", "is_passed": True, "expected": "x", "found": "0.1"},
+        {
+            **{"name": "second", "is_passed": False, "expected": "at most 1"},
+            **{"found": "2", "missed_by": "1"},
+        },
+    ]
+    text = describe_outcome(RefreshOutcome.from_record(record, "s", ROWS, is_new_release=False))
+    gate = text.partition("## Gate")[2].partition("## Stages")[0].strip().splitlines()
+    assert gate == [
+        "- **failed**: **second**: 2; expected at most 1, missed by 1",
+        "- passed: **first**: 0.1",
+    ]
+    columns = [line.count("|") - 1 for line in text.splitlines() if line.startswith("| TPH")]
+    assert columns == [3, 4]
+
+
+def test_a_promoted_run_is_told_in_one_line() -> None:
+    """What is in force, and what it brings."""
+    record = start_run("refresh", load_preset("demo"))
+    record.status, record.judged, record.release = "promoted", "eigenshift", "v1"
+    rows = [
+        make_row("base", "toxicity_rate", (0.3, 0.2, 0.4)),
+        make_row("eigenshift", "toxicity_rate", (0.1, 0.0, 0.2)),
+    ]
+    for is_new, expected in ((True, "Released v1. "), (False, "Released v1 (already in force). ")):
+        outcome = RefreshOutcome.from_record(record, "s", rows, is_new_release=is_new)
+        told = summarise_outcome(outcome)
+        assert told.startswith(
+            f"{expected}toxicity rate 30.0% [20.0, 40.0] before, 10.0% [0.0, 20.0] after;"
+        )
+        assert "\n" not in told
 
 
 def test_a_comparison_names_arms_within_chance() -> None:
