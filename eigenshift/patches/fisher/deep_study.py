@@ -289,9 +289,7 @@ class DeepStudy(Study):
         if not moments.n_tokens or not moments.gradient.any():
             return []  # an expert that no token was sent to
         n_tokens = moments.n_tokens
-        metric = Metric.of(
-            moments.outputs / n_tokens, moments.inputs / n_tokens, self.ridge, name
-        )
+        metric = Metric.of(moments.outputs / n_tokens, moments.inputs / n_tokens, self.ridge, name)
         gradient = moments.gradient / self.total_weight
         triples = find_triples(gradient, metric, self._n_terms, self._seed)
         left, right = triples.left.cpu(), triples.right.cpu()

@@ -141,9 +141,7 @@ class HeadStudy(Study):
         moments = self._base_moments if self._taken is None else self._find_moments()
         gradient, n_shared = self.find_gradient(), self._n_terms // 2
         entering = self._weight.T @ gradient
-        shared = find_triples(
-            entering, moments.weigh_entering(self.ridge), n_shared, self._seed
-        )
+        shared = find_triples(entering, moments.weigh_entering(self.ridge), n_shared, self._seed)
         own = find_triples(
             gradient, moments.weigh_rows(self.ridge), self._n_terms - n_shared, self._seed
         )

@@ -4,8 +4,9 @@ States of a real model are far from round: a few of their coordinates are a hund
 as the others, and a toxic position is set apart from all harmless ones by its other coordinates. A
 metric with a small ridge takes these for cheap, so that a step fits the contexts that it was made
 from and no others; with a large one it acts on all contexts alike, as a word filter does. How much
-is needed differs from model to model (docs/decisions/0087-how-firm-the-metric-is.md), so steps are made from half of
-the prompts, each as strong as the budget allows, and what they leave is measured on the others.
+is needed differs from model to model (docs/decisions/0087-how-firm-the-metric-is.md), so steps are
+made from half of the prompts, each as strong as the budget allows, and what they leave is measured
+on the others.
 """
 
 from __future__ import annotations

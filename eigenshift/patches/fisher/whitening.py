@@ -19,7 +19,7 @@ from torch import Tensor
 from eigenshift.base.errors import ModelError
 
 METRIC_RIDGE = 0.01
-"""Added to A and G, relative to their mean diagonal, where no larger one does better (`ridge.py`)."""
+"""Added to A and G, relative to their mean diagonal; `ridge.py` finds whether more does better."""
 DIAGONAL_RIDGE = 1.0
 """The same for a G of which the diagonal alone is known (docs/decisions/0052)."""
 STEP_RIDGE = 0.3
@@ -43,9 +43,7 @@ class Metric:
     of_inputs: Tensor
 
     @classmethod
-    def of(
-        cls, outputs: Tensor, inputs: Tensor, ridge: float, place: str = "the head"
-    ) -> Metric:
+    def of(cls, outputs: Tensor, inputs: Tensor, ridge: float, place: str = "the head") -> Metric:
         """Of second moments G and A, to which a ridge is added.
 
         Args:
