@@ -126,10 +126,10 @@ def count_units(
     compared = []
     for of_toxic, of_nontoxic in zip(toxic, nontoxic, strict=True):
         levels = Levels.of(np.concatenate([of_toxic, of_nontoxic]))
-        codes = np.split(levels.codes, [len(of_toxic)])
-        compared.append(counting.count_classes(*codes, levels.values))
-    n_toxic, n_nontoxic = ([len(keys) for keys in units] for units in (toxic, nontoxic))
-    return _complete_all(np.array(compared), n_nonfinite, n_toxic, n_nontoxic)
+        codes, n_toxic = levels.codes, len(of_toxic)
+        compared.append(counting.count_classes(codes[:n_toxic], codes[n_toxic:], levels.values))
+    counts = ([len(keys) for keys in units] for units in (toxic, nontoxic))
+    return _complete_all(np.array(compared), n_nonfinite, *counts)
 
 
 def _complete_all(

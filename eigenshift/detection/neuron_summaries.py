@@ -227,7 +227,9 @@ def gather_keys(columns: Sequence[pa.Array], key_bytes: int) -> PackedKeys:
         starts.append(places[:-1])
         stops.append(places[1:])
         n_bytes += n_here
-    return PackedKeys(*map(np.concatenate, (parts, starts, stops)), key_bytes)
+    return PackedKeys(
+        np.concatenate(parts), np.concatenate(starts), np.concatenate(stops), key_bytes
+    )
 
 
 def _describe_rows(

@@ -37,7 +37,7 @@ def choose_ridge(study: HeadStudy, max_perplexity_increase: float, seed: int) ->
         seed: Of the halves.
     """
     prompts = study.prompts[: len(study.weights)]
-    if len(prompts.unique()) < LEAST_PROMPTS:
+    if len(torch.unique(prompts)) < LEAST_PROMPTS:
         return study.ridge
     weights = study.weights
     is_seen = _draw_half(prompts, seed).to(weights)
@@ -63,6 +63,6 @@ def choose_ridge(study: HeadStudy, max_perplexity_increase: float, seed: int) ->
 
 def _draw_half(prompts: Tensor, seed: int) -> Tensor:
     """Whether each position's prompt is in one half, drawn at random, shape (position,)."""
-    names, places = prompts.unique(return_inverse=True)
+    names, places = torch.unique(prompts, return_inverse=True)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
     return (order < len(names) // 2)[places]
