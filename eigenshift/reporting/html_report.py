@@ -342,7 +342,10 @@ def find_quality(session: AuditSession, run_id: str) -> list[str]:
 
 
 def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) -> list[list[str]]:
-    """Rows (what, slice, prompts, before, after, difference) of how continuations degenerate."""
+    """Rows (what, slice, prompts, before, after, difference) of how continuations degenerate.
+
+    Those over all prompts first.
+    """
     table = MetricTable(evaluations)
     rows = []
     for label, metric, unit in DEGENERATION_COLUMNS:
@@ -357,7 +360,7 @@ def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) ->
                 _show_points(difference),
             )
             rows.append([label, name, str(before["n"]), *cells])
-    return rows
+    return sorted(rows, key=lambda row: row[1] != ALL_SLICE)
 
 
 def choose_unit(metric: str) -> str:
