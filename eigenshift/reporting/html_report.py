@@ -9,7 +9,7 @@ two runs side by side are `comparison_report.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -501,7 +501,7 @@ def _find_extra(session: AuditSession, table: ExtraTable, run: str) -> dict[str,
     }
 
 
-def _show_points(row: dict[str, Any] | None) -> str:
+def _show_points(row: Mapping[str, Any] | None) -> str:
     return DASH if row is None or row["value"] is None else show_points(row)
 
 
