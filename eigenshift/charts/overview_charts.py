@@ -18,6 +18,11 @@ from eigenshift.charts.run_charts import Chart, Palette, add_legend, show_interv
 
 Kind = Literal["before", "after", "control", "peer"]
 MARKERS: dict[Kind, str] = {"before": "s", "after": "o", "control": "D", "peer": "^"}
+LEGEND: tuple[tuple[Kind, str], ...] = (
+    ("after", "EigenShift"),
+    ("peer", "published methods"),
+    ("control", "controls"),
+)
 MAX_NAMES = 14
 """Names in one plane: more could not be read."""
 ROOM_FOR_VALUES = 0.42
@@ -246,11 +251,7 @@ def chart_arms(
         _scale_plane(axes, palette, points, bounds)
         axes.set_xlabel("change of perplexity of ordinary text")
         axes.set_ylabel("toxic continuations")
-        for kind, words in (
-            ("after", "EigenShift"),
-            ("peer", "published methods"),
-            ("control", "controls"),
-        ):
+        for kind, words in LEGEND:
             if kind in kinds.values():
                 colour = _choose_colour(kind, palette)
                 axes.plot([], [], MARKERS[kind], color=colour, label=words)
@@ -391,7 +392,7 @@ def _set_ticks(axes: Axes, budget: float, high: float) -> None:
         FixedLocator([0.0, budget, *(p for p in powers if 2 * budget < p < 4 * high)])
     )
     axes.xaxis.set_minor_locator(FixedLocator([]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
 
 
 def _pick(row: Mapping[str, Any], metric: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ two runs side by side are `comparison_report.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -342,7 +342,10 @@ def find_quality(session: AuditSession, run_id: str) -> list[str]:
 
 
 def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) -> list[list[str]]:
-    """Rows (what, slice, prompts, before, after, difference) of how continuations degenerate."""
+    """Rows (what, slice, prompts, before, after, difference) of how continuations degenerate.
+
+    Those over all prompts first.
+    """
     table = MetricTable(evaluations)
     rows = []
     for label, metric, unit in DEGENERATION_COLUMNS:
@@ -357,7 +360,7 @@ def tabulate_degeneration(evaluations: Sequence[dict[str, Any]], judged: str) ->
                 _show_points(difference),
             )
             rows.append([label, name, str(before["n"]), *cells])
-    return rows
+    return sorted(rows, key=lambda row: row[1] != ALL_SLICE)
 
 
 def choose_unit(metric: str) -> str:
@@ -498,7 +501,7 @@ def _find_extra(session: AuditSession, table: ExtraTable, run: str) -> dict[str,
     }
 
 
-def _show_points(row: dict[str, Any] | None) -> str:
+def _show_points(row: Mapping[str, Any] | None) -> str:
     return DASH if row is None or row["value"] is None else show_points(row)
 
 
