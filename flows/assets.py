@@ -7,7 +7,7 @@ the same asset: `eigenshift://MODEL/activations`. What was made is in the event'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prefect.assets import Asset
 from prefect.context import AssetContext, FlowRunContext
@@ -62,7 +62,7 @@ def name_asset(model_id: str, what: str) -> str:
     return f"{SCHEME}{slugify_model(model_id)}/{what}"
 
 
-def _emit(key: str, upstream: Iterable[str], payload: dict[str, object]) -> None:
+def _emit(key: str, upstream: Iterable[str], payload: Mapping[str, object]) -> None:
     """Prefect's own context of a task that materialises, for what several tasks made."""
     if FlowRunContext.get() is None or not has_server():
         return
@@ -71,5 +71,5 @@ def _emit(key: str, upstream: Iterable[str], payload: dict[str, object]) -> None
             downstream_assets={Asset(key=key)},
             upstream_assets={Asset(key=name) for name in upstream},
             materialized_by="eigenshift",
-            materialization_metadata={key: payload},
+            materialization_metadata={key: dict(payload)},
         ).emit_events(Completed())

@@ -13,7 +13,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -117,9 +117,10 @@ class RunProgress:
         once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
         with outcome_stands("the run's progress"), once:
             if self._artifact_id is None:
-                self._artifact_id = create_progress_artifact(
+                made = create_progress_artifact(
                     progress=self._percent, key=self._key, description=description
                 )
+                self._artifact_id = cast(UUID, made)  # a coroutine only in asynchronous flows
             else:
                 update_progress_artifact(self._artifact_id, self._percent, description)
             self._is_shown = True
@@ -136,7 +137,7 @@ def publish_refresh(outcome: RefreshOutcome, settings: RefreshSettings, record: 
     shown: dict[str, UUID | None] = {}
     picture = ""
     if outcome.evaluations:
-        shown["every metric"] = create_table_artifact(
+        shown["every metric"] = _create_table(
             key="refresh-results",
             table=tabulate_results(outcome.evaluations, outcome.judged),
             description="Every metric before and after, with intervals",
@@ -196,16 +197,21 @@ def _link_artifacts(shown: Mapping[str, UUID | None]) -> str:
     return f"\nMore of this run: {', '.join(links)}.\n" if links else ""
 
 
+def _create_table(*, key: str, table: list[dict[str, Any]], description: str) -> UUID:
+    return cast(UUID, create_table_artifact(key=key, table=table, description=description))
+
+
 def _publish_components(
     artifacts: ArtifactStore, record: RunRecord, *, shows_text: bool
 ) -> UUID | None:
+    shown = None
     with outcome_stands("the components"):
         found = tabulate_components(artifacts, record, MAX_COMPONENTS, show_text=shows_text)
         if found is not None:
-            return create_table_artifact(
+            shown = _create_table(
                 key="refresh-components", table=found.rows, description=found.description
             )
-    return None
+    return shown
 
 
 @outcome_stands("the comparison")
@@ -244,7 +250,7 @@ def publish_survival(outcome: Survival) -> None:
 
 
 def _publish_answers(key: str, rows: Sequence[Mapping[str, Any]], arm: str) -> UUID:
-    return create_table_artifact(
+    return _create_table(
         key=key,
         table=[dict(zip(COLUMNS, row, strict=True)) for row in tabulate_benchmarks(rows, arm)],
         description=EXPLANATION,
@@ -280,13 +286,14 @@ def _draw_pictures(store: str, run_id: str) -> str:
     from eigenshift.charts.rendering import render_png
     from eigenshift.reporting.figures import find_arms, find_points, find_toxicity
 
+    pictures = ""
     with outcome_stands("the pictures"):
         with open_audit(store) as session:
             charts = [find(session, run_id) for find in (find_toxicity, find_arms, find_points)]
-        return "\n".join(
+        pictures = "\n".join(
             embed_picture(chart.title, render_png(chart)) for chart in charts if chart is not None
         )
-    return ""
+    return pictures
 
 
 def embed_picture(title: str, png: bytes) -> str:
