@@ -168,8 +168,9 @@ def test_a_data_set_that_the_hub_did_not_resolve_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only what is cached could be read."""
+    columns = {"text": "text", "label": "toxic"}
     source = SourceSettings(
-        name="far", format="huggingface", uri="owner/data", columns={"text": "text"}, split="train"
+        name="far", format="huggingface", uri="owner/data", columns=columns, split="train"
     )
     for commit, state in ((None, State.warning), ("0" * 40, State.ok)):
         monkeypatch.setattr(diagnosis, "resolve_commit", lambda _, commit=commit: commit)
