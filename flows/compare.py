@@ -32,7 +32,7 @@ from eigenshift.evaluation.trials import choose_for_confirmation
 from eigenshift.patches.interventions.registry import find_recipe
 from eigenshift.patches.requests import UNIT_SITES, Need, PatchRequest
 from eigenshift.patches.stages import HeadEvidence
-from eigenshift.preflight import require_inputs
+from eigenshift.readiness.preflight import require_inputs
 from eigenshift.reporting.outcomes import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role
 from eigenshift.stages import tables

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from eigenshift.preflight import require_inputs
+from eigenshift.readiness.preflight import require_inputs
 from eigenshift.reporting.outcomes import Detection
 from eigenshift.settings import DetectionSettings, Role
 from flows import detection_stages, stages

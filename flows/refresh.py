@@ -32,7 +32,7 @@ from eigenshift.evaluation.headlines import summarise_quality
 from eigenshift.ledger.releases import promote_patch
 from eigenshift.ledger.runs import finish_run
 from eigenshift.patches.stages import HeadEvidence
-from eigenshift.preflight import require_inputs
+from eigenshift.readiness.preflight import require_inputs
 from eigenshift.reporting.outcomes import RefreshOutcome, explain_hold
 from eigenshift.settings import RefreshSettings, Role
 from eigenshift.stages import tables

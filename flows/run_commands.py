@@ -257,7 +257,7 @@ def doctor(
 
     Exit code 1 where there is a no: a run would fail.
     """
-    from eigenshift.diagnosis import diagnose
+    from eigenshift.readiness.diagnosis import diagnose
     from flows.server_check import check_server
 
     is_bare = preset is None and config is None and not overrides
@@ -290,7 +290,7 @@ def _prepare(settings: RefreshSettings, *, only_detects: bool = False, keeps: bo
     Raises:
         EigenShiftError: Something that the run reads is not there, or its store cannot be written.
     """
-    from eigenshift.preflight import require_inputs, require_writable
+    from eigenshift.readiness.preflight import require_inputs, require_writable
 
     if settings.execution.credentials_block is None:  # else Prefect has them: the flow looks
         require_inputs(settings, only_detects=only_detects)

@@ -12,7 +12,7 @@ from prefect import flow
 
 from eigenshift.evaluation.stages import CHART_NAME
 from eigenshift.evaluation.trials import choose_for_confirmation
-from eigenshift.preflight import require_inputs
+from eigenshift.readiness.preflight import require_inputs
 from eigenshift.reporting.outcomes import Tuning
 from eigenshift.settings import RefreshSettings
 from eigenshift.stages import tables

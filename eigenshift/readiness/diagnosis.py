@@ -39,7 +39,7 @@ from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
 from eigenshift.model.loading import check_weight_names, find_class_name, find_division
 from eigenshift.model.resources import measure_free_memory
-from eigenshift.preflight import (
+from eigenshift.readiness.preflight import (
     ask_server,
     is_on_hub,
     refuse_download,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from eigenshift import preflight
+from eigenshift.readiness import preflight
 from eigenshift.base.errors import DatasetError, EigenShiftError, ScorerError, SettingsError
 from eigenshift.datasets import reading
-from eigenshift.preflight import require_inputs, require_source, require_writable
+from eigenshift.readiness.preflight import require_inputs, require_source, require_writable
 from eigenshift.settings import RefreshSettings, SourceSettings, load_preset
 
 Change = Callable[[Path], list[str]]
@@ -120,7 +120,7 @@ def test_the_demo_is_whole_and_nothing_of_it_is_digested(monkeypatch: pytest.Mon
 def test_torch_is_not_imported() -> None:
     """A run with nothing to do looks here, too, and should not wait for it."""
     code = (
-        "import sys; from eigenshift.preflight import require_inputs; "
+        "import sys; from eigenshift.readiness.preflight import require_inputs; "
         "from eigenshift.settings import load_preset; require_inputs(load_preset('demo')); "
         "print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )

@@ -18,11 +18,11 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from eigenshift import diagnosis, preflight
+from eigenshift.readiness import diagnosis, preflight
 from eigenshift.base.errors import ScorerError
 from eigenshift.base.findings import Finding, State
 from eigenshift.benchmarks import tasks
-from eigenshift.diagnosis import BAD_PAIRS, check_pair, diagnose
+from eigenshift.readiness.diagnosis import BAD_PAIRS, check_pair, diagnose
 from eigenshift.model import device_maps
 from eigenshift.settings import (
     Backend,
