@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install doctor hooks demo real-model bench-real test test-slow soak check format bench demo-assets docs notebook docs-site clean
+.PHONY: help install doctor hooks demo real-model bench-real test test-slow soak check format bench demo-assets docs notebook docs-site clean clean-store
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -100,5 +100,8 @@ docs-site: $(STAMP) ## Build the documentation site in .site/html; a broken link
 demo-assets: $(STAMP) ## Rebuild data/demo (minutes)
 	@$(BIN)/python data/build_demo.py --out data/demo
 
-clean: ## Remove the environment and the local store
-	rm -rf $(VENV) .eigenshift .site build dist *.egg-info
+clean: ## Remove the environment and what was built; the store stays
+	rm -rf $(VENV) .site build dist *.egg-info
+
+clean-store: ## Remove the local store, .eigenshift: all its runs, patches and releases
+	rm -rf .eigenshift

@@ -119,7 +119,7 @@ def draw_rooms() -> str:
     rows = [
         (f"{room}/", _describe(f"{room}/__init__.py")) for line in reversed(ORDER) for room in line
     ]
-    flat = [(name, _describe(name)) for name in ("pipeline.py", "diagnosis.py")]
+    flat = [(name, _describe(name)) for name in ("pipeline.py",)]
     flat.append(("models.py, patching.py", "Public names for notebooks and for what exports show."))
     place = next(n for n, (name, _) in enumerate(rows) if name == "benchmarks/")
     rows[place:place] = [flat[0]]

@@ -166,3 +166,7 @@ def _print_error(message: str) -> None:
     err_console.print(
         f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
     )
+
+
+if __name__ == "__main__":  # `python -m flows.command_line`, as `python -m flows`
+    main()

@@ -21,7 +21,6 @@ from eigenshift.base.arms import (
     join_arm,
 )
 from eigenshift.base.errors import NothingToDampError
-from eigenshift.benchmarks.tasks import require_tasks
 from eigenshift.evaluation.stages import (
     CHART_NAME,
     POINTS_CHART_NAME,
@@ -33,6 +32,7 @@ from eigenshift.evaluation.trials import choose_for_confirmation
 from eigenshift.patches.interventions.registry import find_recipe
 from eigenshift.patches.requests import UNIT_SITES, Need, PatchRequest
 from eigenshift.patches.stages import HeadEvidence
+from eigenshift.readiness.preflight import require_inputs
 from eigenshift.reporting.outcomes import ArmComparison
 from eigenshift.settings import ComponentScore, RefreshSettings, Role
 from eigenshift.stages import tables
@@ -59,7 +59,7 @@ def compare(settings: RefreshSettings) -> ArmComparison:
     with journal.recording(), run_tasks(settings.execution):
         for name in settings.compare.interventions:
             find_recipe(name, "compare.interventions")
-        require_tasks(settings.benchmark.tasks)
+        require_inputs(settings)
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)

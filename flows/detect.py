@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from eigenshift.readiness.preflight import require_inputs
 from eigenshift.reporting.outcomes import Detection
 from eigenshift.settings import DetectionSettings, Role
 from flows import detection_stages, stages
@@ -28,6 +29,7 @@ def detect(settings: DetectionSettings) -> Detection:
     use_credentials(settings.execution.credentials_block)
     journal = RunJournal("detect", settings)
     with journal.recording(), run_tasks(settings.execution):
+        require_inputs(settings, only_detects=True)
         model = stages.identify_model(journal, must_generate=False)
         samples = stages.ingest_samples(journal, (Role.labelled,))
         detection_stages.study_detection(journal, model, samples[Role.labelled])

@@ -1,8 +1,8 @@
-"""Make Prefect quiet, offline and at home in the project's own folder.
+"""Make Prefect quiet, offline and at home beside the store.
 
 Must run before `prefect` is imported: Prefect reads these variables once. Whatever the user has
-set wins: PREFECT_API_URL names a server to use instead of the embedded one, and
-PREFECT_LOGGING_LEVEL=INFO shows Prefect's own log lines.
+set wins: PREFECT_API_URL names a server to use instead of the embedded one, PREFECT_HOME where its
+database lies, and PREFECT_LOGGING_LEVEL=INFO shows Prefect's own log lines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ import os
 import sys
 from pathlib import Path
 
+from eigenshift.base.errors import SettingsError
+
 STATE_FOLDER = ".eigenshift"
+HOME = "PREFECT_HOME"
+GIVEN_HOME = os.environ.get(HOME)
+"""What the user has set, before a default stands in its place."""
 
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
@@ -40,11 +45,57 @@ def prepare_environment() -> None:
     """
     if "prefect" in sys.modules:
         return
-    os.environ.setdefault("PREFECT_HOME", str(Path.cwd() / STATE_FOLDER / "prefect"))
+    os.environ.setdefault(HOME, _find_default_home())
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
-def create_home() -> None:
-    """Make Prefect's folder before Prefect is imported; it would not make the parents itself."""
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+def create_home(store: str | None = None) -> None:
+    """Make Prefect's folder before Prefect is imported; it would not make the parents itself.
+
+    Args:
+        store: Root URL of the store that the command is about. Where nobody has said where Prefect
+            lives, it is in a local store's folder, and beside no store of another kind: a user's
+            own (docs/decisions/0083).
+
+    Raises:
+        SettingsError: The folder cannot be made.
+    """
+    if "prefect" in sys.modules:
+        return
+    if store is not None and GIVEN_HOME is None:
+        os.environ[HOME] = str(choose_home(store))
+    home = Path(os.environ[HOME])
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{home}: expected to make this folder for Prefect's database, found "
+            f"{type(error).__name__}: {error.strerror}. Set PREFECT_HOME to a folder that can be "
+            "written."
+        ) from error
+
+
+def choose_home(store: str) -> Path:
+    """Where Prefect's database lies for runs into a store.
+
+    In a local store, so that no run leaves anything elsewhere. For any other, the working folder's
+    where a former version made one, else one of the user's.
+
+    Raises:
+        SettingsError: Nothing can be opened by this URL.
+    """
+    from eigenshift.store.storage import Store  # fsspec: not for every import of this package
+
+    opened = Store(store)
+    if opened.is_local:
+        return opened.local_path("prefect")
+    former = Path(_find_default_home())
+    if former.is_dir():
+        return former
+    states = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(states).expanduser() / "eigenshift" / "prefect"
+
+
+def _find_default_home() -> str:
+    return str(Path.cwd() / STATE_FOLDER / "prefect")

@@ -17,7 +17,6 @@ from prefect.states import Cancelled, Completed
 
 from eigenshift.base.arms import BASE_ARM
 from eigenshift.base.errors import NothingToDampError
-from eigenshift.benchmarks.tasks import require_tasks
 from eigenshift.evaluation.capability import check_capability, summarise_capability
 from eigenshift.evaluation.gate import (
     GateCheck,
@@ -33,6 +32,7 @@ from eigenshift.evaluation.headlines import summarise_quality
 from eigenshift.ledger.releases import promote_patch
 from eigenshift.ledger.runs import finish_run
 from eigenshift.patches.stages import HeadEvidence
+from eigenshift.readiness.preflight import require_inputs
 from eigenshift.reporting.outcomes import RefreshOutcome, explain_hold, summarise_outcome
 from eigenshift.settings import RefreshSettings, Role
 from eigenshift.stages import tables
@@ -94,7 +94,7 @@ def _refresh(settings: RefreshSettings) -> RefreshOutcome:
     journal = RunJournal("refresh", settings)
     with journal.recording(), run_tasks(settings.execution):
         treatment.require_interventions(settings)
-        require_tasks(settings.benchmark.tasks)
+        require_inputs(settings)
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         detection_stages.study_detection(journal, model, sources.samples[Role.labelled])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from eigenshift.base.findings import State
 from eigenshift.settings import BlockFormat, DetectionSettings, RefreshSettings
 from flows.options import (
     EXIT_FAILED,
@@ -37,6 +39,11 @@ from flows.terminal_tables import fits, print_fitting, print_table
 
 logger = logging.getLogger("eigenshift.run")
 app = typer.Typer()
+MARKS = {
+    State.ok: "[green]ok[/]",
+    State.warning: "[yellow]warning[/]",
+    State.no: "[red]no[/]",
+}
 TOLERANCE = 1e-6
 """The same work on the same machine gives the same numbers; other machines round differently."""
 
@@ -45,7 +52,7 @@ TOLERANCE = 1e-6
 @with_settings(RefreshSettings)
 def refresh(settings: RefreshSettings, as_json: bool) -> None:
     """Run the whole line: read, study, patch, evaluate, release or hold."""
-    _prepare()
+    _prepare(settings)
     from flows.refresh import run_refresh  # Prefect takes seconds to import: only where needed
 
     with _running(as_json):
@@ -70,7 +77,7 @@ def demo(
 @with_settings(RefreshSettings)
 def compare(settings: RefreshSettings, as_json: bool) -> None:
     """Compare the interventions and control arms on the same prompts and seeds."""
-    _prepare()
+    _prepare(settings)
     from flows.compare import run_compare
 
     with _running(as_json):
@@ -85,7 +92,7 @@ def compare(settings: RefreshSettings, as_json: bool) -> None:
 @with_settings(RefreshSettings)
 def tune(settings: RefreshSettings, as_json: bool) -> None:
     """Search the number of components and the factor under a fluency budget."""
-    _prepare()
+    _prepare(settings)
     from flows.tune import run_tune
 
     with _running(as_json):
@@ -102,7 +109,7 @@ def tune(settings: RefreshSettings, as_json: bool) -> None:
 @with_settings(DetectionSettings)
 def detect(settings: DetectionSettings, as_json: bool) -> None:
     """Find which units and layers detect toxicity, in models of any kind; change nothing."""
-    _prepare()
+    _prepare(settings, only_detects=True)
     from flows.audit_commands import print_paper_tables
     from flows.detect import run_detect
 
@@ -136,7 +143,7 @@ def benchmark(
     as_json: JsonOption = False,
 ) -> None:
     """Ask base and patched model the same benchmark questions (piqa unless told otherwise)."""
-    _prepare()
+    _prepare_about(store, run)
     from eigenshift.reporting.benchmark_tables import COLUMNS, EXPLANATION
     from flows.benchmarking import run_benchmark
 
@@ -178,7 +185,7 @@ def survive(
     as_json: JsonOption = False,
 ) -> None:
     """Measure how much of a patch is left once weights are rounded to GGUF formats."""
-    create_home()
+    _prepare_about(store, run)
     from eigenshift.reporting.survival_tables import COLUMNS, EXPLANATION
     from flows.surviving import run_survive
 
@@ -229,7 +236,7 @@ def reproduce(
         [f"store={where}", *given],
         file,
     )
-    _prepare()
+    _prepare(settings, keeps=store is not None)
     from flows.reproduce import run_reproduction
 
     with _running(as_json):
@@ -249,28 +256,68 @@ def doctor(
     store: StoreOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Tell what this machine and these settings can and cannot do."""
-    from eigenshift.diagnosis import diagnose
+    """Tell what this machine and these settings can and cannot do: ok, warning or no.
+
+    Exit code 1 where there is a no: a run would fail.
+    """
+    from eigenshift.readiness.diagnosis import diagnose
     from flows.server_check import check_server
 
-    is_bare = preset is None and config is None
+    is_bare = preset is None and config is None and not overrides
     settings = (
         None
         if is_bare
         else load(RefreshSettings, preset=preset, config=config, store=store, overrides=overrides)
     )
-    findings = [*diagnose(settings), check_server()]
+    findings = [*diagnose(settings, store), check_server()]
     table = Table("", "what", "found", show_edge=False)
     for finding in findings:
-        mark = "[green]ok[/]" if finding.is_fine else "[red]no[/]"
-        table.add_row(mark, finding.name, escape(finding.detail))
+        found = escape(finding.detail)
+        if finding.remedy:
+            found += f"\n[bold]{escape(finding.remedy)}[/]"
+        table.add_row(MARKS[finding.state], finding.name, found)
     console.print(table)
-    raise typer.Exit(EXIT_PROMOTED if all(finding.is_fine for finding in findings) else EXIT_FAILED)
+    counts = Counter(finding.state for finding in findings)
+    console.print(", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]))
+    raise typer.Exit(EXIT_FAILED if counts[State.no] else EXIT_PROMOTED)
 
 
-def _prepare() -> None:
-    """Before Prefect is imported: that takes seconds, and a server of its own some more."""
-    create_home()
+def _prepare(settings: RefreshSettings, *, only_detects: bool = False, keeps: bool = True) -> None:
+    """Before Prefect is imported: that takes seconds, and a server of its own some more.
+
+    Args:
+        settings: Of the run.
+        only_detects: Whether it generates and judges nothing.
+        keeps: Whether its store stays when it ends.
+
+    Raises:
+        EigenShiftError: Something that the run reads is not there, or its store cannot be written.
+    """
+    from eigenshift.readiness.preflight import require_inputs, require_writable
+
+    if settings.execution.credentials_block is None:  # else Prefect has them: the flow looks
+        require_inputs(settings, only_detects=only_detects)
+        require_writable(settings.store)
+    _start_prefect(settings.store if keeps else None)
+
+
+def _prepare_about(store: str, run: str | None) -> None:
+    """The same for a run about another, which is in the store already.
+
+    Raises:
+        SettingsError: The place is no store, or has no such run.
+    """
+    from eigenshift.ledger.runs import choose_run
+    from eigenshift.store.storage import Store
+
+    opened = Store(store)
+    choose_run(opened, run)
+    opened.check_writable()
+    _start_prefect(store)
+
+
+def _start_prefect(store: str | None) -> None:
+    create_home(store)
     logger.info("starting Prefect, with a server of its own unless PREFECT_API_URL names one")
 
 

@@ -12,6 +12,7 @@ from prefect import flow
 
 from eigenshift.evaluation.stages import CHART_NAME
 from eigenshift.evaluation.trials import choose_for_confirmation
+from eigenshift.readiness.preflight import require_inputs
 from eigenshift.reporting.outcomes import Tuning
 from eigenshift.settings import RefreshSettings
 from eigenshift.stages import tables
@@ -33,6 +34,7 @@ def tune(settings: RefreshSettings) -> Tuning:
     use_credentials(settings.execution.credentials_block)
     journal = RunJournal("tune", settings)
     with journal.recording(), run_tasks(settings.execution):
+        require_inputs(settings)
         model = stages.identify_model(journal)
         sources = stages.ingest(journal)
         study = stages.study_components(journal, model, sources)

@@ -12,7 +12,6 @@ damaged in one row stops the run, as it does in the library.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -21,7 +20,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -49,8 +47,8 @@ from eigenshift.store.source_files import (
     SourceFile,
     digest_file,
     fetch_path,
-    has_protocol,
     is_folder,
+    is_place,
     list_files,
     open_named,
 )
@@ -87,7 +85,7 @@ def digest_dataset(source: SourceSettings) -> str:
     For local or remote files their digests; for a hub dataset its id, configuration, split and the
     commit the revision stands for, if the hub answers.
     """
-    if _is_stored(source.uri):
+    if is_place(source.uri):
         return _digest_files(_list_stored_files(source), source)
     return _digest_hub_dataset(source, resolve_commit(source))
 
@@ -99,7 +97,7 @@ def find_dataset(source: SourceSettings) -> SourceInput:
         DatasetError: There is no such dataset, configuration or split, it cannot be built without
             running its code, or it lacks a mapped column.
     """
-    if _is_stored(source.uri):
+    if is_place(source.uri):
         files = _list_stored_files(source)
         uri = f"{source.uri}#{source.split}"
         digest = _digest_files(files, source)
@@ -135,12 +133,6 @@ def resolve_commit(source: SourceSettings) -> str | None:
         )
         return None
     return None if info.sha is None else str(info.sha)
-
-
-def _is_stored(uri: str) -> bool:
-    """Whether this is a path, glob or URL; anything else is the id of a dataset on the hub."""
-    looks_like_path = uri.startswith(("/", "./", "../", "~"))
-    return looks_like_path or has_protocol(uri) or glob.has_magic(uri) or Path(uri).exists()
 
 
 def _list_stored_files(source: SourceSettings) -> list[SourceFile]:

@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from eigenshift.base.errors import DatasetError
 from eigenshift.base.schemas import REJECTED_ROWS, SOURCE_FILES
+from eigenshift.datasets.containers import Container
 from eigenshift.datasets.jigsaw import (
     make_jigsaw_reader,
     make_multilingual_reader,
@@ -57,12 +58,16 @@ from eigenshift.datasets.toxicn import make_toxicn_reader
 from eigenshift.settings import SourceFormat, SourceSettings
 from eigenshift.stages import tables
 from eigenshift.stages.stage import Bench
-from eigenshift.store.source_files import SourceFile, digest_file, list_files
+from eigenshift.store.source_files import SourceFile, digest_file, list_files, open_named
 from eigenshift.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 
+PEEK_BYTES = 16 << 20
+"""A larger file has some rows."""
+MAX_PEEKS = 20
+"""Files of a source that are opened before a run begins."""
 EXPECTED_REASONS = frozenset({Reason.unscored, Reason.not_a_paragraph})
 """Why rows are rejected of a file that is the one meant."""
 MAKE_READER: dict[SourceFormat, Callable[[SourceSettings], Reader]] = {
@@ -86,6 +91,45 @@ def list_sources(source: SourceSettings) -> list[SourceSettings]:
     if source.format is SourceFormat.huggingface:
         return [source]
     return [source.model_copy(update={"uri": file.uri}) for file in _list_data_files(source.uri)]
+
+
+def list_source_files(source: SourceSettings) -> list[SourceFile]:
+    """All files of a source that is in files, then those of its labels.
+
+    Raises:
+        DatasetError: There are none, or they are in a way that only the hub's library reads.
+    """
+    if source.format is SourceFormat.huggingface:
+        return list_files(source.uri)
+    return [*_list_data_files(source.uri), *_list_labels_files(source)]
+
+
+def require_first_rows(source: SourceSettings, files: Sequence[SourceFile]) -> None:
+    """Refuse what cannot be read as a source, and small files without a row; the first few only.
+
+    Args:
+        source: Whose files they are.
+        files: From `list_source_files`.
+
+    Raises:
+        DatasetError: A file is empty, damaged, without a column that is read, or of no kind that is
+            read.
+    """
+    # With labels in a file of their own the reader would read all of that first.
+    has_own_rows = source.format is not SourceFormat.huggingface and source.labels_uri is None
+    for file in files[:MAX_PEEKS]:
+        if has_own_rows and file.n_bytes <= PEEK_BYTES:
+            with closing(_read_rows(source, file.uri)) as items:
+                if next(items, None) is None:
+                    raise describe_unusable(file.uri, 0, Counter())
+        elif source.format is not SourceFormat.huggingface:
+            with explain_damage(file.uri), open_named(file.uri) as (inner_name, handle):
+                Container(file.uri, inner_name, handle)  # refuses what no format reads
+
+
+def _read_rows(source: SourceSettings, uri: str) -> Generator[Item, None, None]:
+    with explain_damage(uri):
+        yield from MAKE_READER[source.format](source)(uri)
 
 
 def _list_data_files(uri: str) -> list[SourceFile]:

@@ -86,6 +86,22 @@ def identify_model(settings: ModelSettings) -> ModelIdentity:
     return ModelIdentity(settings.id, revision, digest.hexdigest(), folder, files)
 
 
+def require_model_files(settings: ModelSettings) -> None:
+    """Stop if a model's folder is not there or, on this machine, not whole; the hub is not asked.
+
+    Reads names, small documents and headers; digests nothing.
+
+    Raises:
+        ModelError: As `identify_model`.
+    """
+    if is_hub_id(settings.id):
+        return
+    if not is_folder(settings.id):
+        raise _describe_no_folder(settings.id)
+    if not has_protocol(settings.id):
+        list_loaded_files(settings.id, fetch_path(settings.id))
+
+
 def uses_chat(settings: ModelSettings, folder: Path) -> bool:
     """Whether a model's texts go through its chat template.
 
@@ -131,13 +147,17 @@ def _find_folder(settings: ModelSettings) -> tuple[Path, str | None]:
             f"{error}. Check the URL and the credentials in the environment."
         ) from error
     if _looks_like_path(settings.id):
-        command = suggest_fetching(settings.id)
-        raise ModelError(
-            f"{settings.id}: expected a folder with config.json and *.safetensors, found no such "
-            + ("folder. " if command is None else f"folder. `{command}` makes it. ")
-            + "Check model.id; a hub id has the form owner/name."
-        )
+        raise _describe_no_folder(settings.id)
     return _fetch_from_hub(settings)
+
+
+def _describe_no_folder(model_id: str) -> ModelError:
+    command = suggest_fetching(model_id)
+    return ModelError(
+        f"{model_id}: expected a folder with config.json and *.safetensors, found no such "
+        + ("folder. " if command is None else f"folder. `{command}` makes it. ")
+        + "Check model.id; a hub id has the form owner/name."
+    )
 
 
 def is_hub_id(model_id: str) -> bool:

@@ -40,6 +40,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 READ_TIMEOUT_SECONDS = 60
 SECRET_VARIABLES = re.compile(r"(SECRET|TOKEN|PASSWORD|ACCESS_KEY|ACCOUNT_KEY|CREDENTIAL|_SAS)")
 MIN_SECRET_CHARACTERS = 6
+SCHEME = re.compile(r"[A-Za-z][\w.+-]*(::[A-Za-z][\w.+-]*)*")
 HIDDEN_SECRET = "[hidden]"  # noqa: S105 - what a secret is replaced by
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -85,6 +86,18 @@ REFUSING_NAMES = frozenset(
         "DefaultCredentialsError",
     }
 )
+
+
+EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+}
+"""Object stores by their URLs' beginnings, and the extra of this package with their client."""
 
 
 @dataclass(frozen=True)
@@ -156,16 +169,49 @@ def open_filesystem(url: str) -> tuple[Any, str]:
             "environment (AWS_ACCESS_KEY_ID and so on) or by a Prefect block."
         )
     plain, options = split_options(url)
+    _require_known(plain)
     try:
         filesystem, path = fsspec.core.url_to_fs(plain, **_configure_client(plain, options))
     except (ImportError, ValueError) as error:
         raise SettingsError(
             f"{url}: expected a path or a URL that fsspec can open, found: {redact(str(error))}. "
-            "For s3://, gs:// or az:// install the extra, e.g. pip install 'eigenshift[s3]'."
+            f"{_suggest_extra(plain)}"
         ) from error
     if hasattr(filesystem, "retries"):
         filesystem.retries = 1
     return filesystem, path
+
+
+def _require_known(url: str) -> None:
+    """Refuse a URL whose beginning nobody knows, or that names no bucket.
+
+    Raises:
+        SettingsError: It is such a URL.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark or not SCHEME.fullmatch(scheme):
+        return
+    known = {*EXTRAS, *fsspec.available_protocols(), *fsspec.registry}
+    if unknown := [name for name in scheme.split("::") if name not in known]:
+        raise SettingsError(
+            f"{url}: expected a path or a URL of a kind that is known, found {unknown[0]}://. "
+            "Write a folder, or a URL that begins with s3://, gs:// or az://."
+        )
+    store = scheme.rpartition("::")[2]
+    if store in EXTRAS and (not rest or rest.startswith("/")):
+        what = "container" if EXTRAS[store] == "azure" else "bucket"
+        raise SettingsError(
+            f"{url}: expected the name of a {what} after {store}://, found none. Write "
+            f"{store}://{what.upper()}/{rest.strip('/') or 'FOLDER'}."
+        )
+
+
+def _suggest_extra(url: str) -> str:
+    """What to install for a URL whose client is not here."""
+    extra = EXTRAS.get(url.partition("://")[0].rpartition("::")[2])
+    if extra is None:
+        return "Install what the message names, or choose another place."
+    return f"Install its client: pip install 'eigenshift[{extra}]'."
 
 
 def read_whole(filesystem: Any, path: str) -> bytes:
@@ -218,6 +264,23 @@ def _hide_secrets(error: BaseException) -> BaseException:
 
 
 @contextmanager
+def explain_local_write(place: str) -> Iterator[None]:
+    """As `explain_faults`, of writing to a folder: what is missing there is the folder.
+
+    Raises:
+        StorageError: It could not be written, or a folder for it not be made.
+    """
+    try:
+        with explain_faults(place, "write"):
+            yield
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{place}: expected to write it, found that no folder can be made there "
+            f"({error.strerror or type(error).__name__}). Choose another folder."
+        ) from error
+
+
+@contextmanager
 def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
     """Turn whatever a filesystem raises into one kind of error that says what to do.
 
@@ -239,7 +302,7 @@ def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
         if is_refusal(error):
             remedy = (
                 "Check the owner and permissions of the folder"
-                if place.startswith("file://") or "://" not in place
+                if _is_local_place(place)
                 else "The credentials are missing, wrong or expired, or lack this right. Renew "
                 "them (environment or Prefect block)"
             )
@@ -256,11 +319,19 @@ def explain_faults(place: str, verb: str, attempts: int = 1) -> Iterator[None]:
                 "command again when it answers; finished work is kept."
             ) from cause
         if isinstance(error, OSError) or _is_from_client(error):
+            remedy = (
+                "Check the folder, and that its disk can be read and written"
+                if _is_local_place(place)
+                else "Check the URL and, for an object store, its endpoint and bucket"
+            )
             raise StorageError(
-                f"{place}: expected to {verb} it, found {found}. Check the URL and, for an object "
-                "store, its endpoint and bucket."
+                f"{place}: expected to {verb} it, found {found}. {remedy}."
             ) from cause
         raise
+
+
+def _is_local_place(place: str) -> bool:
+    return place.startswith("file://") or "://" not in place
 
 
 @contextmanager

@@ -158,6 +158,12 @@ def has_protocol(uri: str) -> bool:
     return "://" in uri
 
 
+def is_place(uri: str) -> bool:
+    """Whether this is a path, glob or URL; anything else is the id of something on the hub."""
+    looks_like_path = uri.startswith(("/", "./", "../", "~"))
+    return looks_like_path or has_protocol(uri) or glob.has_magic(uri) or Path(uri).exists()
+
+
 def _read_marks(info: Mapping[str, Any]) -> tuple[Any, ...]:
     """What changes with a file, by its storage; a new value each time where that says nothing."""
     state, web = ObjectState.from_info(info), info.get("Last-Modified")

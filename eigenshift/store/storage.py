@@ -27,6 +27,7 @@ from eigenshift.store.filesystems import (
     RETRIES,
     explain_faults,
     explain_full_disk,
+    explain_local_write,
     is_local_filesystem,
     open_filesystem,
     read_whole,
@@ -179,7 +180,7 @@ class Store:
         """
         full = self._full(path)
         if self.is_local:
-            with explain_faults(self.uri(path), "write"):
+            with explain_local_write(self.uri(path)):
                 put_bytes(Path(full), data)
         else:
             self._put(path, partial(self._filesystem.pipe_file, full, data))
@@ -193,7 +194,7 @@ class Store:
         """
         full, n_bytes = self._full(path), local.stat().st_size
         if self.is_local:
-            with explain_faults(self.uri(path), "write"):
+            with explain_local_write(self.uri(path)):
                 put_file(local, Path(full))
         else:
             self._put(path, partial(self._filesystem.put_file, str(local), full))
@@ -352,7 +353,7 @@ class Store:
         if not self.is_local:
             return Path(tempfile.mkdtemp(dir=scratch_folder()))
         parent = Path(self._root) / "work"
-        with explain_faults(str(parent), "write"):
+        with explain_local_write(str(parent)):
             parent.mkdir(parents=True, exist_ok=True)
             return Path(tempfile.mkdtemp(dir=parent))
 

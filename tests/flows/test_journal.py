@@ -170,7 +170,7 @@ def test_a_failed_run_ends_with_its_json_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The last line of stdout, as of any other run; foreign messages are not repeated."""
-    monkeypatch.setattr(run_commands, "create_home", lambda: None)
+    monkeypatch.setattr(run_commands, "create_home", lambda _: None)
     errors = {"made up": StorageError("made up"), "ValueError": ValueError("zorbfool")}
     for reason, error in errors.items():
 

@@ -110,7 +110,7 @@ def run_until_stopped(folder: Path, situation: str, words: Sequence[str]) -> Non
             getattr(Situations, situation)(folder / "reached")
 
     flows.refresh.run_refresh = run_refresh  # type: ignore[assignment]
-    run_commands.create_home = lambda: None
+    run_commands.create_home = lambda _: None
     main(["refresh", "--preset", "demo", "--store", str(folder / "store"), *words])
 
 

@@ -1,42 +1,52 @@
 """Tell what this machine and these settings can and cannot do, before a run finds out.
 
 Looks at versions, cores, memory, GPU and disk, and with settings at the store, every source, the
-model and the classifier. Reports; never raises for a thing that is missing, downloads no weights
-and loads no model. The hub is asked only where the settings name something on it.
+model and the classifier. Reports by three states (`base/findings.py`); never raises for a thing
+that is missing, downloads no weights and loads no model. The hub is asked only where the settings
+name something on it. What a run itself asks before it starts is `preflight.py`'s, and used here.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import httpx
 import huggingface_hub
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from safetensors import safe_open
 
-from eigenshift.base.errors import DatasetError, ModelError, SettingsError
+from eigenshift.base.errors import EigenShiftError, ModelError, SettingsError
 from eigenshift.base.findings import Finding
 from eigenshift.base.machine import count_cores
 from eigenshift.benchmarks.tasks import find_version, require_tasks
-from eigenshift.datasets.containers import Container
-from eigenshift.datasets.reading import digest_source
+from eigenshift.datasets.huggingface import resolve_commit
 from eigenshift.generation.engines import require_backend
 from eigenshift.model.device_maps import CPU, Division, Place, show_modules, show_place
 from eigenshift.model.devices import resolve_device
 from eigenshift.model.files import identify_model
 from eigenshift.model.loading import check_weight_names, find_class_name, find_division
 from eigenshift.model.resources import measure_free_memory
+from eigenshift.readiness.preflight import (
+    ask_server,
+    is_on_hub,
+    refuse_download,
+    require_scorer,
+    require_source,
+    require_writable,
+)
 from eigenshift.settings import (
     Backend,
     ModelSettings,
@@ -48,34 +58,24 @@ from eigenshift.settings import (
     SourceSettings,
 )
 from eigenshift.store.manifests import describe_versions
-from eigenshift.store.source_files import fetch_path, is_folder, list_files, open_named
+from eigenshift.store.source_files import fetch_path, is_folder
 from eigenshift.store.storage import Store
 from eigenshift.toxicity.functional_cases import read_cases
 from eigenshift.toxicity.scorer_quality import describe_quality, read_quality
-from eigenshift.toxicity.scorers.detoxify_checkpoint import Release, find_release
 from eigenshift.toxicity.scorers.loading import load_scorer
 
 PYTHON_VERSIONS = ((3, 10), (3, 14))
 """First supported, first not supported (pyproject.toml)."""
 MIN_FREE_BYTES = 2 << 30
 MIN_MEMORY_BYTES = 2 << 30
+MAKE_ROOM = "Make room: a store takes some GiB (`eigenshift gc` removes what no run needs)."
 HUB_TIMEOUT_SECONDS = 10.0
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MEMORY_FACTOR = 1.3
 """What a run needs beside the weights: activations, logits, the head's decomposition."""
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
-PUBLIC_ORIGINS = {
-    SourceFormat.jigsaw: (
-        "https://www.kaggle.com/competitions/jigsaw-toxic-comment-classification-challenge"
-    ),
-    SourceFormat.toxicn: "https://github.com/DUT-lujunyu/ToxiCN",
-    SourceFormat.real_toxicity_prompts: (
-        "https://huggingface.co/datasets/allenai/real-toxicity-prompts"
-    ),
-    SourceFormat.sentences: "https://huggingface.co/datasets/Salesforce/wikitext",
-    SourceFormat.paragraphs: "https://huggingface.co/datasets/Salesforce/wikitext",
-}
-"""Where the files that shipped presets name are from; their licences are in data/README.md."""
+FASTER_FIRST = "Download it first to be sure: hf download"
+"""Remedy for what a run would download."""
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4}
 
 
@@ -99,11 +99,12 @@ BAD_PAIRS = (
 """docs/decisions/0006-dependency-pins.md."""
 
 
-def diagnose(settings: RefreshSettings | None) -> list[Finding]:
+def diagnose(settings: RefreshSettings | None, store: str | None = None) -> list[Finding]:
     """Look at this machine and, if there are settings, at everything they name.
 
     Args:
         settings: Of the run to come, or None.
+        store: A store to look at where there are no settings.
     """
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("Python", check_python),
@@ -117,6 +118,8 @@ def diagnose(settings: RefreshSettings | None) -> list[Finding]:
     ]
     if settings is not None:
         checks += _list_settings_checks(settings)
+    elif store is not None:
+        checks.append(("store", lambda: check_store(store)))
     return [_attempt(name, check) for name, check in checks]
 
 
@@ -143,7 +146,11 @@ def _attempt(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is the finding
-        return Finding(name, False, str(error).strip() or type(error).__name__)
+        found = str(error).strip() or type(error).__name__
+        if isinstance(error, EigenShiftError):
+            return Finding.fail(name, found)  # it says what to do
+        remedy = "Set right what it names; if that is none of yours, please report it."
+        return Finding.fail(name, f"{type(error).__name__}: {found}", remedy)
 
 
 def check_python() -> Finding:
@@ -151,9 +158,10 @@ def check_python() -> Finding:
     first, beyond = PYTHON_VERSIONS
     is_fine = first <= sys.version_info[:2] < beyond
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if not is_fine:
-        detail += f"; expected {_join(first)} up to, not including, {_join(beyond)}"
-    return Finding("Python", is_fine, detail)
+    if is_fine:
+        return Finding.fine("Python", detail)
+    remedy = f"Install into a Python from {_join(first)} up to, not including, {_join(beyond)}."
+    return Finding.fail("Python", detail, remedy)
 
 
 def check_packages() -> Finding:
@@ -163,8 +171,9 @@ def check_packages() -> Finding:
     missing = [name for name in wanted if name not in versions]
     detail = ", ".join(f"{name} {version}" for name, version in versions.items())
     if missing:
-        detail += f"; missing: {', '.join(missing)}. Install with pip install eigenshift"
-    return Finding("packages", not missing, detail)
+        detail += f"; missing: {', '.join(missing)}"
+        return Finding.fail("packages", detail, "pip install eigenshift")
+    return Finding.fine("packages", detail)
 
 
 def _bind_pair(pair: BadPair) -> Callable[[], Finding]:
@@ -176,31 +185,32 @@ def check_pair(pair: BadPair, version: str | None, other: str | None) -> Finding
     name = f"{pair.package} and {pair.other}"
     detail = f"{pair.package} {version or 'not installed'}, {pair.other} {other or 'not installed'}"
     if version is None or other is None:
-        return Finding(name, True, detail)
+        return Finding.fine(name, detail)
     is_bad = (
         _parse_version(version)[: len(pair.release)] == pair.release
         and _parse_version(other) >= pair.from_version
     )
     if is_bad:
         remedy = f"pip install '{pair.other}<{_join(pair.from_version)}'"
-        detail += f": {pair.consequence}. {remedy}"
-    return Finding(name, not is_bad, detail)
+        return Finding.fail(name, f"{detail}: {pair.consequence}", remedy)
+    return Finding.fine(name, detail)
 
 
 def check_processor() -> Finding:
     """How many cores this process may use."""
-    return Finding("processor", True, f"{count_cores()} cores")
+    return Finding.fine("processor", f"{count_cores()} cores")
 
 
 def check_memory() -> Finding:
     """Memory free for a run."""
     free = measure_free_memory()
     if free is None:
-        return Finding("memory", True, "unknown on this system")
+        return Finding.fine("memory", "unknown on this system")
     detail = f"{_show_bytes(free)} available"
     if free < MIN_MEMORY_BYTES:
-        detail += f"; expected at least {_show_bytes(MIN_MEMORY_BYTES)} for the demo"
-    return Finding("memory", free >= MIN_MEMORY_BYTES, detail)
+        remedy = f"End other programs: the demo takes about {_show_bytes(MIN_MEMORY_BYTES)}."
+        return Finding.warn("memory", detail, remedy)
+    return Finding.fine("memory", detail)
 
 
 def check_gpu() -> Finding:
@@ -208,10 +218,10 @@ def check_gpu() -> Finding:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
-        return Finding("GPU", True, f"{name}, {_show_bytes(free)} of {_show_bytes(total)} free")
+        return Finding.fine("GPU", f"{name}, {_show_bytes(free)} of {_show_bytes(total)} free")
     if torch.backends.mps.is_available():
-        return Finding("GPU", True, "Apple GPU, not used (no float64); everything runs on the CPU")
-    return Finding("GPU", True, "none; everything runs on the CPU, large models slowly")
+        return Finding.fine("GPU", "Apple GPU, not used (no float64); everything runs on the CPU")
+    return Finding.fine("GPU", "none; everything runs on the CPU, large models slowly")
 
 
 def check_disk(folder: Path) -> Finding:
@@ -219,8 +229,8 @@ def check_disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     detail = f"{_show_bytes(free)} free in {folder}"
     if free < MIN_FREE_BYTES:
-        detail += f"; expected at least {_show_bytes(MIN_FREE_BYTES)}"
-    return Finding("disk", free >= MIN_FREE_BYTES, detail)
+        return Finding.warn("disk", detail, MAKE_ROOM)
+    return Finding.fine("disk", detail)
 
 
 def check_hub(settings: RefreshSettings | None) -> Finding:
@@ -230,13 +240,19 @@ def check_hub(settings: RefreshSettings | None) -> Finding:
         settings: Of the run to come, or None: then it is asked.
     """
     if settings is not None and not (names := list_on_hub(settings)):
-        return Finding("hub", True, "not needed and not asked: everything named is in folders")
+        return Finding.fine("hub", "not needed and not asked: everything named is in folders")
     what = "" if settings is None else f" (for {', '.join(names)})"
     if constants.HF_HUB_OFFLINE:
         detail = f"offline by HF_HUB_OFFLINE; folders and what is cached work{what}"
-        return Finding("hub", True, detail)
-    answer, _ = _ask(constants.ENDPOINT)
-    return Finding("hub", True, f"{constants.ENDPOINT}: {answer}{what}")
+        if settings is None:
+            return Finding.fine("hub", detail)
+        return Finding.warn("hub", detail, "Unset it where something is not in the cache yet.")
+    answer, status = ask_server(constants.ENDPOINT)
+    detail = f"{constants.ENDPOINT}: {answer}{what}"
+    if status is not None:
+        return Finding.fine("hub", detail)
+    remedy = "Check the network, a proxy and HF_ENDPOINT; or give folders instead."
+    return Finding.warn("hub", detail, remedy)
 
 
 def list_on_hub(settings: RefreshSettings) -> list[str]:
@@ -270,81 +286,66 @@ def _is_hub_name(place: str) -> bool:
     return HUB_ID.fullmatch(place) is not None and not is_folder(place)
 
 
-def _ask(url: str) -> tuple[str, bool]:
-    """What a server says when it is asked for its page's head, and whether it answers at all."""
-    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - an address of our own
-    try:
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):  # noqa: S310
-            return "answers", True
-    except urllib.error.HTTPError as error:
-        return f"answers with status {error.code}", True
-    except OSError as error:
-        return f"no answer ({type(error).__name__}); give folders instead", False
-
-
 def check_store(url: str) -> Finding:
     """Whether objects can be written and read back; a local folder is not made for that."""
+    require_writable(url)
     store = Store(url)
     if not store.is_local:
-        store.check_writable()
-        return Finding("store", True, f"{store.root}: writable")
-    folder = Path(store.root.removeprefix("file://"))
-    if folder.is_dir():
-        store.check_writable()
-        free = shutil.disk_usage(folder).free
-        return Finding("store", True, f"{folder}: writable, {_show_bytes(free)} free")
-    parent = next(path for path in (folder, *folder.parents) if path.exists())
-    is_fine = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
-    detail = f"{folder}: not there yet; {parent} is {'' if is_fine else 'not '}writable"
-    return Finding("store", is_fine, detail)
+        return Finding.fine("store", f"{store.root}: writable")
+    folder = store.local_path(".")
+    parent = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free = shutil.disk_usage(parent).free
+    found = "writable" if folder == parent else f"not there yet; {parent} is writable"
+    detail = f"{folder}: {found}, {_show_bytes(free)} free"
+    if free < MIN_FREE_BYTES:
+        return Finding.warn("store", detail, MAKE_ROOM)
+    return Finding.fine("store", detail)
 
 
 def check_source(source: SourceSettings) -> Finding:
     """Whether every file of a source is there, opens, and is of a kind that is read."""
     name = f"source {source.name}"
-    if source.format is SourceFormat.huggingface:
-        digest_source(source)
-        return Finding(name, True, f"{source.uri}: found")
-    try:
-        files = list_files(source.uri)
-        files += list_files(source.labels_uri) if source.labels_uri is not None else []
-    except DatasetError as error:
-        origin = PUBLIC_ORIGINS.get(source.format)
-        hint = f" The public data set is at {origin} (more in data/README.md)." if origin else ""
-        return Finding(name, False, f"{error}{hint}")
-    for file in files:
-        with open_named(file.uri) as (inner_name, handle):
-            Container(file.uri, inner_name, handle)  # refuses what no format reads
+    if is_on_hub(source):
+        return _check_hub_source(name, source)
+    files = require_source(source)
     size = _show_bytes(sum(file.n_bytes for file in files))
-    return Finding(name, True, f"{source.uri}: {len(files)} file(s), {size}, readable")
+    return Finding.fine(name, f"{source.uri}: {len(files)} file(s), {size}, readable")
+
+
+def _check_hub_source(name: str, source: SourceSettings) -> Finding:
+    """Whether a hub has a data set; where it does not answer, only the cache can have it."""
+    commit = resolve_commit(source)
+    if commit is None:
+        return Finding.warn(
+            name,
+            f"{source.uri}: the hub did not resolve it",
+            "Check the id in `uri`, `revision` and the network; without it only what is cached "
+            "here is read. Or give a folder.",
+        )
+    return Finding.fine(name, f"{source.uri}: on the hub at {commit}")
 
 
 def check_device(device: str) -> Finding:
     """Whether the device in the settings is there."""
-    return Finding("device", True, f"{device}: runs on {resolve_device(device)}")
+    return Finding.fine("device", f"{device}: runs on {resolve_device(device)}")
 
 
 def check_backend(backend: Backend) -> Finding:
     """Whether the engine that is to generate is installed here; a cluster's workers need it too."""
     require_backend(backend)
-    return Finding("generation", True, f"{backend.value} {_find_version(backend.value)}")
+    return Finding.fine("generation", f"{backend.value} {_find_version(backend.value)}")
 
 
 def check_benchmark(tasks: Sequence[str]) -> Finding:
     """Whether the harness is installed and knows the tasks; a hub is not asked for questions."""
     require_tasks(tasks)
-    return Finding("benchmark", True, f"lm-eval {find_version()}: {', '.join(tasks)}")
+    return Finding.fine("benchmark", f"lm-eval {find_version()}: {', '.join(tasks)}")
 
 
 def check_model(settings: ModelSettings) -> Finding:
     """Whether the model's files are here, whole, of a class that can be studied, or on the hub."""
     if _is_on_hub_only(settings.id, settings.revision):
-        client = huggingface_hub.HfApi()
-        found = client.model_info(
-            settings.id, revision=settings.revision, timeout=HUB_TIMEOUT_SECONDS
-        )
-        detail = f"{settings.id}: on the hub at {found.sha}; the first run downloads it"
-        return Finding("model", True, detail)
+        return _check_hub_model("model", settings.id, settings.revision)
     identity = identify_model(settings)
     class_name = find_class_name(identity)
     check_weight_names(identity)
@@ -352,7 +353,23 @@ def check_model(settings: ModelSettings) -> Finding:
         f"{settings.id}: complete in {identity.folder}, digest {identity.digest[:12]}, loads as "
         f"{class_name}"
     )
-    return Finding("model", True, detail)
+    return Finding.fine("model", detail)
+
+
+def _check_hub_model(name: str, model_id: str, revision: str | None) -> Finding:
+    """Whether the hub has a model that is not here."""
+    try:
+        client = huggingface_hub.HfApi()
+        found = client.model_info(model_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        return Finding.fail(
+            name,
+            f"{model_id}: not in the cache here, and the hub: {type(error).__name__}",
+            "Check the id and revision, the network, and HF_TOKEN for gated models; or give a "
+            "folder.",
+        )
+    detail = f"{model_id}: on the hub at {found.sha}, not here; the first run downloads it"
+    return Finding.warn(name, detail, f"{FASTER_FIRST} {model_id}")
 
 
 def check_model_memory(settings: ModelSettings, placement: Placement) -> Finding:
@@ -361,7 +378,9 @@ def check_model_memory(settings: ModelSettings, placement: Placement) -> Finding
     if placement.device_map is not None:
         return check_division(settings, placement)
     if _is_on_hub_only(settings.id, settings.revision):
-        return Finding(name, True, "unknown until the model is downloaded")
+        return Finding.warn(
+            name, "unknown until the model is downloaded", f"{FASTER_FIRST} {settings.id}"
+        )
     identity = identify_model(settings)
     paths = [identity.folder / name for name in identity.files if name.endswith(".safetensors")]
     needed = int(MEMORY_FACTOR * estimate_weights(paths, settings))
@@ -369,11 +388,12 @@ def check_model_memory(settings: ModelSettings, placement: Placement) -> Finding
     free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else measure_free_memory()
     detail = f"needs about {_show_bytes(needed)} as {settings.dtype}"
     if free is None:
-        return Finding(name, True, detail)
+        return Finding.fine(name, detail)
     detail += f", {_show_bytes(free)} available on {place}"
     if needed > free:
-        detail += f"; set model.dtype: bfloat16, use a larger machine, or {_suggest(settings)}"
-    return Finding(name, needed <= free, detail)
+        remedy = f"Set model.dtype: bfloat16, use a larger machine, or {_suggest(settings)}."
+        return Finding.fail(name, detail, remedy)
+    return Finding.fine(name, detail)
 
 
 def check_division(settings: ModelSettings, placement: Placement) -> Finding:
@@ -395,17 +415,19 @@ def check_division(settings: ModelSettings, placement: Placement) -> Finding:
     ]
     detail = f"as {settings.dtype}: {_describe_places(division)}"
     if short:
-        detail += (
-            f"; too much on {', '.join(short)}: move modules in execution.device_map, or set it "
-            "to auto"
+        return Finding.fail(
+            "model in memory",
+            f"{detail}; too much on {', '.join(short)}",
+            "Move modules in execution.device_map, or set it to auto.",
         )
-    elif not division.is_whole:
-        kept = [
-            show_place(p) for p in sorted(division.n_bytes, key=str) if division.is_offloaded(p)
-        ]
-        if kept:
-            detail += f"; read from {' and '.join(kept)} in every pass, which is slow"
-    return Finding("model in memory", not short, detail)
+    kept = [show_place(p) for p in sorted(division.n_bytes, key=str) if division.is_offloaded(p)]
+    if kept and not division.is_whole:
+        return Finding.warn(
+            "model in memory",
+            f"{detail}; read from {' and '.join(kept)} in every pass, which is slow",
+            "Use more or larger GPUs, or model.dtype: bfloat16, where that is too slow.",
+        )
+    return Finding.fine("model in memory", detail)
 
 
 def _suggest(settings: ModelSettings) -> str:
@@ -456,32 +478,28 @@ def estimate_weights(paths: Sequence[Path], settings: ModelSettings) -> int:
 def check_scorer(settings: ScorerSettings) -> Finding:
     """Whether a scorer's files are here and it loads; hub downloads are only announced."""
     name = f"scorer {settings.name}"
+    for judge in (settings, *settings.for_languages):
+        require_scorer(judge)
     if settings.kind is ScorerKind.detoxify and settings.checkpoint is None:
-        release = find_release(settings)
-        if not release.path.is_file():
-            return _check_download(name, settings, release)
-    is_classifier = settings.kind is ScorerKind.classifier and settings.model is not None
-    if is_classifier and _is_on_hub_only(settings.model or "", settings.revision):
-        return Finding(name, True, f"{settings.model}: the first run downloads it from the hub")
+        url = refuse_download(settings)
+        if url is not None:
+            return Finding.warn(
+                name,
+                f"Detoxify {settings.model_type!r}: not here; the first run downloads it from "
+                f"{url}",
+                "Run where the network is, or set scorer.checkpoint and scorer.config_folder to "
+                "local copies.",
+            )
+    takes_model = settings.kind in (ScorerKind.classifier, ScorerKind.judge)
+    if takes_model and _is_on_hub_only(settings.model or "", settings.revision):
+        return _check_hub_model(name, settings.model or "", settings.revision)
     scorer = load_scorer(settings, "cpu", 1)
     place = settings.checkpoint or settings.model or settings.words or settings.model_type
     detail = f"{place}: loads as {settings.kind.value}, {scorer.digest[:12]}"
     if settings.kind is ScorerKind.linear:
         quality = read_quality(fetch_path(settings.model or ""))
         detail += f"; {describe_quality(quality)}" if quality is not None else ""
-    return Finding(name, True, detail)
-
-
-def _check_download(name: str, settings: ScorerSettings, release: Release) -> Finding:
-    """Whether weights that are not here can be had: a run would find out only after generating."""
-    what = f"Detoxify {settings.model_type!r}: not in {release.path.parent}"
-    remedy = "set scorer.checkpoint and scorer.config_folder to local copies"
-    if constants.HF_HUB_OFFLINE:
-        return Finding(name, False, f"{what}, and offline by HF_HUB_OFFLINE; {remedy}")
-    answer, is_there = _ask(release.url)
-    if is_there:
-        return Finding(name, True, f"{what}; the first run downloads it from {release.url}")
-    return Finding(name, False, f"{what}, and {release.url}: {answer}; {remedy}")
+    return Finding.fine(name, detail)
 
 
 def check_cases(uri: str) -> Finding:
@@ -489,7 +507,7 @@ def check_cases(uri: str) -> Finding:
     cases = read_cases(uri)
     n_functionalities = len({case.functionality for case in cases})
     detail = f"{uri}: {len(cases)} cases of {n_functionalities} functionalities"
-    return Finding("functional cases", True, detail)
+    return Finding.fine("functional cases", detail)
 
 
 def _is_on_hub_only(model_id: str, revision: str | None) -> bool:

@@ -18,13 +18,19 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from eigenshift import diagnosis
+from eigenshift.readiness import diagnosis, preflight
 from eigenshift.base.errors import ScorerError
-from eigenshift.base.findings import Finding
+from eigenshift.base.findings import Finding, State
 from eigenshift.benchmarks import tasks
-from eigenshift.diagnosis import BAD_PAIRS, check_pair, diagnose
+from eigenshift.readiness.diagnosis import BAD_PAIRS, check_pair, diagnose
 from eigenshift.model import device_maps
-from eigenshift.settings import Backend, RefreshSettings, ScorerSettings, parse_settings
+from eigenshift.settings import (
+    Backend,
+    RefreshSettings,
+    ScorerSettings,
+    SourceSettings,
+    parse_settings,
+)
 from eigenshift.toxicity.scorer_quality import TRAINING_NAME, Quality
 from eigenshift.toxicity.scorers import detoxify_checkpoint
 from eigenshift.toxicity.scorers.detoxify_checkpoint import Release
@@ -58,11 +64,25 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
+def find_without_remedy(findings: list[Finding]) -> list[Finding]:
+    """Those that are not well and do not say what to do, by themselves or as an error's message."""
+    return [
+        finding
+        for finding in findings
+        if finding.state is not State.ok and not finding.remedy and "expected" not in finding.detail
+    ]
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A folder with the three source files."""
-    for name in ("comments.csv", "prompts.jsonl", "neutral.csv"):
-        (tmp_path / name).write_text("text\n")
+    rows = {
+        "comments.csv": "comment_text,toxic\na cup of tea,0\n",
+        "prompts.jsonl": '{"prompt": {"text": "A cup of", "toxicity": 0.1}}\n',
+        "neutral.csv": "text\nA cup of tea.\n",
+    }
+    for name, content in rows.items():
+        (tmp_path / name).write_text(content)
     return tmp_path
 
 
@@ -120,6 +140,60 @@ def test_missing_things_are_reported_one_by_one(tmp_path: Path) -> None:
     ):
         assert not found[name].is_fine
         assert "Check" in found[name].detail
+
+
+def test_whatever_is_not_well_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself, or because it is an error's message, which ends with the remedy."""
+    for name in ("MIN_MEMORY_BYTES", "MIN_FREE_BYTES"):
+        monkeypatch.setattr(diagnosis, name, 1 << 60)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = diagnose(make_settings(tmp_path, "owner/none", checkpoint=str(tmp_path / "nothing")))
+    states = {finding.name: finding.state for finding in found}
+    assert states["memory"] is states["disk"] is states["store"] is states["hub"] is State.warning
+    assert states["source comments"] is states["model"] is states["scorer detoxify"] is State.no
+    assert find_without_remedy(found) == []
+
+
+def test_a_store_alone_is_looked_at(tmp_path: Path) -> None:
+    """Without settings, as `doctor --store` does."""
+    (tmp_path / "file").write_text("a")
+    assert "store" not in by_name(diagnose(None))
+    assert by_name(diagnose(None, str(tmp_path / "new")))["store"].state is State.ok
+    assert by_name(diagnose(None, str(tmp_path / "file")))["store"].state is State.no
+
+
+def test_a_data_set_that_the_hub_did_not_resolve_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only what is cached could be read."""
+    columns = {"text": "text", "label": "toxic"}
+    source = SourceSettings(
+        name="far", format="huggingface", uri="owner/data", columns=columns, split="train"
+    )
+    for commit, state in ((None, State.warning), ("0" * 40, State.ok)):
+        monkeypatch.setattr(diagnosis, "resolve_commit", lambda _, commit=commit: commit)
+        finding = diagnosis.check_source(source)
+        assert finding.state is state
+        assert find_without_remedy([finding]) == []
+
+
+def test_a_scorer_to_be_downloaded_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the address and what to do without a network; an address that is gone is a no."""
+    release = Release("http://far.example/weights.ckpt", tmp_path / "weights.ckpt")
+    monkeypatch.setattr(detoxify_checkpoint, "find_release", lambda _: release)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(preflight, "ask_server", lambda _: ("answers", 200))
+    finding = diagnosis.check_scorer(ScorerSettings())
+    assert finding.state is State.warning
+    assert release.url in finding.detail
+    assert "scorer.checkpoint" in finding.remedy
+    monkeypatch.setattr(preflight, "ask_server", lambda _: ("answers with status 404", 404))
+    with pytest.raises(ScorerError, match="status 404"):
+        diagnosis.check_scorer(ScorerSettings())
 
 
 def test_missing_public_data_and_models_are_told_where_to_get(tmp_path: Path) -> None:
@@ -218,7 +292,7 @@ def test_bad_pairs_of_versions_are_known(
     """Prefect 3.8 fails with newer FastAPI and, silently, with newer SQLAlchemy."""
     finding = check_pair(BAD_PAIRS[place], prefect, other)
     assert finding.is_fine is is_fine
-    assert is_fine or "pip install" in finding.detail
+    assert is_fine or "pip install" in finding.remedy
 
 
 def test_model_on_the_hub_is_asked_for_not_downloaded(
@@ -243,7 +317,8 @@ def test_model_on_the_hub_is_asked_for_not_downloaded(
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     found = by_name(diagnose(make_settings(sources, "owner/name")))
     assert "the first run downloads it" in found["model"].detail
-    assert found["model in memory"].is_fine
+    assert found["model"].state is found["model in memory"].state is State.warning
+    assert "hf download owner/name" in found["model"].remedy
 
 
 def divide(settings: RefreshSettings, **placement: Any) -> RefreshSettings:
@@ -280,7 +355,7 @@ def test_too_little_memory_is_told_with_what_a_division_would_do(
     settings = make_settings(sources, str(tiny_model_folder))
     finding = by_name(diagnose(settings))["model in memory"]
     assert not finding.is_fine
-    assert re.search(r"execution\.device_map: auto \(cpu \d+ KiB.*; disk", finding.detail)
+    assert re.search(r"execution\.device_map: auto \(cpu \d+ KiB.*; disk", finding.remedy)
     given = divide(settings, device_map={"": "cpu", "transformer.ln_f": "disk"})
     finding = by_name(diagnose(given))["model in memory"]
     assert not finding.is_fine
@@ -334,16 +409,17 @@ def test_an_adapter_beside_the_model_is_reported(sources: Path, tiny_model_folde
 
 
 def test_the_hub_is_looked_for_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline by setting, or no answer: said, and fine."""
+    """Offline by setting is the user's choice; no answer is to be minded, with what to do."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     offline = diagnosis.check_hub(None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     silent = diagnosis.check_hub(None)
-    assert offline.is_fine
+    assert offline.state is State.ok
     assert "HF_HUB_OFFLINE" in offline.detail
-    assert silent.is_fine
+    assert silent.state is State.warning
     assert "no answer" in silent.detail
+    assert "give folders instead" in silent.remedy
 
 
 def test_an_engine_that_is_not_installed_is_a_finding(tmp_path: Path) -> None:
@@ -424,14 +500,13 @@ def test_detoxify_that_cannot_be_had_is_not_fine(
 ) -> None:
     """Neither here nor to be downloaded: said before a run finds out after generating."""
     release = Release("http://127.0.0.1:9/weights.ckpt", sources / "checkpoints" / "weights.ckpt")
-    monkeypatch.setattr(diagnosis, "find_release", lambda _: release)
+    monkeypatch.setattr(detoxify_checkpoint, "find_release", lambda _: release)
     settings = make_settings(sources, str(tiny_model_folder)).scorer
     for is_offline, reason in ((True, "HF_HUB_OFFLINE"), (False, "no answer")):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
-        finding = diagnosis.check_scorer(settings)
-        assert not finding.is_fine
-        assert reason in finding.detail
-        assert "scorer.checkpoint" in finding.detail
+        with pytest.raises(ScorerError, match="scorer.checkpoint") as refused:
+            diagnosis.check_scorer(settings)
+        assert reason in str(refused.value)
 
 
 def test_detoxify_that_is_here_is_opened(
@@ -441,7 +516,6 @@ def test_detoxify_that_is_here_is_opened(
     path = sources / "weights.ckpt"
     path.write_bytes(b"cut short")
     release = Release(path.as_uri(), path)
-    monkeypatch.setattr(diagnosis, "find_release", lambda _: release)
     monkeypatch.setattr(detoxify_checkpoint, "find_release", lambda _: release)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(sources / "hub"))
     with pytest.raises(ScorerError):
