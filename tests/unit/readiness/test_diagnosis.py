@@ -18,12 +18,12 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from eigenshift.readiness import diagnosis, preflight
 from eigenshift.base.errors import ScorerError
 from eigenshift.base.findings import Finding, State
 from eigenshift.benchmarks import tasks
-from eigenshift.readiness.diagnosis import BAD_PAIRS, check_pair, diagnose
 from eigenshift.model import device_maps
+from eigenshift.readiness import diagnosis, preflight
+from eigenshift.readiness.diagnosis import BAD_PAIRS, check_pair, diagnose
 from eigenshift.settings import (
     Backend,
     RefreshSettings,
@@ -504,7 +504,7 @@ def test_detoxify_that_cannot_be_had_is_not_fine(
     settings = make_settings(sources, str(tiny_model_folder)).scorer
     for is_offline, reason in ((True, "HF_HUB_OFFLINE"), (False, "no answer")):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
-        with pytest.raises(ScorerError, match="scorer.checkpoint") as refused:
+        with pytest.raises(ScorerError, match=r"scorer\.checkpoint") as refused:
             diagnosis.check_scorer(settings)
         assert reason in str(refused.value)
 

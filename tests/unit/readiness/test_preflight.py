@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from eigenshift.readiness import preflight
 from eigenshift.base.errors import DatasetError, EigenShiftError, ScorerError, SettingsError
 from eigenshift.datasets import reading
+from eigenshift.readiness import preflight
 from eigenshift.readiness.preflight import require_inputs, require_source, require_writable
 from eigenshift.settings import RefreshSettings, SourceSettings, load_preset
 
