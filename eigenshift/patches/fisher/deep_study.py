@@ -86,7 +86,6 @@ class DeepStudy(Study):
         n_terms: Rank-one changes of a step, over all layers.
         tokens_per_batch: Budget of a forward pass; does not change the result.
         seed: Of the drawn tokens.
-        ridge: Of the metric of every layer, relative to mean diagonals (`ridge.py`).
     """
 
     def __init__(
@@ -97,10 +96,8 @@ class DeepStudy(Study):
         *,
         tokens_per_batch: int,
         seed: int = 0,
-        ridge: float = METRIC_RIDGE,
     ) -> None:
         self._language_model, self._n_terms, self._seed = language_model, n_terms, seed
-        self.ridge = ridge
         self._toxic, self._metric_texts = evidence.toxic, evidence.metric_texts
         self._tokens_per_batch = tokens_per_batch
         self.layers = list_writers(language_model.model, with_quantised=True)
@@ -289,7 +286,9 @@ class DeepStudy(Study):
         if not moments.n_tokens or not moments.gradient.any():
             return []  # an expert that no token was sent to
         n_tokens = moments.n_tokens
-        metric = Metric.of(moments.outputs / n_tokens, moments.inputs / n_tokens, self.ridge, name)
+        metric = Metric.of(
+            moments.outputs / n_tokens, moments.inputs / n_tokens, METRIC_RIDGE, name
+        )
         gradient = moments.gradient / self.total_weight
         triples = find_triples(gradient, metric, self._n_terms, self._seed)
         left, right = triples.left.cpu(), triples.right.cpu()

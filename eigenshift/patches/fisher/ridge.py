@@ -24,12 +24,15 @@ from eigenshift.patches.strength import find_strongest
 logger = logging.getLogger(__name__)
 
 RIDGES = (METRIC_RIDGE, 1.0, 10.0, 100.0)
+SLACK = 1.25
+"""The smallest ridge that leaves at most so many times what the best leaves: differences below that
+are noise where prompts are few, and what a ridge does beyond the known tokens nobody measured."""
 LEAST_PROMPTS = 20
 """With toxic positions in fewer prompts halves say nothing, and the first ridge is taken."""
 
 
 def choose_ridge(study: HeadStudy, max_perplexity_increase: float, seed: int) -> float:
-    """The ridge whose step leaves least of the toxic tokens on prompts it was not made from.
+    """The smallest ridge that leaves about the least of the toxic tokens on other prompts.
 
     Args:
         study: At the unpatched model; left as it was, but for its ridge, which is the chosen one.
@@ -52,7 +55,8 @@ def choose_ridge(study: HeadStudy, max_perplexity_increase: float, seed: int) ->
         study.weights = weights * (1.0 - is_seen)
         left[ridge] = study.measure_share(direction(strength))
     study.weights = weights
-    study.ridge = min(RIDGES, key=left.__getitem__)
+    least = min(left.values())
+    study.ridge = next(ridge for ridge in RIDGES if left[ridge] <= SLACK * least)
     logger.info(
         "fisher metric: ridge=%g left_on_other_prompts=%s",
         study.ridge,

@@ -33,22 +33,14 @@ def open_fisher_edit(artifact: Artifact) -> ModelEdit:
 def _start_study(
     language_model: LanguageModel, evidence: FisherEvidence, key: FisherKey, tokens_per_batch: int
 ) -> HeadStudy | DeepStudy:
-    """Of what the key says, in the metric that does best at the head, where trying costs least."""
-    of_head = HeadStudy(
+    """Of what the key says; the ridge is chosen where it is known to help, at the head."""
+    kind = HeadStudy if key.place is FisherPlace.head else DeepStudy
+    study = kind(
         language_model, evidence, key.n_terms, tokens_per_batch=tokens_per_batch, seed=key.seed
     )
-    ridge = choose_ridge(of_head, key.max_perplexity_increase, key.seed)
-    if key.place is FisherPlace.head:
-        return of_head
-    del of_head  # its logits are as large as those of the deep study's texts
-    return DeepStudy(
-        language_model,
-        evidence,
-        key.n_terms,
-        tokens_per_batch=tokens_per_batch,
-        seed=key.seed,
-        ridge=ridge,
-    )
+    if isinstance(study, HeadStudy):
+        choose_ridge(study, key.max_perplexity_increase, key.seed)
+    return study
 
 
 def find_fisher_components(
@@ -98,13 +90,14 @@ def find_fisher_components(
     workspace.facts = {
         "place": key.place.value,
         "n_components": len(rows),
-        "metric_ridge": study.ridge,
         "n_toxic": len(evidence.toxic.states.states),
         "n_toxic_tokens": len(evidence.toxic.states.token_ids),
         "n_metric_tokens": sum(map(len, evidence.metric_texts.sequences)),
         "n_budget_tokens": sum(map(len, evidence.budget_texts.sequences)),
         "calibration_rise": study.measure(edit),
     }
+    if isinstance(study, HeadStudy):
+        workspace.facts["metric_ridge"] = study.ridge
 
 
 def carry_out(inputs: FisherInputs, key: FisherKey, bench: Bench, workspace: Workspace) -> None:
