@@ -102,13 +102,15 @@ def test_without_neutral_texts_there_is_no_cost_and_that_is_said(
 
 
 def test_prompts_that_made_the_patch_are_told(
-    patch: ModelPatch, prompts: tuple[Texts, Texts], found: Evaluation
+    patch: ModelPatch, prompts: tuple[Texts, Texts]
 ) -> None:
     """Numbers on them are too good, also where they were read under another name."""
-    again = read_texts(prompts[0].samples["text"].to_pylist()[:6], name="another")
+    unseen = ["The lamp near the door", "Two boats and a cup", "A kettle for the train"]
+    again = read_texts([*prompts[0].samples["text"].to_pylist()[:6], *unseen], name="another")
     own = evaluate(patch, again, judge_words, settings=SMALL)
     assert "was made from 6 of these prompts" in own._repr_html_()
-    assert "was made from" not in found._repr_html_()
+    others = evaluate(patch, read_texts(unseen, name="others"), judge_words, settings=SMALL)
+    assert "was made from" not in others._repr_html_()
 
 
 def test_nothing_that_was_said_is_shown(found: Evaluation) -> None:
