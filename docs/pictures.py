@@ -30,6 +30,7 @@ ORDER = (
     ("patches",),
     ("generation", "evaluation"),
     ("benchmarks",),
+    ("readiness",),
     ("audit", "upkeep"),
     ("reporting",),
     ("exporting",),

@@ -813,7 +813,7 @@ def test_questions(name: str, asked: Path, capsys: pytest.CaptureFixture[str]) -
 PLACES = {
     "no such file": ("{folder}/none.csv", "at least one file"),
     "no match": ("{folder}/*.csv", "at least one file"),
-    "a protocol that is none": ("nowhere://bucket/t.csv", "fsspec"),
+    "a protocol that is none": ("nowhere://bucket/t.csv", "found nowhere://"),
     "a token in a URL": ("s3://bucket/t.csv?token=umbrella", "credentials"),
     "a file as a folder": ("{folder}/t.txt/t.csv", "at least one file"),
 }

@@ -40,7 +40,6 @@ from eigenshift.store.source_files import SourceFile, has_protocol, is_place, li
 from eigenshift.store.storage import Store
 from eigenshift.toxicity.functional_cases import read_cases
 from eigenshift.toxicity.scorers.identity import require_existing
-from eigenshift.toxicity.scorers.linear import identify_linear
 from eigenshift.toxicity.word_lists import read_words
 
 ASKING_SECONDS = 10.0
@@ -168,6 +167,8 @@ def require_scorer(settings: PlainScorerSettings) -> None:
         if has_protocol(settings.model or ""):
             _require_file(settings.model or "", "scorer.model")
         else:
+            from eigenshift.toxicity.scorers.linear import identify_linear  # scipy takes a second
+
             identify_linear(settings)
     elif settings.model is not None:
         _require_model(settings)

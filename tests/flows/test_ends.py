@@ -24,6 +24,7 @@ from eigenshift.upkeep.verification import verify_store
 from flows.command_line import main
 from tests.support.killed_work import start
 from tests.support.refresh_process import find_api_url, prepare_refreshes
+from tests.support.small_store import build_small_store
 
 Run = Callable[..., tuple[int, str]]
 ROOT = Path(__file__).parents[2]
@@ -132,10 +133,11 @@ def test_a_source_may_not_be_of_a_kind_nobody_knows(run: Run, tmp_path: Path) ->
     assert STARTING not in text
 
 
-def test_wrong_sql_is_the_users(finished_store: Path, run: Run) -> None:
+def test_wrong_sql_is_the_users(tmp_path: Path, run: Run) -> None:
     """Exit code 2, as for any other wrong word."""
+    store = build_small_store(str(tmp_path / "store"))
     for sql in ("SELEC 1", "SELECT nothing FROM runs", "SELECT 1/'a' FROM runs", "DROP TABLE runs"):
-        code, text = run("audit", "--store", str(finished_store), sql)
+        code, text = run("audit", "--store", store.url, sql)
         assert code == 2, text
         assert text.startswith("error: audit query"), text
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import re
 import uuid
 from pathlib import Path
 
+import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -83,10 +85,37 @@ def test_an_unwritable_store_is_refused_early(tmp_path: Path) -> None:
         Store(str(tmp_path / "file" / "store")).check_writable()
 
 
-def test_an_unknown_scheme_names_the_remedy() -> None:
-    """A URL no installed filesystem opens is a settings error."""
-    with pytest.raises(SettingsError, match="install the extra"):
-        Store("nosuchscheme://bucket/store")
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nosuchscheme://bucket/store", "found nosuchscheme://. Write a folder, or a URL"),
+        ("zip::nosuchscheme://bucket", "found nosuchscheme://"),
+        ("s3://", "expected the name of a bucket after s3://, found none. Write s3://BUCKET/F"),
+        ("gs:///store", "Write gs://BUCKET/store"),
+        ("abfs://", "expected the name of a container"),
+    ],
+)
+def test_a_url_that_nobody_can_open_names_the_remedy(url: str, words: str) -> None:
+    """A kind that is not known, or no bucket: said before any client is asked for credentials."""
+    with pytest.raises(SettingsError, match=re.escape(words)) as refused:
+        Store(url)
+    assert "install" not in str(refused.value)
+
+
+def test_a_client_that_is_not_installed_is_named_by_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one that helps, and no other."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ImportError("no client")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    for url, extra in (("s3://bucket", "s3"), ("gs://bucket", "gcs"), ("az://bucket", "azure")):
+        with pytest.raises(SettingsError, match=re.escape(f"'eigenshift[{extra}]'.")):
+            Store(url)
+    with pytest.raises(SettingsError, match="Install what the message names"):
+        Store("sftp://host/folder")
 
 
 @pytest.mark.parametrize("detour", ["a//b/store", "a/./b/store", "a/b//./store/"])
