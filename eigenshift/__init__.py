@@ -4,11 +4,12 @@ Method: Shaik et al., NeurIPS 2025 (arXiv 2509.16660). This package is the libra
 functions over artifacts, without Prefect. `tasks/` wraps them, `flows/` chains them.
 
 For notebooks `import eigenshift as es` has the names of `eigenshift.api` (docs/python.md), each
-imported when it is first used: they need torch, and this package is imported by every command.
-`__init__.pyi` says the same to type checkers.
+imported when it is first used: they need torch, and this package is imported by every command. To
+type checkers these names are of any type here; `from eigenshift.api import ...` has their own.
 """
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -37,11 +38,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """A name of the face, imported now."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module(_FACE), name)
+    found = getattr(import_module(_FACE), name)
     globals()[name] = found
     return found
 
