@@ -44,7 +44,7 @@ class AnswerKey(Key):
     dtype: Annotated[str, Reads("model.dtype")]
 
 
-ANSWER_QUESTIONS: Stage[AnswerInputs, AnswerKey] = Stage(
+ANSWER_QUESTIONS = Stage(
     name="answer_questions",
     kind="benchmark_answers",
     version=1,
@@ -74,7 +74,7 @@ class AnswerComparisonKey(Key):
     seed: Annotated[int, Reads("evaluation.seed")]
 
 
-COMPARE_ANSWERS: Stage[AnswerComparisonInputs, AnswerComparisonKey] = Stage(
+COMPARE_ANSWERS = Stage(
     name="compare_answers",
     kind="benchmarks",
     version=1,
