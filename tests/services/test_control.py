@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -108,7 +109,9 @@ def test_a_suspended_run_is_recorded_as_that_and_goes_on_when_resumed(
 ) -> None:
     """Not as failed; its slot is free meanwhile."""
     run_id = start(stack, settings)
-    state = {"type": "PAUSED", "name": "Suspended"}
+    until = datetime.now(timezone.utc) + timedelta(hours=1)
+    details = {"pause_timeout": until.isoformat(), "pause_reschedule": True}
+    state = {"type": "PAUSED", "name": "Suspended", "state_details": details}  # as the UI sends it
     stack.ask(f"/flow_runs/{run_id}/set_state", {"state": state, "force": True})
     (record,) = wait_until(
         lambda: [it for it in read_records(settings) if it.finished_at is not None], WAITING

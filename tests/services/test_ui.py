@@ -115,9 +115,8 @@ def test_the_outcome_leads_to_the_other_artifacts(
     for width in (wide["width"], PHONE_WIDTH):
         page.set_viewport_size({"width": width, "height": wide["height"]})
         for text in ("Gate", "missed by", "Stages"):
-            found = page.get_by_text(text)
-            if found.count():
-                box = found.first.bounding_box()
+            for found in page.get_by_text(text).locator("visible=true").all():
+                box = found.bounding_box()
                 assert box is not None
                 assert box["x"] + box["width"] <= width
     page.set_viewport_size(wide)
