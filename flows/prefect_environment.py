@@ -8,13 +8,16 @@ database lies, and PREFECT_LOGGING_LEVEL=INFO shows Prefect's own log lines.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
-from eigenshift.base.errors import SettingsError
+from eigenshift.base.errors import SettingsError, StorageError
 
 STATE_FOLDER = ".eigenshift"
 HOME = "PREFECT_HOME"
+MIN_FREE_BYTES = 8 << 20
+"""A new database takes 1 to 2 MiB."""
 GIVEN_HOME = os.environ.get(HOME)
 """What the user has set, before a default stands in its place."""
 
@@ -60,6 +63,8 @@ def create_home(store: str | None = None) -> None:
 
     Raises:
         SettingsError: The folder cannot be made.
+        StorageError: Its disk is full: a server of our own would not start, and Prefect waits three
+            minutes for it.
     """
     if "prefect" in sys.modules:
         return
@@ -74,6 +79,13 @@ def create_home(store: str | None = None) -> None:
             f"{type(error).__name__}: {error.strerror}. Set PREFECT_HOME to a folder that can be "
             "written."
         ) from error
+    free = shutil.disk_usage(home).free
+    if free < MIN_FREE_BYTES and not os.environ.get("PREFECT_API_URL"):
+        raise StorageError(
+            f"{home}: expected room for Prefect's database, found {free >> 10:,} KiB. The disk is "
+            "full. Free some space (`eigenshift gc` removes what no run needs), choose another "
+            "--store, or set PREFECT_HOME to a folder on another disk."
+        )
 
 
 def choose_home(store: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eigenshift.base.errors import SettingsError
+from eigenshift.base.errors import SettingsError, StorageError
 from flows import prefect_environment
 from flows.prefect_environment import HOME, choose_home, create_home
 
@@ -54,3 +54,15 @@ def test_a_home_that_cannot_be_made_is_told(outside: Path) -> None:
     (outside / "file").write_text("a")
     with pytest.raises(SettingsError, match="Set PREFECT_HOME"):
         create_home(str(outside / "file" / "store"))
+
+
+def test_a_full_disk_is_told_before_prefect_waits_for_its_server(
+    outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a server named there is no database of ours to make."""
+    monkeypatch.setattr(prefect_environment, "MIN_FREE_BYTES", 1 << 60)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    create_home(str(outside / "store"))
+    monkeypatch.delenv("PREFECT_API_URL")
+    with pytest.raises(StorageError, match=r"The disk is full\. Free some space"):
+        create_home(str(outside / "store"))

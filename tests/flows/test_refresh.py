@@ -110,7 +110,7 @@ def test_a_failed_run_is_recorded_and_the_next_one_goes_on(
 ) -> None:
     """The record says why it failed; stages done before are not done again."""
     broken = tmp_path / "empty.csv"
-    broken.write_text("text\n")
+    broken.write_text('text\n" "\n')  # a row, so that only reading it finds out
     with pytest.raises(DatasetError):
         run(load_small(f"sources.3.uri={broken}"))
     artifacts = ArtifactStore(str(tmp_path / "store"))
