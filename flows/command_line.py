@@ -116,6 +116,11 @@ def build_command() -> Any:
     return root
 
 
+LOUD_IMPORTS = ("torchao", "torch.utils._pytree")
+"""Where they are installed, transformers imports them with a model, and they warn of kernels for
+devices that are not there and of each other's future."""
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; every error of ours becomes one clear message."""
     code = _run(lambda: _start(arguments))
@@ -160,6 +165,8 @@ def _configure_logging() -> None:
     library.setLevel(level.upper())
     library.handlers = [handler]
     library.propagate = False
+    for name in LOUD_IMPORTS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _print_error(message: str) -> None:

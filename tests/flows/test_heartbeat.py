@@ -147,3 +147,20 @@ def test_no_bar_is_drawn_where_stderr_is_no_terminal(lines: list[str]) -> None:
     with heartbeat.telling_of_work("made_up_stage", 2):
         time.sleep(0.12)
     assert lines
+
+
+@pytest.mark.slow
+def test_what_comes_with_a_model_does_not_warn_of_devices_that_are_not_there() -> None:
+    """Packages that transformers imports, where they are installed; only ours speak."""
+    pytest.importorskip("torchao")
+    load = (
+        "from flows.command_line import _configure_logging\n_configure_logging()\nimport torchao\n"
+    )
+    program = subprocess.run(
+        [sys.executable, "-c", load],
+        cwd=Path(heartbeat.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert program.stderr == ""
