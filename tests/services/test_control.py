@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,8 @@ from tests.support.service_stack import DEPLOYMENTS, Stack, wait_until
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 WAITING = 300.0
+SECONDS_TO_NOTICE = 3.0
+"""For a worker, that a process of its has ended."""
 
 
 @pytest.fixture
@@ -56,6 +60,15 @@ def count_slots(stack: Stack) -> int:
     limits = stack.ask("/v2/concurrency_limits/filter", {})
     found: int = sum(limit["active_slots"] for limit in limits if "refresh" in limit["name"])
     return found
+
+
+def is_running(run_id: str) -> bool:
+    """Whether a process of this machine works on a flow run: its environment names it."""
+    environments = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended meanwhile
+            environments.append(path.read_bytes())
+    return any(run_id.encode() in environment for environment in environments)
 
 
 def choose(page: Page, stack: Stack, run_id: str, name: str) -> None:
@@ -118,6 +131,9 @@ def test_a_suspended_run_is_recorded_as_that_and_goes_on_when_resumed(
     )
     assert record.status == "suspended"
     assert wait_until(lambda: count_slots(stack) == 0)
+    # Prefect's worker ends with an error if a run is resumed whose process it still waits for.
+    wait_until(lambda: not is_running(run_id))
+    time.sleep(SECONDS_TO_NOTICE)
     stack.ask(f"/flow_runs/{run_id}/resume", {})
     wait_until(lambda: len(read_records(settings)) == 2, WAITING)
     stack.ask(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
