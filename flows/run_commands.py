@@ -222,6 +222,7 @@ def reproduce(
     as_json: JsonOption = False,
 ) -> None:
     """Repeat the run of a release from its file, and say which number differs by how much."""
+    from eigenshift.readiness.preflight import require_writable
     from eigenshift.settings import settle_settings
     from eigenshift.store.scratch import scratch_folder
     from eigenshift.upkeep.reproduction import read_reproduction
@@ -236,7 +237,9 @@ def reproduce(
         [f"store={where}", *given],
         file,
     )
-    _prepare(settings, keeps=store is not None)
+    # What the run read is looked at by `check_inputs`, which says what differs from then.
+    require_writable(settings.store)
+    _start_prefect(store)  # without a store that stays, in the working folder
     from flows.reproduce import run_reproduction
 
     with _running(as_json):
@@ -282,13 +285,12 @@ def doctor(
     raise typer.Exit(EXIT_FAILED if counts[State.no] else EXIT_PROMOTED)
 
 
-def _prepare(settings: RefreshSettings, *, only_detects: bool = False, keeps: bool = True) -> None:
+def _prepare(settings: RefreshSettings, *, only_detects: bool = False) -> None:
     """Before Prefect is imported: that takes seconds, and a server of its own some more.
 
     Args:
         settings: Of the run.
         only_detects: Whether it generates and judges nothing.
-        keeps: Whether its store stays when it ends.
 
     Raises:
         EigenShiftError: Something that the run reads is not there, or its store cannot be written.
@@ -298,7 +300,7 @@ def _prepare(settings: RefreshSettings, *, only_detects: bool = False, keeps: bo
     if settings.execution.credentials_block is None:  # else Prefect has them: the flow looks
         require_inputs(settings, only_detects=only_detects)
         require_writable(settings.store)
-    _start_prefect(settings.store if keeps else None)
+    _start_prefect(settings.store)
 
 
 def _prepare_about(store: str, run: str | None) -> None:
