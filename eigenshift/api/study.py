@@ -43,7 +43,6 @@ from eigenshift.components.stages import (
     LabelledTextKey,
 )
 from eigenshift.components.table import write_components
-from eigenshift.detection.neuron_statistics import ALL_LANGUAGES
 from eigenshift.generation.continuations import LoadedArm, generate_continuations
 from eigenshift.generation.prompts import Part, describe_prompts
 from eigenshift.model.taps import name_sites
@@ -172,9 +171,8 @@ class Study(Shown):
             return schemas.NEURONS.empty_table()
         given = self.settings.activations.model_dump(exclude={"sites", "layers"})
         labelled = _require(self.labelled, "labelled", "units")
-        found = compute_neurons(extract_activations(self.model, labelled, sites=sites, **given))
-        is_whole = pa.compute.equal(found.arrow["language"], ALL_LANGUAGES)
-        return found.arrow.filter(is_whole)
+        activations = extract_activations(self.model, labelled, sites=sites, **given)
+        return compute_neurons(activations).arrow
 
     def score_components(self, max_perplexity_increase: float) -> ResultTable:
         """As `components`, but those selected are what another budget allows.

@@ -138,7 +138,7 @@ class PatchKey(Key):
 BUILD_PATCH = Stage(
     name="build_patch",
     kind="patch",
-    version=7,
+    version=8,
     inputs=PatchInputs,
     key=PatchKey,
     files=(TENSORS_NAME, DESCRIPTION_NAME),

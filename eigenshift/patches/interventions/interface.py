@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from eigenshift.base.arrays import FloatArray
 from eigenshift.base.errors import ComponentError
 from eigenshift.components.decomposition import Decomposition
+from eigenshift.detection.neuron_statistics import ALL_LANGUAGES
 from eigenshift.model.loading import LanguageModel
 from eigenshift.patches.edits import ModelEdit
 from eigenshift.patches.requests import Need, PatchRequest
@@ -50,8 +52,12 @@ class Evidence:
 
     @property
     def units(self) -> pa.Table:
-        """`schemas.NEURONS` rows of the MLPs' linear layers, pooled by max, on one dataset."""
-        return self._read(Need.units)
+        """`schemas.NEURONS` rows of the MLPs' linear layers, pooled by max, on one dataset.
+
+        Each unit once: a dataset of several languages has rows of each of them too.
+        """
+        units = self._read(Need.units)
+        return units.filter(pc.equal(units["language"], ALL_LANGUAGES))
 
     @property
     def labelled_texts(self) -> pa.Table:

@@ -157,7 +157,12 @@ def _make_units(language_model: LanguageModel, generator: np.random.Generator) -
         for site, tap in list_sites(block, layer).items():
             if site in UNIT_SITES:
                 rows += [
-                    {"layer": layer, "site": site.value, "neuron_index": index}
+                    {
+                        "language": "all",
+                        "layer": layer,
+                        "site": site.value,
+                        "neuron_index": index,
+                    }
                     for index in range(min(HIDDEN, len(tap.module.weight)))
                 ]
     for row, auroc in zip(rows, generator.uniform(0.2, 0.95, len(rows)), strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -116,8 +118,10 @@ def test_a_fused_projection_scales_its_own_half(evidence: Evidence, tiny_tokeniz
         pad_token_id=0,
     )
     model = wrap_model(Phi3ForCausalLM(config), tiny_tokenizer, model_id="phi", digest="x")
-    rows = [{"layer": 0, "site": "mlp_up", "neuron_index": 5, "auroc": 0.9}]
-    rows += [{"layer": 0, "site": "mlp_gate", "neuron_index": 2, "auroc": 0.8}]
+    rows = [
+        {"language": "all", "layer": 0, "site": site, "neuron_index": index, "auroc": auroc}
+        for site, index, auroc in (("mlp_up", 5, 0.9), ("mlp_gate", 2, 0.8))
+    ]
     units = pa.Table.from_pylist(rows, schema=schemas.NEURONS)
     given = {need: evidence.given[need] for need in (Need.neutral_texts, Need.harmless_texts)}
     request = PatchRequest(max_perplexity_increase=1e9)
@@ -125,3 +129,21 @@ def test_a_fused_projection_scales_its_own_half(evidence: Evidence, tiny_tokeniz
     (scale,) = (unit.scale for unit in edit.units.values())
     changed = {int(place): float(scale[place]) for place in torch.nonzero(scale != 1).flatten()}
     assert changed == pytest.approx({24 + 5: 0.2, 2: 0.4})
+
+
+@pytest.mark.parametrize("build", [scale_by_auroc, damp_units, remove_units])
+def test_rows_of_single_languages_change_nothing(build: object, evidence: Evidence) -> None:
+    """A data set of two languages has three rows a unit; that of all languages counts."""
+    rows = evidence.units.to_pylist()
+    others = [
+        row | {"language": language, "auroc": 0.99 if row["neuron_index"] % 2 else 0.01}
+        for row in rows
+        for language in ("en", "zh")
+    ]
+    table = pa.Table.from_pylist([*others, *rows], schema=schemas.NEURONS)
+    of_all = dataclasses.replace(evidence, given={**evidence.given, Need.units: table})
+    request = PatchRequest(n_components=None if build is scale_by_auroc else 7)
+    found, expected = (build(each, request) for each in (of_all, evidence))  # type: ignore[operator]
+    assert found.edit.units.keys() == expected.edit.units.keys()
+    for name, unit_edit in expected.edit.units.items():
+        torch.testing.assert_close(found.edit.units[name].scale, unit_edit.scale, atol=0, rtol=0)
