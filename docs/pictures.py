@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eigenshift.exporting.targets import HEAD_FATES, Fate
 from eigenshift.pipeline import STAGES, find_readers, list_sources
+from eigenshift.reporting.lineage import OUTSIDE
 from eigenshift.settings import ExportTarget
 from eigenshift.stages.stage import Stage
 from eigenshift.stages.tables import Table
@@ -47,14 +48,6 @@ COLOURS = {
     "patches": "#e2d4c8",
     "evaluation": "#d5eef0",
     "benchmarks": "#e3ecd0",
-}
-OUTSIDE = {
-    "source": "source files",
-    "weights": "model files",
-    "classifier": "classifier files",
-    "lexicon": "word list",
-    "benchmark_task": "benchmark tasks",
-    "cases": "functional cases",
 }
 
 

@@ -361,6 +361,13 @@ class _Block:
         """Behind which row each unit ends, shape (unit,)."""
         return np.searchsorted(self.units, np.arange(self.n_units), side="right")
 
+    def add_up(self, counts: IntArray) -> list[int]:
+        """Sums by unit of a count of each row."""
+        sums = np.zeros(self.n_units, np.int64)
+        np.add.at(sums, self.units, counts)
+        found: list[int] = sums.tolist()
+        return found
+
 
 def _read_block(
     connection: duckdb.DuckDBPyConnection,
@@ -385,15 +392,14 @@ def _compare(block: _Block, language: str) -> list[UnitStatistics]:
     """Statistics of each unit of a block, on the samples of one language or of all."""
     if language != ALL_LANGUAGES:
         block = block.take(np.flatnonzero(block.languages == language))
-    ends = block.find_ends()
     n_nonfinite, n_toxic, n_nontoxic = (
-        np.diff(np.concatenate([[0], np.cumsum(counts)])[np.concatenate([[0], ends])]).tolist()
+        block.add_up(counts)
         for counts in (block.n_nonfinite, block.toxic.count(), block.nontoxic.count())
     )
     if block.toxic.key_bytes == 2 and max(n_toxic) + max(n_nontoxic) > MOST_SAMPLES:
         from eigenshift.detection import counting  # as above
 
-        compared = counting.count_halves(block.toxic, block.nontoxic, ends, HALVES)
+        compared = counting.count_halves(block.toxic, block.nontoxic, block.find_ends(), HALVES)
         return _complete_all(compared, n_nonfinite, n_toxic, n_nontoxic)
     return compare_units(
         np.split(block.toxic.unpack(), np.cumsum(n_toxic)[:-1]),

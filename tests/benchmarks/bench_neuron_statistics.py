@@ -4,7 +4,7 @@ Each variant runs in a process of its own over the same shards (20,000 samples x
 `--small`: 4,000 x 512), the variants in turn, `--rounds` times, so that CPU seconds and peak memory
 are its own and a noisy minute hits all of them:
 
-    summarise         the per-shard summaries of all ten shards: read, sort by unit and class, write
+    summarise         the per-shard summaries of all ten shards: read, pack by unit and class, write
     merge             neurons.parquet from stored summaries: AUROC, average precision, moments, d
     from_scratch      both, one after the other
     sklearn_pool      roc_auc_score per unit in a process pool, as AurA's release does (AUROC only)
